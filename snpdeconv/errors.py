@@ -1,0 +1,58 @@
+"""Errors that are a user's to mend: one line with the place, the problem and the mend, and exit code 2.
+
+Anything else that escapes is a bug of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake in the input, the configuration or the surroundings, told in one line.
+
+    Args:
+        problem: What is wrong, with the values that show it.
+        where: The file, option or key concerned.
+        mend: What the user can do about it.
+    """
+
+    def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
+        self.problem = problem
+        self.where = where
+        self.mend = mend
+        text = problem if where is None else f"{where}: {problem}"
+        super().__init__(text if mend is None else f"{text}; {mend}")
+
+
+class InputError(UserError):
+    """A file that cannot be read as what it claims to be, or tables that do not fit together."""
+
+
+class ConfigError(UserError):
+    """A preset, key or value that does not exist or does not hold together."""
+
+
+class ResourceError(UserError):
+    """Memory, disk, device or server that the work needs and this machine does not give."""
+
+
+class TrainingError(UserError):
+    """A training run that cannot go on: a non-finite loss, or no memory for a batch of one."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Names the option closest to a misspelt word, or lists them all.
+
+    Args:
+        word: What the user wrote.
+        options: The words that would have been right.
+
+    Returns:
+        A phrase such as ``did you mean 'epochs'?`` or ``choose one of a, b``.
+    """
+    choices = sorted(options)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(choices)}"

@@ -1,0 +1,1 @@
+"""One module per file format; each yields variants in chunks of bounded size."""

@@ -1,0 +1,1 @@
+"""Floor 5: what the commands do, composed of the floors below."""
