@@ -1,0 +1,53 @@
+"""snpdeconv: resolves the trait signal of linked SNPs into single SNPs, with deep models and statistics.
+
+The public names are loaded when they are first used, so that `import snpdeconv` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from snpdeconv.version import __version__
+
+if TYPE_CHECKING:
+    from snpdeconv.genetics.encoding import GenotypeEncoder
+    from snpdeconv.models.factory import (
+        GPUOptimizedSNPModel,
+        create_gpu_optimized_model,
+        create_multi_gpu_model,
+    )
+    from snpdeconv.models.model import InterpretableSNPModel
+    from snpdeconv.training.memory import GPUMemoryManager
+    from snpdeconv.training.trainer import MultiGPUSNPTrainer
+
+_HOME_OF = {
+    "GPUMemoryManager": "snpdeconv.training.memory",
+    "GPUOptimizedSNPModel": "snpdeconv.models.factory",
+    "GenotypeEncoder": "snpdeconv.genetics.encoding",
+    "InterpretableSNPModel": "snpdeconv.models.model",
+    "MultiGPUSNPTrainer": "snpdeconv.training.trainer",
+    "create_gpu_optimized_model": "snpdeconv.models.factory",
+    "create_multi_gpu_model": "snpdeconv.models.factory",
+}
+
+__all__ = [
+    "GPUMemoryManager",
+    "GPUOptimizedSNPModel",
+    "GenotypeEncoder",
+    "InterpretableSNPModel",
+    "MultiGPUSNPTrainer",
+    "__version__",
+    "create_gpu_optimized_model",
+    "create_multi_gpu_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'snpdeconv' has no attribute '{name}'")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

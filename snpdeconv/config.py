@@ -1,0 +1,319 @@
+"""The configuration of a run: presets plus overrides become one validated, frozen `Config`.
+
+Mistakes end here, before any data is read or any job is queued. Knows no torch and no file formats but YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from snpdeconv.errors import ConfigError, nearest
+
+Architecture = Literal["cnn", "cnn_transformer", "gnn"]
+TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
+Method = Literal["attention", "integrated_gradients", "marginal", "ensemble"]
+
+
+class Section(BaseModel):
+    """A group of settings; all are required (the presets hold the values) and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("channels", "methods", mode="before", check_fields=False)
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | str) else value
+
+
+class DataConfig(Section):
+    """What enters: filters, splits, covariates and blocks."""
+
+    trait_type: TraitType
+    maf_min: float = Field(ge=0.0, lt=0.5)
+    variant_missing_max: float = Field(ge=0.0, le=1.0)
+    sample_missing_max: float = Field(ge=0.0, le=1.0)
+    min_class_size: int = Field(ge=3)
+    validation_fraction: float = Field(gt=0.0, lt=0.5)
+    test_fraction: float = Field(gt=0.0, lt=0.5)
+    num_components: int = Field(ge=0, le=100)
+    multiallelic: Literal["split", "skip"]
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    architecture: Architecture
+    encoding_dim: Literal[1, 2, 4, 8]
+    channels: tuple[int, ...]
+    width: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    patch: int = Field(ge=4, multiple_of=4)
+    dropout: float = Field(ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int | Literal["auto"]
+    accumulation: int = Field(ge=1)
+    learning_rate: float = Field(gt=0.0)
+    weight_decay: float = Field(ge=0.0)
+    schedule: Literal["cosine", "plateau", "constant"]
+    warmup_fraction: float = Field(ge=0.0, lt=1.0)
+    patience: int = Field(ge=1)
+    gradient_clip: float = Field(gt=0.0)
+    loss: Literal["auto", "focal", "cross_entropy", "mse"]
+    focal_alpha: float = Field(gt=0.0, lt=1.0)
+    focal_gamma: float = Field(ge=0.0)
+    checkpoint_every_steps: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _auto_or_positive(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or value < 1):
+            raise ValueError("should be 'auto' or a whole number of at least 1")
+        return value
+
+
+class PrecisionConfig(Section):
+    """Number formats and compilation."""
+
+    amp: Literal["auto", "bf16", "fp16", "fp32"]
+    compile: bool
+
+
+class MemoryConfig(Section):
+    """How memory is spent."""
+
+    checkpoint_activations: bool
+    max_batch_size: int = Field(ge=1)
+    safety: float = Field(gt=0.0, le=1.0)
+
+
+class InterpretationConfig(Section):
+    """How SNPs are ranked."""
+
+    methods: tuple[Literal["attention", "integrated_gradients"], ...]
+    gradient_steps: int = Field(ge=2)
+    max_samples: int = Field(ge=1)
+    rank_by: Method
+
+
+class TrackingConfig(Section):
+    """What is logged where; the server's address comes from MLFLOW_TRACKING_URI."""
+
+    experiment: str
+    log_every_steps: int = Field(ge=1)
+    flush_timeout_s: float = Field(ge=0.0)
+
+
+class ResourcesConfig(Section):
+    """What a job needs."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    nodes: int = Field(ge=1)
+    gpus_per_node: int = Field(ge=0)
+    cpus_per_task: int = Field(ge=1)
+    mem_gib: int = Field(ge=1)
+    timeout_min: int = Field(ge=1)
+    signal_delay_s: int = Field(ge=1)
+
+
+class Config(Section):
+    """One run's settings, complete."""
+
+    preset: str
+    description: str
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    precision: PrecisionConfig
+    memory: MemoryConfig
+    interpretation: InterpretationConfig
+    tracking: TrackingConfig
+    resources: ResourcesConfig
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that name these settings."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def flat(self) -> dict[str, str]:
+        """Settings as ``section.key`` -> text, the way MLflow shows parameters."""
+        settings = {"preset": self.preset}
+        for section, values in self.model_dump(mode="json").items():
+            if isinstance(values, dict):
+                settings |= {f"{section}.{key}": str(value) for key, value in values.items()}
+        return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number and refuses a key that stands twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d+([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise ConfigError(
+            f"key '{repeated[0]}' stands twice",
+            where=f"line {node.start_mark.line + 1}",
+            mend="keep one of them",
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(text: str, *, where: str | Path) -> Any:
+    """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
+
+    Raises:
+        ConfigError: The text is no YAML, or a mapping holds a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from error
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("snpdeconv.presets")
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a preset, as it stands in its file.
+
+    Raises:
+        ConfigError: There is no preset of that name.
+    """
+    if name not in preset_names():
+        raise ConfigError(
+            f"there is no preset '{name}'", where="--preset", mend=nearest(name, preset_names())
+        )
+    return (resources.files("snpdeconv.presets") / f"{name}.yaml").read_text()
+
+
+def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
+    """A preset with overrides, validated.
+
+    Args:
+        preset: Name of a preset, or path of a YAML file of the same form.
+        overrides: Assignments ``section.key=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: Unknown preset, section or key (with the nearest right one), or a value out of range.
+    """
+    path = Path(preset)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
+        name = path.stem
+    else:
+        text, name = preset_text(preset), preset
+    settings = read_yaml(text, where=name)
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "holds no settings", where=name, mend="see `snpdeconv presets small_cpu` for the form"
+        )
+    settings.setdefault("description", "")
+    settings["preset"] = name
+    for assignment in overrides:
+        _override(settings, assignment)
+    return validate(settings, where=name)
+
+
+def validate(settings: Mapping[str, Any], *, where: str) -> Config:
+    """Settings as nested mappings -> `Config`.
+
+    Raises:
+        ConfigError: The first thing wrong, in one line.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"][:2])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                "there is no such setting", where=f"{where}: {key}", mend=_nearest_key(key)
+            ) from error
+        problem = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], Mapping | BaseModel) else f" (given: {first['input']!r})"
+        raise ConfigError(f"{problem}{given}", where=f"{where}: {key}") from error
+
+
+def _sections() -> dict[str, type[Section]]:
+    return {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def _all_keys() -> list[str]:
+    return [f"{section}.{key}" for section, kind in _sections().items() for key in kind.model_fields]
+
+
+def _nearest_key(key: str) -> str:
+    """What the user may have meant by a key, in a few words."""
+    section, _, name = key.rpartition(".")
+    if section in _sections() and get_close_matches(name, _sections()[section].model_fields):
+        return f"did you mean '{section}.{get_close_matches(name, _sections()[section].model_fields)[0]}'?"
+    same_name = [known for known in _all_keys() if known.endswith(f".{name}")]
+    if same_name:
+        return f"did you mean '{same_name[0]}'?"
+    if section in _sections():
+        return f"'{section}' has {', '.join(_sections()[section].model_fields)}"
+    close = get_close_matches(key, _all_keys())
+    return f"did you mean '{close[0]}'?" if close else f"the sections are {', '.join(_sections())}"
+
+
+def _override(settings: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    key = key.strip()
+    if not equals or key.count(".") != 1:
+        raise ConfigError(f"'{assignment}' is not section.key=value", where="--set", mend=_nearest_key(key))
+    if key not in _all_keys():
+        raise ConfigError(f"there is no setting '{key}'", where="--set", mend=_nearest_key(key))
+    section, name = key.split(".")
+    parsed = read_yaml(value, where=f"--set {key}")
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise ConfigError(f"'{value}' is not a finite number", where=f"--set {key}")
+    if isinstance(parsed, str) and "," in parsed:
+        parsed = [read_yaml(part, where=f"--set {key}") for part in parsed.split(",")]
+    settings.setdefault(section, {})[name] = parsed

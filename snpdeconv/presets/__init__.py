@@ -1,0 +1,1 @@
+"""The presets: complete YAML files, listed by `snpdeconv presets`."""

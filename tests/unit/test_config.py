@@ -1,0 +1,120 @@
+"""Presets and overrides become one validated configuration, or one line that says what is wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpdeconv.config import load_config, preset_names, preset_text, read_yaml
+from snpdeconv.errors import ConfigError
+
+PRESETS = ["fast_prototype", "large_multi_gpu", "medium_gpu", "memory_constrained", "production", "small_cpu"]
+
+
+def test_the_six_presets_are_there_and_valid():
+    assert preset_names() == PRESETS
+    for name in PRESETS:
+        assert load_config(name).preset == name
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value"),
+    [
+        ("small_cpu", "model.channels", (32, 64)),
+        ("small_cpu", "training.epochs", 50),
+        ("medium_gpu", "model.width", 128),
+        ("medium_gpu", "training.batch_size", "auto"),
+        ("large_multi_gpu", "model.num_heads", 16),
+        ("large_multi_gpu", "training.accumulation", 2),
+        ("large_multi_gpu", "resources.gpus_per_node", 4),
+        ("memory_constrained", "memory.checkpoint_activations", True),
+        ("fast_prototype", "training.epochs", 10),
+        ("production", "model.dropout", 0.0),
+    ],
+)
+def test_presets_hold_the_published_values(preset, key, value):
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(preset), section), name) == value
+
+
+@given(st.floats(1e-12, 1e3))
+def test_any_float_survives_as_an_override(value):
+    config = load_config("small_cpu", overrides=[f"training.learning_rate={value!r}"])
+    assert config.training.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    "text,value", [("1e-4", 1e-4), ("-1E3", -1000.0), (".5", 0.5), ("12", 12), ("1_0", 10)]
+)
+def test_yaml_numbers(text, value):
+    assert read_yaml(text, where="here") == value
+
+
+@pytest.mark.parametrize("text", ["1.2.3", "e5", "1e", "abc", "2e-4x"])
+def test_yaml_text_that_is_no_number_stays_text(text):
+    assert read_yaml(text, where="here") == text
+
+
+def test_overrides_of_lists():
+    assert load_config("small_cpu", overrides=["model.channels=8,16"]).model.channels == (8, 16)
+    assert load_config("small_cpu", overrides=["model.channels=[8, 16]"]).model.channels == (8, 16)
+    assert load_config("small_cpu", overrides=["model.channels=8"]).model.channels == (8,)
+    config = load_config("small_cpu", overrides=["interpretation.methods=attention"])
+    assert config.interpretation.methods == ("attention",)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.epoch=5", "did you mean 'training.epochs'?"),
+        ("trainin.epochs=5", "did you mean 'training.epochs'?"),
+        ("training.width=5", "did you mean 'model.width'?"),
+        ("epochs=5", "did you mean 'training.epochs'?"),
+        ("training.epochs", "is not section.key=value"),
+        ("training.zzzz=5", "'training' has epochs"),
+        ("zzz.qqq=5", "the sections are data, model"),
+        ("training.epochs=0", "training.epochs: Input should be greater than or equal to 1 (given: 0)"),
+        ("training.batch_size=many", "training.batch_size: should be 'auto' or a whole number"),
+        ("training.learning_rate=.inf", "not a finite number"),
+        ("model.architecture=cnnn", "'cnn', 'cnn_transformer' or 'gnn' (given: 'cnnn')"),
+        ("model.width=100", "width 100 is not a multiple of num_heads 8"),
+        ("model.channels=[1", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_right_one(override, says):
+    with pytest.raises(ConfigError) as error:
+        load_config("small_cpu", overrides=[override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'small_cpu'"):
+        load_config("smal_cpu")
+
+
+def test_a_key_that_stands_twice_is_an_error():
+    with pytest.raises(ConfigError, match="line 1: key 'a' stands twice"):
+        read_yaml("a: 1\na: 2\n", where="here")
+
+
+def test_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(preset_text("small_cpu").replace("epochs: 50", "epochs: 7"))
+    assert load_config(str(path)).training.epochs == 7
+    path.write_text(preset_text("small_cpu").replace("epochs: 50", "epocs: 7"))
+    with pytest.raises(ConfigError, match=r"mine: training\.epo"):
+        load_config(str(path))
+    path.write_text("just text")
+    with pytest.raises(ConfigError, match="holds no settings"):
+        load_config(str(path))
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
+def test_settings_are_frozen_and_named_by_their_digest():
+    config = load_config("small_cpu")
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.epochs = 3
+    assert config.digest() == load_config("small_cpu").digest()
+    assert config.digest() != load_config("small_cpu", overrides=["training.epochs=3"]).digest()
+    assert config.flat()["training.epochs"] == "50"
