@@ -1,0 +1,300 @@
+"""The `snpdeconv` command: options in, results out, mistakes in one line with exit code 2.
+
+Only this file prints. The work and its heavy imports start inside the commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from snpdeconv.console import configure_logging, progress
+from snpdeconv.errors import ConfigError, ResourceError, UserError
+from snpdeconv.version import __version__
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
+    help="Finds which SNPs, and which blocks of linked SNPs, carry the signal of a trait.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Genotypes = Annotated[
+    str,
+    typer.Option(metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."),
+]
+Phenotypes = Annotated[
+    Path, typer.Option(metavar="TSV", help="Table with the columns #FID IID and the trait.")
+]
+Covariates = Annotated[
+    Path | None, typer.Option(metavar="TSV", help="Table of covariates: #FID IID, then a column each.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"snpdeconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log details.")] = False,
+) -> None:
+    configure_logging(verbose=verbose)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    samples: Annotated[int, typer.Option(min=20, help="People.")] = 2000,
+    variants: Annotated[int, typer.Option(min=10, help="SNPs.")] = 2000,
+    causal: Annotated[int, typer.Option(min=1, help="Causal SNPs.")] = 10,
+    trait: Annotated[
+        str, typer.Option(help="additive, dominance, epistasis, epistasis_main, binary or ancestry.")
+    ] = "additive",
+    pve: Annotated[float, typer.Option(help="Share of the trait's variance that the SNPs explain.")] = 0.5,
+    prevalence: Annotated[float, typer.Option(help="Share of cases, for a binary trait.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=1, help="The same seed gives the same bytes.")] = 1,
+    file_format: Annotated[str, typer.Option("--format", help="bed, pgen or vcf.")] = "bed",
+    holdout: Annotated[int, typer.Option(min=0, help="Further people, written to OUT/holdout.")] = 0,
+) -> None:
+    """Make a cohort with human-like LD and a trait whose causal SNPs are known."""
+    from snpdeconv.genetics.simulate import simulate as make
+
+    with progress("Simulating") as update:
+        cohort = make(
+            out,
+            num_samples=samples,
+            num_variants=variants,
+            num_causal=causal,
+            trait=trait,
+            pve=pve,
+            prevalence=prevalence,
+            seed=seed,
+            file_format=file_format,
+            num_holdout=holdout,
+            progress=update,
+        )
+    print(f"genotypes   {cohort.genotypes}\nphenotypes  {cohort.phenotypes}\ncausal      {cohort.causal}")
+
+
+@app.command("import")
+def import_(
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    multiallelic: Annotated[
+        str, typer.Option(help="split or skip sites with several ALT alleles.")
+    ] = "split",
+) -> None:
+    """Pack a cohort's genotypes into two bits each, ready for training."""
+    from snpdeconv.genetics.ingest import import_cohort
+
+    if multiallelic not in ("split", "skip"):
+        raise ConfigError(f"'{multiallelic}' is neither split nor skip", where="--multiallelic")
+    with progress("Importing") as update:
+        imported = import_cohort(cohort, out, multiallelic=multiallelic, progress=update)
+    print(f"{out}: {len(imported.samples):,} people, {len(imported.variants):,} variants")
+    for what, count in imported.report.items():
+        if count:
+            print(f"  {what.replace('_', ' ')}: {count:,}")
+
+
+@app.command()
+def train(
+    genotypes: Genotypes,
+    phenotypes: Phenotypes,
+    trait: Annotated[str, typer.Option(metavar="COLUMN", help="The trait's column in the phenotype table.")],
+    covariates: Covariates = None,
+    blocks: Annotated[
+        Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks; computed when not given.")
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="A preset's name, or a YAML file of the same form.")
+    ] = "small_cpu",
+    name: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
+    ] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set training.seed=N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model, test it, rank the SNPs and register it.
+
+    The same command with the same --out goes on where an interrupted run stopped.
+    """
+    from snpdeconv.config import load_config
+
+    settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
+    config = load_config(preset, overrides=settings)
+
+    from snpdeconv.pipelines.inputs import Inputs
+    from snpdeconv.pipelines.train import train as run
+
+    inputs = Inputs.from_paths(
+        genotypes=genotypes,
+        phenotypes=phenotypes,
+        trait=trait,
+        covariates=covariates,
+        blocks=blocks,
+        groups=groups,
+    )
+    result = run(config, inputs, model_name=name or trait, out=out)
+    _print_test(result.test)
+    print(f"ranking  {result.paths['ranking']}")
+    print(
+        f"model    {result.model}"
+        + (f" version {result.version}" if result.version else " (not registered yet)")
+    )
+    if as_json:
+        print(json.dumps(asdict(result)))
+
+
+@app.command()
+def rank(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the ranking.")],
+    run: Annotated[str | None, typer.Option(metavar="RUN_ID", help="The run whose model is used.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME@champion", help="A registered model.")] = None,
+    method: Annotated[
+        str, typer.Option(help="attention, integrated_gradients, marginal or ensemble.")
+    ] = "ensemble",
+    genotypes: Annotated[
+        str | None, typer.Option(metavar="COHORT", help="Another cohort [the one it was trained on].")
+    ] = None,
+    phenotypes: Annotated[Path | None, typer.Option(metavar="TSV", help="Its phenotype table.")] = None,
+    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="Its trait's column.")] = None,
+    covariates: Covariates = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the SNPs of a cohort with a trained model."""
+    from snpdeconv.pipelines.rank import rank as run_rank
+
+    result = run_rank(
+        out,
+        run_id=run,
+        model=model,
+        method=method,
+        genotypes=genotypes,
+        phenotypes=phenotypes,
+        trait=trait,
+        covariates=covariates,
+    )
+    print(f"ranking  {result.ranking}")
+    for place, variant in enumerate(result.top, start=1):
+        print(f"{place:>7}  {variant}")
+    if as_json:
+        print(json.dumps(asdict(result)))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option(metavar="NAME@champion", help="A registered model.")],
+    genotypes: Genotypes,
+    out: Annotated[Path, typer.Option(metavar="TSV", help="File to write.")],
+    covariates: Covariates = None,
+    preset: Annotated[str, typer.Option(help="Batch size, precision and device.")] = "production",
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the trait of another cohort with a registered model."""
+    from snpdeconv.config import load_config
+
+    config = load_config(preset, overrides=overrides or [])
+
+    from snpdeconv.pipelines.predict import predict as run
+
+    result = run(config, model=model, genotypes=genotypes, covariates=covariates, out=out)
+    print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
+    for what, count in result.variants.items():
+        print(f"  {what.replace('_', ' ')}: {count:,}")
+    if as_json:
+        print(json.dumps(asdict(result)))
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None) -> None:
+    """List the presets, or show one."""
+    from snpdeconv.config import load_config, preset_names, preset_text
+
+    if name is not None:
+        print(preset_text(name), end="")
+        return
+    for known in preset_names():
+        print(f"{known:<20}{load_config(known).description}")
+
+
+@app.command()
+def sync() -> None:
+    """Send what the tracking server has not received yet."""
+    from snpdeconv.tracking.sync import sync as run
+
+    print(run())
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000) -> None:
+    """Open the MLflow page with runs, curves and models."""
+    from snpdeconv.tracking.server import serve_ui
+
+    serve_ui(port=port, announce=print)
+
+
+def _print_test(test: dict[str, Any]) -> None:
+    for metric, interval in test.items():
+        print(
+            f"{metric:<20} {interval['value']:7.3f}   95 % interval {interval['low']:.3f} to {interval['high']:.3f}"
+        )
+
+
+def _run(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = ResourceError(error.strerror or str(error), where=error.filename)
+        print(f"error: {where}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command with the same --out goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `snpdeconv` command."""
+    sys.exit(_run(app))

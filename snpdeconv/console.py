@@ -1,0 +1,74 @@
+"""What a person sees while work goes on: progress bars on a terminal, plain lines in a log.
+
+Everything goes to standard error; standard output is for results. Knows nothing of the work itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and the total, in the same unit."""
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 15.0
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Sends the package's log lines to standard error, with the time and without noise from libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    package = logging.getLogger("snpdeconv")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.DEBUG if verbose else logging.INFO)
+    package.propagate = False
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """Shows how far a long piece of work is.
+
+    Args:
+        title: What is being done, in a few words.
+
+    Yields:
+        A function to call with (done, total) as often as convenient.
+    """
+    if sys.stderr.isatty():
+        with _bar(title) as update:
+            yield update
+    else:
+        yield _lines(title)
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield update
+
+
+def _lines(title: str) -> Progress:
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LOG_EVERY_S and done < total:
+            last = time.monotonic()
+            logger.info("%s: %d of %d (%.0f %%)", title, done, total, 100 * done / max(total, 1))
+
+    return update

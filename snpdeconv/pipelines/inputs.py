@@ -1,0 +1,73 @@
+"""The files of a run, by absolute path, so that a job started elsewhere finds them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from snpdeconv.errors import InputError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a run's cohort and tables are.
+
+    Attributes:
+        genotypes: A .bed, .pgen or VCF file, a PLINK prefix, or an imported folder.
+        phenotypes: Table with IID (and #FID) and the trait.
+        trait: The trait's column.
+        covariates: Table of covariates.
+        blocks: Table of LD blocks or haploblocks.
+        groups: Column of the phenotype table that names families or other groups.
+    """
+
+    genotypes: str
+    phenotypes: str
+    trait: str
+    covariates: str | None = None
+    blocks: str | None = None
+    groups: str | None = None
+
+    @classmethod
+    def from_paths(
+        cls,
+        *,
+        genotypes: str | Path,
+        phenotypes: str | Path,
+        trait: str,
+        covariates: str | Path | None = None,
+        blocks: str | Path | None = None,
+        groups: str | None = None,
+    ) -> Inputs:
+        """Resolves the paths and checks that the tables are there.
+
+        Raises:
+            InputError: A table does not exist.
+        """
+        for table in (phenotypes, covariates, blocks):
+            if table is not None and not Path(table).exists():
+                raise InputError("no such file", where=table, mend="check the path")
+        return cls(
+            genotypes=str(Path(genotypes).absolute()),
+            phenotypes=str(Path(phenotypes).absolute()),
+            trait=trait,
+            covariates=None if covariates is None else str(Path(covariates).absolute()),
+            blocks=None if blocks is None else str(Path(blocks).absolute()),
+            groups=groups,
+        )
+
+    def digest(self, *, genotypes_digest: str) -> str:
+        """Names what the files hold, not where they lie.
+
+        Args:
+            genotypes_digest: The imported cohort's digest.
+        """
+        content = asdict(self)
+        content["genotypes"] = genotypes_digest
+        for table in ("phenotypes", "covariates", "blocks"):
+            if content[table] is not None:
+                with Path(content[table]).open("rb") as file:
+                    content[table] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""The folder of one run: who works in it, what it was started with, and what is already done.
+
+A run that was interrupted is found again here; a folder never holds two runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.files import write_json
+
+_STATE = "run.json"
+_LOCK = ".lock"
+
+
+class RunFolder:
+    """A run's folder, held by this process from `__enter__` to `__exit__`.
+
+    Args:
+        path: The folder; made when it is missing.
+        settings: What names the run: its configuration and inputs, as text by key.
+    """
+
+    def __init__(self, path: Path, *, settings: Mapping[str, str]) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        self.state: dict[str, Any] = {}
+
+    def __enter__(self) -> RunFolder:
+        """Takes the folder.
+
+        Raises:
+            ConfigError: It holds something else, or a run with other settings.
+            ResourceError: Another process works in it, or it cannot be written.
+        """
+        self._refuse_strangers()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / _LOCK).open("w")
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be written ({error.strerror})", where=self.path, mend="choose another --out"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ResourceError(
+                "another process works in this folder",
+                where=self.path,
+                mend="wait for it or choose another --out",
+            ) from error
+        state = self._read()
+        if state is None:
+            state = {"key": uuid.uuid4().hex, "settings": self.settings}
+            write_json(self.path / _STATE, state)
+        self.state = state
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    @property
+    def key(self) -> str:
+        """The name of the run that its tracking goes by."""
+        return str(self.state["key"])
+
+    def remember(self, **facts: Any) -> None:
+        """Keeps facts that a restart must not find out anew."""
+        self.state |= facts
+        write_json(self.path / _STATE, self.state)
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            state: dict[str, Any] = json.loads((self.path / _STATE).read_text())
+        except FileNotFoundError:
+            return None
+        return state
+
+    def _refuse_strangers(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError("is a file", where=self.path, mend="choose another --out")
+        state = self._read()
+        if state is None:
+            names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+            if any(name != _LOCK for name in names):
+                raise ConfigError(
+                    "holds other files and no run", where=self.path, mend="choose another --out"
+                )
+            return
+        for key in sorted(state["settings"].keys() | self.settings.keys()):
+            before, now = state["settings"].get(key), self.settings.get(key)
+            if before != now:
+                raise ConfigError(
+                    f"holds a run with {key} = {before}, and now it is {now}",
+                    where=self.path,
+                    mend="choose another --out, or the same settings to go on with it",
+                )
+
+
+def run_settings(config: Config, *, inputs_digest: str, model_name: str) -> dict[str, str]:
+    """What tells one run from another: every setting, the content of the inputs and the model's name."""
+    return {**config.flat(), "model": model_name, "inputs": inputs_digest}
