@@ -10,13 +10,14 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from snpdeconv.console import configure_logging, progress
-from snpdeconv.errors import ConfigError, ResourceError, UserError
+from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+class Multiallelic(Enum):
+    """Sites with several ALT alleles: a variant each, or none."""
+
+    split = "split"
+    skip = "skip"
 
 
 def _show_version(value: bool) -> None:
@@ -105,16 +113,14 @@ def import_(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     multiallelic: Annotated[
-        str, typer.Option(help="split or skip sites with several ALT alleles.")
-    ] = "split",
+        Multiallelic, typer.Option(help="What becomes of sites with several ALT alleles.")
+    ] = Multiallelic.split,
 ) -> None:
     """Pack a cohort's genotypes into two bits each, ready for training."""
     from snpdeconv.genetics.ingest import import_cohort
 
-    if multiallelic not in ("split", "skip"):
-        raise ConfigError(f"'{multiallelic}' is neither split nor skip", where="--multiallelic")
     with progress("Importing") as update:
-        imported = import_cohort(cohort, out, multiallelic=multiallelic, progress=update)
+        imported = import_cohort(cohort, out, multiallelic=multiallelic.value, progress=update)
     print(f"{out}: {len(imported.samples):,} people, {len(imported.variants):,} variants")
     for what, count in imported.report.items():
         if count:
@@ -264,14 +270,19 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
     """Open the MLflow page with runs, curves and models."""
     from snpdeconv.tracking.server import serve_ui
 
-    serve_ui(port=port, announce=print)
+    logger.info("starting the MLflow server, which takes up to half a minute")
+    served = serve_ui(port)
+    print(f"the MLflow page is at {served.url}", flush=True)
+    if served.process is not None:
+        print("press Ctrl+C to stop it", flush=True)
+        served.wait()
 
 
 def _print_test(test: dict[str, Any]) -> None:
     for metric, interval in test.items():
-        print(
-            f"{metric:<20} {interval['value']:7.3f}   95 % interval {interval['low']:.3f} to {interval['high']:.3f}"
-        )
+        if interval["value"] is not None:
+            low, high = interval["low"], interval["high"]
+            print(f"{metric:<20} {interval['value']:7.3f}   95 % interval {low:.3f} to {high:.3f}")
 
 
 def _run(command: Callable[[], None]) -> int:

@@ -22,6 +22,7 @@ from snpdeconv.errors import ConfigError, nearest
 
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
+Multiallelic = Literal["split", "skip"]
 Method = Literal["attention", "integrated_gradients", "marginal", "ensemble"]
 
 
@@ -47,7 +48,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(gt=0.0, lt=0.5)
     test_fraction: float = Field(gt=0.0, lt=0.5)
     num_components: int = Field(ge=0, le=100)
-    multiallelic: Literal["split", "skip"]
+    multiallelic: Multiallelic
 
 
 class ModelConfig(Section):
@@ -55,7 +56,7 @@ class ModelConfig(Section):
 
     architecture: Architecture
     encoding_dim: Literal[1, 2, 4, 8]
-    channels: tuple[int, ...]
+    channels: tuple[int, int]
     width: int = Field(ge=8)
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1)
@@ -82,6 +83,7 @@ class TrainingConfig(Section):
     patience: int = Field(ge=1)
     gradient_clip: float = Field(gt=0.0)
     loss: Literal["auto", "focal", "cross_entropy", "mse"]
+    class_weights: Literal["balanced", "alpha"]
     focal_alpha: float = Field(gt=0.0, lt=1.0)
     focal_gamma: float = Field(ge=0.0)
     checkpoint_every_steps: int = Field(ge=1)
@@ -157,6 +159,11 @@ class Config(Section):
         """Sixteen hexadecimal digits that name these settings."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The settings as a file that `load_config` reads."""
+        settings = self.model_dump(mode="json", exclude={"preset"})
+        return yaml.safe_dump(settings, sort_keys=False)
 
     def flat(self) -> dict[str, str]:
         """Settings as ``section.key`` -> text, the way MLflow shows parameters."""

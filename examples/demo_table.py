@@ -1,0 +1,37 @@
+"""Prints where the ranking puts the causal SNPs of a simulated cohort, and how well the second cohort is predicted."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+NEAR_BP = 50_000
+
+folder = Path(sys.argv[1])
+ranking = pd.read_csv(folder / "run" / "ranking.tsv", sep="\t", dtype={"chrom": str})
+causal = pd.read_csv(folder / "data" / "causal.tsv", sep="\t", dtype={"chrom": str})
+
+print(f"{'causal SNP':<24}{'rank':>8}{'best rank within 50 kb':>26}")
+for snp in causal.itertuples():
+    own = ranking.loc[ranking["variant_id"] == snp.variant_id, "rank"]
+    near = (ranking["chrom"] == snp.chrom) & ((ranking["pos"] - snp.pos).abs() <= NEAR_BP)
+    shown = f"{own.iloc[0]:,}" if len(own) else "filtered"
+    best = f"{ranking.loc[near, 'rank'].min():,}" if near.any() else "-"
+    print(f"{snp.variant_id:<24}{shown:>8}{best:>26}")
+found = ranking.head(20)["variant_id"].isin(causal["variant_id"]).sum()
+print(f"\n{found} of {len(causal)} causal SNPs stand among the first 20 of {len(ranking):,}.")
+
+predicted = pd.read_csv(folder / "predictions.tsv", sep="\t", dtype=str)
+truth = pd.read_csv(folder / "data" / "holdout" / "phenotypes.tsv", sep="\t", dtype=str)
+both = predicted.merge(truth, on="IID")
+r = both["prediction"].astype(float).corr(both["trait"].astype(float))
+print(f"Second cohort: correlation of prediction and trait {r:.2f} over {len(both):,} people.")
+
+print(f"""
+Where to look next
+  {folder}/run/ranking.tsv            the SNPs, best first, with a score a method
+  {folder}/run/plots/association.png  the same along the genome
+  {folder}/run/metrics.json           test metrics with 95 % intervals
+  {folder}/predictions.tsv            the second cohort
+  snpdeconv ui                        runs, curves and models in the browser
+                                      (here: SNPDECONV_HOME={folder}/home .venv/bin/snpdeconv ui)""")

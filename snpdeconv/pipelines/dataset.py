@@ -1,0 +1,260 @@
+"""From files to what a network trains on: people joined, split and filtered, variants laid into tokens.
+
+All that is estimated (filters, frequencies, scales, components, blocks) is estimated on the training people.
+Shapes: N people used, V variants kept, S slots, K blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpdeconv.config import Config, DataConfig, Multiallelic
+from snpdeconv.console import progress
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.ingest import load_cohort
+from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.phenotypes import CovariateEncoder, Trait, load_covariates, load_groups, load_trait
+from snpdeconv.genetics.quality import filter_samples, filter_variants
+from snpdeconv.genetics.splits import Split, split
+from snpdeconv.genetics.store import Cohort
+from snpdeconv.genetics.structure import Components, fit_components
+from snpdeconv.genetics.variants import Variants
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.tracking.home import cache_dir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Units of a quantity: the network predicts (value - mean) / sd. Classes have mean 0 and sd 1."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A cohort ready for training.
+
+    Attributes:
+        inputs: Where it came from.
+        cohort: Everything that was imported.
+        trait: The trait of the N people used; `trait.rows` are their rows in the cohort.
+        scale: Units of the trait.
+        split: Indices into the N people.
+        columns: (V,) columns of the cohort that are kept.
+        frequency: (V,) frequency of the counted allele in the training people.
+        variants: The V variants.
+        blocks: LD blocks of the V variants.
+        layout: Slots of the V variants.
+        packed: (N, S / 4) genotypes in slot order.
+        target: (N,) float32 scaled values or 0 and 1, or int64 classes.
+        covariates: (N, C) float32, standardised; C may be 0.
+        covariate_encoder: How a table becomes the first columns of `covariates`.
+        components: How genotypes become the last columns of `covariates`.
+        report: Counts of what was used and dropped, by reason.
+    """
+
+    inputs: Inputs
+    cohort: Cohort
+    trait: Trait
+    scale: Scale
+    split: Split
+    columns: NDArray[np.int64]
+    frequency: NDArray[np.float64]
+    variants: Variants
+    blocks: Blocks
+    layout: Layout
+    packed: NDArray[np.uint8]
+    target: NDArray[np.float32] | NDArray[np.int64]
+    covariates: NDArray[np.float32]
+    covariate_encoder: CovariateEncoder | None
+    components: Components | None
+    report: dict[str, int]
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network: one a class for a multiclass trait, else one."""
+        return len(self.trait.classes) if self.trait.kind == "multiclass" else 1
+
+
+def open_cohort(source: str, *, multiallelic: Multiallelic) -> Cohort:
+    """A cohort by path, imported into the cache when it is not a store yet."""
+    with progress(f"Importing {Path(source).name}") as update:
+        return load_cohort(source, cache_dir=cache_dir(), multiallelic=multiallelic, progress=update)
+
+
+def prepare(config: Config, inputs: Inputs) -> Dataset:
+    """Reads, joins, splits, filters and lays out a cohort.
+
+    Args:
+        config: Its `data`, `model.patch` and `training.seed` are used.
+        inputs: The files.
+
+    Raises:
+        InputError: Whatever is wrong with the files, in one line.
+    """
+    data = config.data
+    cohort = open_cohort(inputs.genotypes, multiallelic=data.multiallelic)
+    trait = load_trait(
+        inputs.phenotypes,
+        column=inputs.trait,
+        samples=cohort.samples,
+        trait_type=data.trait_type,
+        min_class_size=data.min_class_size,
+        cohort=inputs.genotypes,
+    )
+    samples = filter_samples(
+        cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
+    )
+    trait = _restrict(trait, samples.rows, inputs)
+    parts = _split(trait, cohort, inputs, data, seed=config.training.seed)
+    train_rows = trait.rows[parts.train]
+
+    kept = filter_variants(
+        cohort.genotypes.counts(rows=train_rows),
+        maf_min=data.maf_min,
+        missing_max=data.variant_missing_max,
+        cohort=inputs.genotypes,
+    )
+    columns = np.flatnonzero(kept.keep)
+    variants = cohort.variants.take(columns)
+    covariates, encoder, components = _covariates(
+        cohort, trait, parts, inputs, columns=columns, frequency=kept.frequency, config=config
+    )
+    chosen = cohort.genotypes.take(rows=trait.rows, columns=columns)
+    blocks = (
+        compute_blocks(chosen, variants=variants, rows=parts.train)
+        if inputs.blocks is None
+        else read_blocks(Path(inputs.blocks), variants=variants)
+    )
+    layout = Layout.from_blocks(blocks, chrom=variants.chrom, patch=config.model.patch)
+    target, scale = _target(trait, parts)
+    report = {f"people_{name}": count for name, count in trait.report.items()}
+    report["people_too_missing"] = samples.report["too_missing"]
+    report |= {f"variants_{name}": count for name, count in cohort.report.items()}
+    report |= {f"variants_{name}": count for name, count in kept.report.items()}
+    report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
+    report["blocks"] = len(blocks.name)
+    logger.info(
+        "%d people (%d train, %d validation, %d test), %d SNPs in %d LD blocks",
+        len(trait.rows), len(parts.train), len(parts.val), len(parts.test), len(columns), len(blocks.name),
+    )  # fmt: skip
+    return Dataset(
+        inputs=inputs,
+        cohort=cohort,
+        trait=trait,
+        scale=scale,
+        split=parts,
+        columns=columns,
+        frequency=kept.frequency[columns],
+        variants=variants,
+        blocks=blocks,
+        layout=layout,
+        packed=chosen.take(columns=layout.columns).packed,
+        target=target,
+        covariates=covariates,
+        covariate_encoder=encoder,
+        components=components,
+        report=report,
+    )
+
+
+def slot_genotypes(dataset: Dataset) -> PackedGenotypes:
+    """The dataset's genotypes as a model sees them, (N, S)."""
+    return PackedGenotypes(dataset.packed, dataset.layout.num_slots)
+
+
+def variant_genotypes(dataset: Dataset) -> PackedGenotypes:
+    """The dataset's genotypes in the order of its variants, (N, V)."""
+    return slot_genotypes(dataset).take(columns=dataset.layout.slot_of_variant)
+
+
+def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs) -> Trait:
+    stays = np.isin(trait.rows, rows)
+    restricted = replace(trait, rows=trait.rows[stays], values=trait.values[stays])
+    if len(np.unique(restricted.values)) < (len(trait.classes) or 2):
+        raise InputError(
+            f"trait '{trait.name}' loses a class or does not vary any more when the "
+            f"{len(trait.rows) - len(restricted.rows)} people with too many missing genotypes are left out",
+            where=inputs.phenotypes,
+            mend="raise --set data.sample_missing_max=...",
+        )
+    return restricted
+
+
+def _split(trait: Trait, cohort: Cohort, inputs: Inputs, data: DataConfig, *, seed: int) -> Split:
+    groups = None
+    if inputs.groups is not None:
+        groups = load_groups(
+            inputs.phenotypes,
+            column=inputs.groups,
+            samples=cohort.samples,
+            rows=trait.rows,
+            cohort=inputs.genotypes,
+        )
+    people = cohort.samples.take(trait.rows)
+    keys = np.array([f"{fid}\t{iid}" for fid, iid in zip(people.fid, people.iid, strict=True)], dtype=object)
+    return split(
+        kind=trait.kind,
+        values=trait.values,
+        groups=groups,
+        keys=keys,
+        val_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=seed,
+    )
+
+
+def _covariates(
+    cohort: Cohort,
+    trait: Trait,
+    parts: Split,
+    inputs: Inputs,
+    *,
+    columns: NDArray[np.int64],
+    frequency: NDArray[np.float64],
+    config: Config,
+) -> tuple[NDArray[np.float32], CovariateEncoder | None, Components | None]:
+    values: list[NDArray[np.float64]] = []
+    encoder, components = None, None
+    if inputs.covariates is not None:
+        table = load_covariates(
+            inputs.covariates,
+            samples=cohort.samples,
+            rows=trait.rows,
+            exclude=(inputs.trait,),
+            cohort=inputs.genotypes,
+        ).standardise(parts.train)
+        values.append(table.values)
+        encoder = table.encoder
+    if config.data.num_components:
+        components = fit_components(
+            cohort.genotypes,
+            rows=trait.rows[parts.train],
+            columns=columns,
+            frequency=frequency,
+            num_components=config.data.num_components,
+            seed=config.training.seed,
+        )
+        values.append(components.project(cohort.genotypes, rows=trait.rows))
+    joined = np.hstack(values) if values else np.empty((len(trait.rows), 0))
+    return joined.astype(np.float32), encoder, components
+
+
+def _target(trait: Trait, parts: Split) -> tuple[NDArray[np.float32] | NDArray[np.int64], Scale]:
+    if trait.kind == "multiclass":
+        return trait.values.astype(np.int64), Scale(0.0, 1.0)
+    if trait.kind == "binary":
+        return trait.values.astype(np.float32), Scale(0.0, 1.0)
+    train = trait.values[parts.train]
+    scale = Scale(float(train.mean()), float(train.std()) or 1.0)
+    return ((trait.values - scale.mean) / scale.sd).astype(np.float32), scale

@@ -1,0 +1,101 @@
+"""How well a trained network does on people it has never seen: calibrated on validation, measured on test.
+
+Shapes: N people of a part, O outputs, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.pipelines.dataset import Dataset, Scale
+from snpdeconv.pipelines.inference import logits
+from snpdeconv.training.calibration import Calibration, fit_calibration
+from snpdeconv.training.intervals import bootstrap_intervals
+from snpdeconv.training.metrics import probabilities
+from snpdeconv.training.precision import Precision
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network's performance on the test people.
+
+    Attributes:
+        test: Value, low and high of the 95 % interval of each metric; None where it is not defined.
+        predictions: (N,) probability of class 1 or value in the trait's units, or (N, C) probabilities.
+        truth: (N,) classes, or values in the trait's units.
+        calibration: Fitted on the validation people.
+    """
+
+    test: dict[str, dict[str, float | None]]
+    predictions: NDArray[np.float64]
+    truth: NDArray[np.float64] | NDArray[np.int64]
+    calibration: Calibration
+
+
+def evaluate_test(
+    model: nn.Module, dataset: Dataset, *, device: torch.device, precision: Precision, seed: int
+) -> Evaluation:
+    """Calibrates on the validation people and measures on the test people, whom training never saw."""
+    kind = dataset.trait.kind
+    part_logits = {
+        part: logits(
+            model,
+            dataset.packed[rows],
+            dataset.covariates[rows],
+            batch_size=_BATCH,
+            device=device,
+            precision=precision,
+        )
+        for part, rows in (("val", dataset.split.val), ("test", dataset.split.test))
+    }
+    # A quantity is predicted as the network says it: to recalibrate it on few people only adds noise.
+    calibration = (
+        Calibration(kind=kind, scale=1.0, bias=(0.0,))
+        if kind == "quantitative"
+        else fit_calibration(kind, part_logits["val"], dataset.target[dataset.split.val])
+    )
+    predictions = predictions_from(
+        part_logits["test"], calibration=calibration, kind=kind, scale=dataset.scale
+    )
+    truth = dataset.trait.values[dataset.split.test]
+    intervals = bootstrap_intervals(kind, predictions, truth, seed=seed)
+    test = {
+        name: {part: value if math.isfinite(value) else None for part, value in asdict(interval).items()}
+        for name, interval in intervals.items()
+    }
+    return Evaluation(test=test, predictions=predictions, truth=truth, calibration=calibration)
+
+
+def predictions_from(
+    outputs: NDArray[np.float32], *, calibration: Calibration, kind: TraitKind, scale: Scale
+) -> NDArray[np.float64]:
+    """Logits (N, O) -> probabilities (N,) or (N, C), or values (N,) in the trait's units."""
+    predicted = probabilities(kind, calibration.apply(outputs))
+    return predicted * scale.sd + scale.mean if kind == "quantitative" else predicted
+
+
+def prediction_table(
+    samples: Samples, predictions: NDArray[np.float64], *, kind: TraitKind, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Columns #FID, IID, prediction and, for classes, a probability each."""
+    table = pd.DataFrame({"#FID": samples.fid, "IID": samples.iid})
+    if kind == "quantitative":
+        table["prediction"] = predictions
+        return table
+    shares = np.column_stack([1 - predictions, predictions]) if kind == "binary" else predictions
+    table["prediction"] = np.array(classes, dtype=object)[shares.argmax(axis=1)]
+    for index, name in enumerate(classes):
+        table[f"probability_{name}"] = shares[:, index]
+    return table

@@ -1,0 +1,207 @@
+"""Training one network on one dataset, from settings to the best weights; resumes by itself.
+
+The only place that puts model, loaders and trainer together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError
+from snpdeconv.genetics.ld import ld_neighbors
+from snpdeconv.models.factory import GPUOptimizedSNPModel
+from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.dataset import Dataset, slot_genotypes
+from snpdeconv.training.data import PackedLoader
+from snpdeconv.training.losses import FocalLoss, balanced_class_weights, make_loss
+from snpdeconv.training.memory import GPUMemoryManager
+from snpdeconv.training.metrics import evaluate, probabilities
+from snpdeconv.training.precision import Precision
+from snpdeconv.training.trainer import MultiGPUSNPTrainer
+
+logger = logging.getLogger(__name__)
+
+_STEPS_AN_EPOCH = 32
+"""A batch that leaves fewer steps than this in an epoch would train a small cohort too little."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network.
+
+    Attributes:
+        model: With the best weights, on the device it was trained on.
+        history: A list per quantity, one value an epoch.
+    """
+
+    model: InterpretableSNPModel
+    history: dict[str, list[float]]
+
+
+def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
+    """The network that the settings describe, with the training people's frequencies (and LD graph) in it."""
+    torch.manual_seed(config.training.seed)
+    neighbors = neighbor_weights = None
+    layout = dataset.layout
+    if config.model.architecture == "gnn":
+        graph = ld_neighbors(
+            slot_genotypes(dataset),
+            chrom=layout.from_variants(dataset.variants.chrom, fill=""),
+            rows=dataset.split.train,
+        )
+        neighbors, neighbor_weights = torch.from_numpy(graph.neighbors), torch.from_numpy(graph.weights)
+    return InterpretableSNPModel(
+        layout.num_slots,
+        config.model.architecture,
+        encoding_dim=config.model.encoding_dim,
+        num_outputs=dataset.num_outputs,
+        num_covariates=dataset.covariates.shape[1],
+        width=config.model.width,
+        num_layers=config.model.num_layers,
+        num_heads=config.model.num_heads,
+        channels=config.model.channels,
+        dropout=config.model.dropout,
+        patch=config.model.patch,
+        allele_frequency=torch.from_numpy(layout.from_variants(dataset.frequency, fill=0.5)).float(),
+        slot_mask=torch.from_numpy(layout.slot_mask),
+        checkpoint_activations=config.memory.checkpoint_activations,
+        neighbors=neighbors,
+        neighbor_weights=neighbor_weights,
+    )
+
+
+def choose_batch_size(config: Config, dataset: Dataset, *, device: torch.device) -> int:
+    """The batch that fits memory by measurement, and leaves enough steps in an epoch."""
+    requested = config.training.batch_size
+    if requested != "auto":
+        return requested
+    share = len(dataset.split.train) // (_STEPS_AN_EPOCH * config.training.accumulation)
+    useful = 1 << max(3, share.bit_length() - 1)
+    cap = min(useful, config.memory.max_batch_size)
+    manager = GPUMemoryManager(device=device, safety=config.memory.safety)
+    fits = manager.get_optimal_batch_size(
+        dataset.layout.num_slots,
+        encoding_dim=config.model.encoding_dim,
+        model=build_model(config, dataset).to(device),
+        max_batch=cap,
+    )
+    logger.info(
+        "batch size %d (memory allows it; %d keeps about %d steps an epoch)", fits, cap, _STEPS_AN_EPOCH
+    )
+    return fits
+
+
+def fit(
+    config: Config,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    checkpoint_dir: Path,
+    log_metrics: Callable[[int, Mapping[str, float]], None],
+    should_stop: Callable[[], bool] | None = None,
+) -> Fitted:
+    """Trains to the end, from the newest complete checkpoint where there is one.
+
+    Args:
+        config: The settings.
+        dataset: The cohort.
+        batch_size: Of one micro-batch.
+        device: Where to train.
+        precision: Number format of forward and backward.
+        checkpoint_dir: Where checkpoints are, or will be.
+        log_metrics: Takes step and metrics.
+        should_stop: Asked between steps; True saves and raises `Preempted`.
+
+    Raises:
+        TrainingError: The loss is not finite, or a batch of one does not fit into memory.
+    """
+    base = build_model(config, dataset).to(device)
+    if config.precision.compile and device.type == "cpu":
+        logger.info("not compiled: on CPUs torch.compile gains nothing here")
+    model = GPUOptimizedSNPModel(
+        base,
+        use_amp=precision.dtype is not None,
+        amp_dtype=precision.dtype or torch.bfloat16,
+        compile=config.precision.compile and device.type == "cuda",
+    )
+    trainer = MultiGPUSNPTrainer(
+        model,
+        loader(dataset, "train", batch_size=batch_size, seed=config.training.seed, device=device),
+        loader(dataset, "val", batch_size=batch_size, seed=config.training.seed, device=device),
+        use_amp=precision.dtype is not None,
+        amp_dtype=precision.dtype or torch.bfloat16,
+        loss=_loss(config, dataset).to(device),
+        learning_rate=config.training.learning_rate,
+        weight_decay=config.training.weight_decay,
+        schedule=config.training.schedule,
+        warmup_fraction=config.training.warmup_fraction,
+        gradient_clip=config.training.gradient_clip,
+        accumulation=config.training.accumulation,
+        seed=config.training.seed,
+        device=device,
+        metrics=_metrics(dataset),
+        log_metrics=log_metrics,
+        log_every=config.tracking.log_every_steps,
+        checkpoint_every_steps=config.training.checkpoint_every_steps,
+        should_stop=should_stop,
+    )
+    history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
+    return Fitted(model=base, history=history)
+
+
+def loader(dataset: Dataset, part: str, *, batch_size: int, seed: int, device: torch.device) -> PackedLoader:
+    """Batches of one part of the split; training ones in a new order each epoch."""
+    return PackedLoader(
+        torch.from_numpy(dataset.packed).to(device),
+        torch.from_numpy(dataset.target),
+        torch.from_numpy(dataset.covariates) if dataset.covariates.shape[1] else None,
+        rows=torch.from_numpy(getattr(dataset.split, part)),
+        batch_size=batch_size,
+        shuffle=part == "train",
+        seed=seed,
+    )
+
+
+def _loss(config: Config, dataset: Dataset) -> torch.nn.Module:
+    quantitative = dataset.trait.kind == "quantitative"
+    name = config.training.loss
+    if name == "auto":
+        name = "mse" if quantitative else "focal"
+    if (name == "mse") != quantitative:
+        raise ConfigError(
+            f"{name} does not fit a {dataset.trait.kind} trait",
+            where="training.loss",
+            mend="--set training.loss=auto",
+        )
+    if name == "mse":
+        return make_loss(name)
+    weights = None
+    if config.training.class_weights == "balanced":
+        train = torch.from_numpy(dataset.target[dataset.split.train])
+        weights = balanced_class_weights(train, len(dataset.trait.classes))
+    if name == "cross_entropy":
+        return make_loss(name, class_weights=weights)
+    return FocalLoss(
+        alpha=config.training.focal_alpha, gamma=config.training.focal_gamma, class_weights=weights
+    )
+
+
+def _metrics(dataset: Dataset) -> Callable[[Tensor, Tensor], Mapping[str, float]]:
+    kind = dataset.trait.kind
+    shown = ("r2", "pearson_r") if kind == "quantitative" else ("auroc", "accuracy", "macro_f1")
+
+    def measure(logits: Tensor, target: Tensor) -> Mapping[str, float]:
+        metrics = evaluate(kind, probabilities(kind, logits.numpy()), np.asarray(target))
+        return {name: metrics[name] for name in shown}
+
+    return measure

@@ -1,0 +1,65 @@
+"""Logits of many samples, batch by batch. Shapes: N samples, S slots, C covariates, O outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from snpdeconv.errors import ResourceError
+from snpdeconv.training.precision import Precision
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module,
+    packed: NDArray[np.uint8],
+    covariates: NDArray[np.float32],
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+) -> NDArray[np.float32]:
+    """The network's outputs in evaluation mode.
+
+    Args:
+        model: On `device`.
+        packed: (N, S / 4) genotypes in slot order.
+        covariates: (N, C); C may be 0.
+        batch_size: Samples at once.
+        device: Where the model is.
+        precision: Number format of the forward pass.
+
+    Returns:
+        (N, O) float32.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(packed), batch_size):
+        genotypes = torch.from_numpy(np.ascontiguousarray(packed[start : start + batch_size])).to(device)
+        extra = (
+            torch.from_numpy(covariates[start : start + batch_size]).to(device)
+            if covariates.shape[1]
+            else None
+        )
+        with precision.autocast():
+            parts.append(model(genotypes, extra).float().cpu())
+    model.train(was_training)
+    return torch.cat(parts).numpy()
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device that `resources.device` asks for: auto is the GPU where there is one.
+
+    Raises:
+        ResourceError: A GPU is asked for and there is none.
+    """
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "no GPU is visible",
+            where="resources.device",
+            mend="--set resources.device=auto takes the CPU then",
+        )
+    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,91 @@
+"""Imports point to lower floors only, and heavy libraries stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snpdeconv
+
+PACKAGE = Path(snpdeconv.__file__).parent
+FLOOR = {
+    "errors": 0,
+    "version": 0,
+    "files": 0,
+    "console": 0,
+    "config": 0,
+    "presets": 0,
+    "genetics": 1,
+    "models": 2,
+    "training": 3,
+    "interpret": 3,
+    "tracking": 4,
+    "pipelines": 5,
+    "cli": 7,
+}
+ALLOWED = {("training/trainer.py", "interpret")}  # the one public method that hands over to interpret
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "snpdeconv"}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] != "snpdeconv" or len(parts) == 1:
+            continue
+        other = parts[1]
+        if other == own or other not in FLOOR or (str(path.relative_to(PACKAGE)), other) in ALLOWED:
+            continue
+        assert FLOOR[other] < FLOOR[own], f"{path} imports {name}, which is not below it"
+
+
+def test_every_module_has_a_floor():
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES} <= set(FLOOR)
+
+
+def test_mlflow_is_imported_by_tracking_only():
+    users = {path.relative_to(PACKAGE).parts[0] for path in MODULES if "mlflow" in path.read_text()
+             and any(name.split(".")[0] == "mlflow" for name in imported_modules(path))}  # fmt: skip
+    assert users == {"tracking"}
+
+
+def test_the_training_core_needs_no_platform_libraries():
+    """A GPU machine with torch and numpy alone can train and interpret."""
+    code = (
+        "import sys\n"
+        "for name in ('mlflow', 'submitit', 'pydantic', 'bed_reader', 'pgenlib', 'cyvcf2', 'msprime', 'typer'):\n"
+        "    sys.modules[name] = None\n"
+        "from snpdeconv import MultiGPUSNPTrainer, GPUMemoryManager, GenotypeEncoder, create_gpu_optimized_model\n"
+        "import snpdeconv.interpret.attribution, snpdeconv.training.metrics, snpdeconv.genetics.genotypes\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_public_names_are_there():
+    for name in snpdeconv.__all__:
+        assert getattr(snpdeconv, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = snpdeconv.nonsense
+
+
+def test_help_starts_without_heavy_imports():
+    code = (
+        "import sys, snpdeconv.cli\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'scipy', 'sklearn', 'matplotlib', 'numpy', 'pydantic'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
