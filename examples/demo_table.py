@@ -1,4 +1,4 @@
-"""Prints where the ranking puts the causal SNPs of a simulated cohort, and how well the second cohort is predicted."""
+"""Prints where a ranking puts the causal SNPs of a simulated cohort, and how well others are predicted."""
 
 import sys
 from pathlib import Path

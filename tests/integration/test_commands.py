@@ -1,0 +1,138 @@
+"""The commands as a user types them, on files of every format, from simulation to prediction."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import FAST
+
+SETTINGS = [word for setting in FAST for word in ("--set", setting)]
+
+
+def train_words(cohort, out, *more):
+    return [
+        "train", "--genotypes", cohort / "cohort.bed", "--phenotypes", cohort / "phenotypes.tsv",
+        "--trait", "trait", "--out", out, *SETTINGS, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def trained(run, cohort, tmp_path):
+    """A trained and registered model named `height`, and the JSON that its training printed last."""
+    done = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--json"))
+    assert done.code == 0, done.err
+    return json.loads(done.out.splitlines()[-1])
+
+
+def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, cohort, tmp_path):
+    assert trained["model"] == "height"
+    assert trained["version"] == 1
+    assert trained["run_id"]
+    ranking = pd.read_csv(trained["paths"]["ranking"], sep="\t")
+    assert list(ranking.columns) == [
+        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
+        "marginal", "attention", "integrated_gradients", "ensemble",
+    ]  # fmt: skip
+    assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
+    assert ranking["score"].is_monotonic_decreasing
+    np.testing.assert_allclose(ranking["score"], ranking["ensemble"])
+    causal = pd.read_csv(cohort / "causal.tsv", sep="\t")
+    assert ranking["variant_id"].head(5).isin(causal["variant_id"]).any()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"] == trained["test"]
+    assert metrics["test"]["r2"]["low"] <= metrics["test"]["r2"]["value"] <= metrics["test"]["r2"]["high"]
+    for plot in ("association", "methods", "training", "predictions"):
+        assert (tmp_path / "run" / "plots" / f"{plot}.png").stat().st_size > 10_000
+
+
+def test_predict_scores_people_never_seen(run, trained, cohort, tmp_path):
+    out = tmp_path / "predictions.tsv"
+    done = run(
+        "predict", "--model", "height@champion", "--genotypes", cohort / "holdout" / "cohort.bed", "--out", out, "--json"
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads(done.out.splitlines()[-1])
+    assert result["num_samples"] == 60
+    assert result["version"] == 1
+    table = pd.read_csv(out, sep="\t")
+    assert list(table.columns) == ["#FID", "IID", "prediction"]
+    truth = pd.read_csv(cohort / "holdout" / "phenotypes.tsv", sep="\t")
+    both = table.merge(truth, on="IID")
+    assert len(both) == 60
+    assert both["prediction"].corr(both["trait"]) > 0.2
+
+
+def test_rank_by_model_and_by_run_agree_and_follow_the_method(run, trained, tmp_path):
+    by_model = run("rank", "--model", "height@champion", "--out", tmp_path / "a", "--json")
+    assert by_model.code == 0, by_model.err
+    by_run = run("rank", "--run", trained["run_id"], "--method", "marginal", "--out", tmp_path / "b")
+    assert by_run.code == 0, by_run.err
+    a = pd.read_csv(tmp_path / "a" / "ranking.tsv", sep="\t")
+    b = pd.read_csv(tmp_path / "b" / "ranking.tsv", sep="\t")
+    trained_ranking = pd.read_csv(trained["paths"]["ranking"], sep="\t")
+    assert a["variant_id"].tolist() == trained_ranking["variant_id"].tolist()
+    assert b["score"].tolist() == b["marginal"].tolist()
+    assert (tmp_path / "a" / "association.png").exists()
+
+
+def test_rank_on_another_cohort(run, trained, cohort, tmp_path):
+    done = run(
+        "rank", "--model", "height", "--genotypes", cohort / "holdout" / "cohort.bed",
+        "--phenotypes", cohort / "holdout" / "phenotypes.tsv", "--out", tmp_path / "other", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["num_samples"] == 60
+
+
+def test_train_again_in_the_same_folder_is_complete_already(run, trained, cohort, tmp_path):
+    again = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--json"))
+    assert again.code == 0
+    assert json.loads(again.out.splitlines()[-1]) == trained
+
+
+def test_train_refuses_a_folder_of_another_run_or_of_other_files(run, trained, cohort, tmp_path):
+    other = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--seed", "2"))
+    assert other.code == 2
+    assert "holds a run with training.seed = 1, and now it is 2" in other.err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.docx").touch()
+    other = run(*train_words(cohort, tmp_path / "full", "--name", "height"))
+    assert other.code == 2
+    assert "holds other files and no run" in other.err
+
+
+def test_a_second_model_becomes_challenger_and_the_champion_stays(run, trained, cohort, tmp_path):
+    from snpdeconv.tracking.registry import list_models
+
+    done = run(*train_words(cohort, tmp_path / "run2", "--name", "height", "--seed", "2", "--json"))
+    assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["version"] == 2
+    (model,) = list_models()
+    assert dict(model.aliases) == {"champion": 1, "challenger": 2}
+
+
+@pytest.mark.parametrize("architecture", ["cnn_transformer", "gnn"])
+def test_every_architecture_trains_and_predicts_alike_after_a_round_trip(run, cohort, tmp_path, architecture):
+    words = train_words(
+        cohort, tmp_path / "run", "--name", "m", "--set", f"model.architecture={architecture}",
+        "--set", "model.patch=16", "--set", "data.num_components=2",
+    )  # fmt: skip
+    assert run(*words).code == 0
+    assert (
+        run("predict", "--model", "m", "--genotypes", cohort / "cohort.bed", "--out", tmp_path / "p.tsv").code
+        == 0
+    )
+    predicted = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={"IID": str}).set_index("IID")["prediction"]
+    tested = pd.read_csv(tmp_path / "run" / "test_predictions.tsv", sep="\t", dtype={"IID": str}).set_index(
+        "IID"
+    )
+    np.testing.assert_allclose(predicted[tested.index], tested["prediction"], rtol=1e-4, atol=1e-4)
+
+
+def test_presets_and_version(run):
+    listed = run("presets")
+    assert listed.code == 0
+    assert "medium_gpu" in listed.out
+    assert "epochs: 100" in run("presets", "medium_gpu").out
+    assert run("--version").out.startswith("snpdeconv ")
