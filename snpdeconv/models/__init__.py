@@ -1,1 +1,14 @@
-"""Floor 2: the networks, from genotype codes on a device to logits. Knows no files, no training."""
+"""Networks over genotypes: encoder, three bodies, heads, and how they are run. Knows no training and no file."""
+
+from __future__ import annotations
+
+from snpdeconv.models.factory import GPUOptimizedSNPModel, create_gpu_optimized_model, create_multi_gpu_model
+from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
+
+__all__ = [
+    "ARCHITECTURES",
+    "GPUOptimizedSNPModel",
+    "InterpretableSNPModel",
+    "create_gpu_optimized_model",
+    "create_multi_gpu_model",
+]

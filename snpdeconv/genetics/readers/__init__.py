@@ -1,1 +1,149 @@
-"""One module per file format; each yields variants in chunks of bounded size."""
+"""The genotype formats: which files make up a cohort, and one module per format that streams its variants.
+
+A reader yields variants in chunks of bounded size and counts what it skips; it knows nothing of stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.variants import Variants
+
+Multiallelic = Literal["split", "skip"]
+"""What becomes of a site with several ALT alleles: one biallelic variant for each, or none."""
+
+ACCEPTED = ".bed, .pgen, .vcf, .vcf.gz, .bcf, a PLINK prefix or a store folder"
+
+_VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
+
+
+@dataclass(frozen=True)
+class VariantChunk:
+    """Some consecutive variants.
+
+    Attributes:
+        variants: v rows.
+        codes: (v, N) codes 0 to 3, variant-major.
+    """
+
+    variants: Variants
+    codes: NDArray[np.uint8]
+
+
+class VariantReader(Protocol):
+    """Streams one cohort.
+
+    Attributes:
+        samples: N samples in the order of the file.
+        num_variants: How many variants :meth:`chunks` will give, or None if only reading tells.
+        report: Counts of what was skipped or split; complete once the chunks are exhausted.
+    """
+
+    samples: Samples
+    num_variants: int | None
+    report: dict[str, int]
+
+    def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
+        """Walks over the file.
+
+        Args:
+            max_variants: Size of every chunk but the last.
+
+        Yields:
+            The variants in the order of the file.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CohortFiles:
+    """The files that together are one cohort.
+
+    Attributes:
+        kind: The format.
+        paths: The genotypes first, then the tables of variants and of samples where the format has them.
+    """
+
+    kind: Literal["bed", "pgen", "vcf"]
+    paths: tuple[Path, ...]
+
+
+def find_files(source: Path) -> CohortFiles:
+    """Finds the files of a cohort.
+
+    Args:
+        source: A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or what comes before ``.bed`` or ``.pgen``.
+
+    Returns:
+        The format and all its files, each of which exists.
+
+    Raises:
+        InputError: There is no such file, its extension is unknown or a companion is missing.
+    """
+    bed, pgen = (source.with_name(source.name + suffix) for suffix in (".bed", ".pgen"))
+    if not source.exists():
+        if bed.exists() and pgen.exists():
+            raise InputError(f"both {bed.name} and {pgen.name} exist", where=source, mend="name one of them")
+        if not bed.exists() and not pgen.exists():
+            raise InputError("no such file, and no PLINK prefix", where=source, mend=f"give {ACCEPTED}")
+        source = bed if bed.exists() else pgen
+    if source.is_dir():
+        raise InputError("is a folder but not a store", where=source, mend=f"give {ACCEPTED}")
+    if source.name.endswith(_VCF_SUFFIXES):
+        return CohortFiles("vcf", (source,))
+    if source.suffix == ".bed":
+        return CohortFiles("bed", (source, *(_companion(source, suffix) for suffix in (".bim", ".fam"))))
+    if source.suffix == ".pgen":
+        return CohortFiles("pgen", (source, *(_companion(source, suffix) for suffix in (".pvar", ".psam"))))
+    raise InputError(f"unknown extension '{source.suffix}'", where=source, mend=f"give {ACCEPTED}")
+
+
+def open_reader(files: CohortFiles, *, multiallelic: Multiallelic = "split") -> VariantReader:
+    """Opens a cohort for reading and checks that its files fit together.
+
+    Args:
+        files: From :func:`find_files`.
+        multiallelic: What to do with sites of several ALT alleles.
+
+    Returns:
+        The reader of that format.
+
+    Raises:
+        InputError: A file is not what it should be.
+    """
+    if files.kind == "bed":
+        from snpdeconv.genetics.readers.bed import BedReader
+
+        return BedReader(*files.paths)
+    if files.kind == "pgen":
+        from snpdeconv.genetics.readers.pgen import PgenReader
+
+        return PgenReader(*files.paths, multiallelic=multiallelic)
+    from snpdeconv.genetics.readers.vcf import VcfReader
+
+    return VcfReader(*files.paths, multiallelic=multiallelic)
+
+
+def _companion(genotypes: Path, suffix: str) -> Path:
+    path = genotypes.with_suffix(suffix)
+    if path.exists():
+        return path
+    compressed = path.with_name(path.name + ".zst")
+    if compressed.exists():
+        raise InputError(
+            "zstd-compressed tables are not read",
+            where=compressed,
+            mend=f"decompress it: zstd -d {compressed.name}",
+        )
+    raise InputError(f"no such file; {genotypes.name} cannot be read without it", where=path)

@@ -1,0 +1,158 @@
+"""From a cohort in any accepted format to a store: import to a named folder, or once into a cache by content.
+
+Sorts the variants, drops duplicates and counts them. Leaves quality filters and traits to others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.genetics.readers import ACCEPTED, CohortFiles, Multiallelic, find_files, open_reader
+from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
+from snpdeconv.genetics.store_writer import StoreWriter
+from snpdeconv.genetics.variants import Variants
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the variants done and their total, 0 where the file does not tell it."""
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+def import_cohort(
+    source: Path | str,
+    out: Path | str,
+    *,
+    multiallelic: Multiallelic = "split",
+    progress: Progress | None = None,
+) -> Cohort:
+    """Imports a cohort into a new store.
+
+    Args:
+        source: A .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
+        out: The folder to make. If it is a store of the same content already, it is opened.
+        multiallelic: ``split`` sites of several ALT alleles into one variant each, or ``skip`` them.
+        progress: Told of the variants done.
+
+    Returns:
+        The opened store.
+
+    Raises:
+        InputError: The source is not a sound cohort, or ``out`` holds something else.
+        ResourceError: ``out`` cannot be written.
+        ConfigError: ``multiallelic`` is neither of the two.
+    """
+    files, out = find_files(Path(source)), Path(out)
+    key = _key(files, multiallelic=multiallelic)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if is_store(out) and describe(out)["import_key"] == key:
+            logger.info("%s: is this cohort's store already", out)
+            return open_store(out)
+        raise InputError(
+            "exists already and is not this cohort's store",
+            where=out,
+            mend="choose another folder or delete this one",
+        )
+    return _import(files, out, key=key, multiallelic=multiallelic, progress=progress)
+
+
+def load_cohort(
+    source: Path | str,
+    *,
+    cache_dir: Path | str,
+    multiallelic: Multiallelic = "split",
+    progress: Progress | None = None,
+) -> Cohort:
+    """Opens a cohort, importing it into a cache unless one of the same content is there.
+
+    Several processes may load the same cohort at once: each imports, the first to end is kept.
+
+    Args:
+        source: A store folder, a .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
+        cache_dir: Where imported stores are kept, each under the sha256 of its content.
+        multiallelic: As in :func:`import_cohort`.
+        progress: Told of the variants done, if an import is needed.
+
+    Returns:
+        The opened store; its ``source`` is the path given here.
+
+    Raises:
+        InputError: The source is not a sound cohort.
+        ResourceError: The cache cannot be written.
+        ConfigError: ``multiallelic`` is neither of the two.
+    """
+    source = Path(source)
+    if is_store(source):
+        return open_store(source)
+    files = find_files(source)
+    key = _key(files, multiallelic=multiallelic)
+    store = Path(cache_dir) / key
+    if is_store(store):
+        cohort = open_store(store)
+    else:
+        cohort = _import(files, store, key=key, multiallelic=multiallelic, progress=progress)
+    return dataclasses.replace(cohort, source=str(files.paths[0]))
+
+
+def _key(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
+    """Digests the content of all files and whatever else decides what the store will hold."""
+    if multiallelic not in ("split", "skip"):
+        raise ConfigError(
+            f"'{multiallelic}' is no treatment of multi-allelic sites",
+            where="multiallelic",
+            mend=nearest(multiallelic, ("split", "skip")),
+        )
+    key = hashlib.sha256(f"snpdeconv store {FORMAT_VERSION} {files.kind} {multiallelic}".encode())
+    for path in files.paths:
+        try:
+            with path.open("rb") as file:
+                key.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from error
+    return key.hexdigest()
+
+
+def _import(
+    files: CohortFiles, out: Path, *, key: str, multiallelic: Multiallelic, progress: Progress | None
+) -> Cohort:
+    source = files.paths[0]
+    reader = open_reader(files, multiallelic=multiallelic)
+    if len(reader.samples) == 0:
+        raise InputError("no samples", where=files.paths[-1])
+    reader.samples.require_unique(where=files.paths[-1])
+    step = max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4)
+    tables = []
+    done = 0
+    with StoreWriter(out, samples=reader.samples) as writer:
+        for chunk in reader.chunks(step):
+            writer.append(chunk.codes)
+            tables.append(chunk.variants)
+            done += len(chunk.variants)
+            if progress is not None:
+                progress(done, reader.num_variants or 0)
+        if done == 0:
+            raise InputError(f"no variants{_counts(reader.report)}", where=source, mend=f"give {ACCEPTED}")
+        variants = Variants.concat(tables)
+        order = variants.genome_order()
+        order = order[~variants.take(order).duplicated()]
+        report = {**reader.report, "duplicate_variants": done - len(order)}
+        cohort = writer.finish(
+            variants=variants, order=order.astype(np.int64), import_key=key, source=str(source), report=report
+        )
+    logger.info(
+        "%s: %d samples, %d variants%s", source, len(cohort.samples), len(cohort.variants), _counts(report)
+    )
+    return cohort
+
+
+def _counts(report: dict[str, int]) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in report.items() if count)
+    return f" ({counts})" if counts else ""

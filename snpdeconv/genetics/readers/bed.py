@@ -1,0 +1,90 @@
+"""PLINK 1 .bed with its .bim and .fam (https://www.cog-genomics.org/plink/1.9/formats#bed).
+
+Counts A1. Checks first that the three files agree, since the .bed itself tells neither samples nor variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from bed_reader import open_bed
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import MISSING, row_bytes
+from snpdeconv.genetics.readers import VariantChunk
+from snpdeconv.genetics.readers.tables import read_bim, read_fam
+
+_MAGIC = b"\x6c\x1b"
+_VARIANT_MAJOR = 1
+_HEADER_BYTES = 3
+
+
+class BedReader:
+    """Streams a PLINK 1 cohort; see :class:`snpdeconv.genetics.readers.VariantReader`.
+
+    Args:
+        bed: The genotypes.
+        bim: The variants.
+        fam: The samples.
+
+    Raises:
+        InputError: A table is malformed, or the size of the .bed does not fit them.
+    """
+
+    def __init__(self, bed: Path, bim: Path, fam: Path) -> None:
+        self._bed = bed
+        self.samples = read_fam(fam)
+        self._variants = read_bim(bim)
+        self.num_variants: int | None = len(self._variants)
+        self.report: dict[str, int] = {}
+        _check_header(bed)
+        _check_size(bed, bim, fam, num_variants=len(self._variants), num_samples=len(self.samples))
+
+    def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
+        """Yields the variants in the order of the .bim, ``max_variants`` at a time."""
+        with open_bed(self._bed, iid_count=len(self.samples), sid_count=len(self._variants)) as file:
+            for start in range(0, len(self._variants), max_variants):
+                piece = slice(start, start + max_variants)
+                dosage = file.read(np.s_[:, piece], dtype="int8", order="F")
+                codes: NDArray[np.uint8] = dosage.T.view(np.uint8)
+                # Missing is -127, which as an unsigned byte is the only value above 2.
+                np.minimum(codes, MISSING, out=codes)
+                yield VariantChunk(self._variants.take(piece), codes)
+
+
+def _check_header(bed: Path) -> None:
+    with bed.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if header[:2] != _MAGIC:
+        raise InputError(f"not a PLINK .bed (starts with {header[:2].hex() or 'nothing'})", where=bed)
+    if header[2:] != bytes([_VARIANT_MAJOR]):
+        raise InputError("not variant-major", where=bed, mend="rewrite it: plink --bfile ... --make-bed")
+
+
+def _check_size(bed: Path, bim: Path, fam: Path, *, num_variants: int, num_samples: int) -> None:
+    size = bed.stat().st_size - _HEADER_BYTES
+    variant_bytes = row_bytes(num_samples)
+    if size == num_variants * variant_bytes:
+        return
+    if num_samples and size % variant_bytes == 0:
+        problem = (
+            f"holds {size // variant_bytes} variants of {num_samples} samples, "
+            f"but {bim.name} lists {num_variants} variants"
+        )
+    elif num_variants and size % num_variants == 0:
+        most = 4 * (size // num_variants)
+        problem = (
+            f"holds {most - 3} to {most} samples at {num_variants} variants, "
+            f"but {fam.name} lists {num_samples} samples"
+        )
+    else:
+        problem = (
+            f"{size + _HEADER_BYTES} bytes where {num_variants} variants ({bim.name}) of "
+            f"{num_samples} samples ({fam.name}) take {num_variants * variant_bytes + _HEADER_BYTES}"
+        )
+    raise InputError(
+        problem, where=bed, mend="copy the three files again; one of them is cut off or not of this set"
+    )

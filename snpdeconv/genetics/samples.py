@@ -1,0 +1,124 @@
+"""The people of a cohort by family and individual ID, in the order of the genotype rows.
+
+Knows no traits and no genotypes; joining to tables by ID is done by the phenotypes module.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from snpdeconv.errors import InputError
+
+NO_FAMILY = "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """N samples. A format without family IDs (VCF) gives the family ``0``, as PLINK 2 does.
+
+    Attributes:
+        fid: (N,) str, family IDs.
+        iid: (N,) str, individual IDs.
+    """
+
+    fid: NDArray[np.object_]
+    iid: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.iid)
+
+    @classmethod
+    def build(cls, iid: ArrayLike, *, fid: ArrayLike | None = None) -> Samples:
+        """Makes the table from sequences of IDs.
+
+        Args:
+            iid: (N,) individual IDs.
+            fid: (N,) family IDs, or None where the source has none.
+
+        Returns:
+            The table.
+        """
+        individuals = np.asarray(iid, dtype=object)
+        families = np.asarray([NO_FAMILY] * len(individuals) if fid is None else fid, dtype=object)
+        return cls(fid=families, iid=individuals)
+
+    @property
+    def has_fid(self) -> bool:
+        """Whether any sample has a family ID of its own; if not, IIDs alone name the samples."""
+        return bool((self.fid != NO_FAMILY).any())
+
+    def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Samples:
+        """Selects samples.
+
+        Args:
+            index: Indices, an (N,) mask, or a slice.
+
+        Returns:
+            The selected samples in the order asked for.
+        """
+        return Samples(fid=self.fid[index], iid=self.iid[index])
+
+    def require_unique(self, *, where: str | Path) -> None:
+        """Refuses a cohort in which two samples share family and individual ID.
+
+        Args:
+            where: The file that names the samples.
+
+        Raises:
+            InputError: Names the first ID that occurs twice and both places.
+        """
+        frame = pd.DataFrame({"fid": self.fid, "iid": self.iid})
+        repeats = np.flatnonzero(frame.duplicated().to_numpy())
+        if len(repeats) == 0:
+            return
+        second = int(repeats[0])
+        first = int(np.flatnonzero((self.fid == self.fid[second]) & (self.iid == self.iid[second]))[0])
+        name = f"'{self.iid[second]}'" if not self.has_fid else f"'{self.fid[second]} {self.iid[second]}'"
+        raise InputError(
+            f"sample ID {name} occurs twice (samples {first + 1} and {second + 1}; "
+            f"{len(repeats)} repeated in all)",
+            where=where,
+            mend="give every sample an ID of its own",
+        )
+
+    def write_tsv(self, path: Path) -> None:
+        """Writes ``#FID IID``, one line a sample; equal tables give equal bytes.
+
+        Args:
+            path: The file, replaced if it exists.
+        """
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.write("#FID\tIID\n")
+            file.writelines(f"{fid}\t{iid}\n" for fid, iid in zip(self.fid, self.iid, strict=True))
+
+    @classmethod
+    def read_tsv(cls, path: Path) -> Samples:
+        """Reads what :meth:`write_tsv` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: The file is not such a table.
+        """
+        try:
+            frame = pd.read_csv(
+                path,
+                sep="\t",
+                dtype="str",
+                na_filter=False,
+                quoting=csv.QUOTE_NONE,
+                usecols=["#FID", "IID"],
+            )
+        except ValueError as error:
+            raise InputError(f"not a table of samples ({str(error).strip()})", where=path) from error
+        return cls.build(frame["IID"].astype(object), fid=frame["#FID"].astype(object))

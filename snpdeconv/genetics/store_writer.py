@@ -1,0 +1,200 @@
+"""Makes a store: packs variants as they come, turns them into rows of samples, names the folder last.
+
+Nobody ever sees half a store, and memory does not grow with the variants. Knows no genotype formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import PackedGenotypes, pack_variant_major, row_bytes
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.store import (
+    CODING,
+    DESCRIPTION,
+    FORMAT_VERSION,
+    GENOTYPES,
+    SAMPLES,
+    VARIANTS,
+    Cohort,
+    describe,
+    is_store,
+    open_store,
+    writing_to,
+)
+from snpdeconv.genetics.variants import Variants
+
+logger = logging.getLogger(__name__)
+
+_PANELS = "panels.bin"
+_BLOCK_BYTES = 64 * 2**20
+_ABANDONED_AFTER_S = 24 * 3600
+
+
+class StoreWriter:
+    """Writes a store from variants that arrive in any order, in memory that does not grow with them.
+
+    Each batch is packed and appended to one file as a panel (all samples, few variants); :meth:`finish` then
+    reads all panels by blocks of samples and writes the rows. All input and output is sequential;
+    meanwhile the disk holds the genotypes twice.
+    Used as a context manager: what is unfinished at its end is removed.
+
+    Args:
+        path: The store to make; its folder is created if need be.
+        samples: N samples, at least one.
+    """
+
+    def __init__(self, path: Path, *, samples: Samples) -> None:
+        self._path = path
+        self._samples = samples
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+        self._panel_bytes: list[int] = []
+        self._slots: list[NDArray[np.int64]] = []
+        self._panels: BinaryIO | None = None
+
+    def __enter__(self) -> StoreWriter:
+        with writing_to(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self._path)
+            self._partial.mkdir()
+            self._panels = (self._partial / _PANELS).open("wb+")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._panels is not None:
+            # Closing flushes, which fails again on a full disk: the first error is the one to tell.
+            with contextlib.suppress(OSError):
+                self._panels.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def append(self, codes: NDArray[np.uint8]) -> None:
+        """Adds variants.
+
+        Args:
+            codes: (v, N) codes 0 to 3, variant-major.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        assert self._panels is not None, "StoreWriter is a context manager"
+        first_slot = 4 * sum(self._panel_bytes)
+        packed = pack_variant_major(codes)
+        with writing_to(self._path):
+            self._panels.write(packed.data)
+        self._panel_bytes.append(packed.shape[1])
+        self._slots.append(np.arange(first_slot, first_slot + len(codes)))
+
+    def finish(
+        self,
+        *,
+        variants: Variants,
+        order: NDArray[np.int64],
+        import_key: str,
+        source: str,
+        report: dict[str, int],
+    ) -> Cohort:
+        """Completes the store and gives it its name.
+
+        Where another process has meanwhile made a store from the same content, that one is taken.
+
+        Args:
+            variants: All variants appended, in that order.
+            order: Indices of those to keep, in the order to keep.
+            import_key: Identifies content and options of the import.
+            source: Where the genotypes came from.
+            report: Counts of what was skipped, split or dropped.
+
+        Returns:
+            The opened store.
+
+        Raises:
+            ResourceError: The disk is full.
+            InputError: The path is taken by something else.
+        """
+        kept = variants.take(order)
+        with writing_to(self._path):
+            digest = self._write_rows(np.concatenate(self._slots)[order])
+            (self._partial / _PANELS).unlink()
+            kept.write_tsv(self._partial / VARIANTS)
+            self._samples.write_tsv(self._partial / SAMPLES)
+            for name in (VARIANTS, SAMPLES):
+                digest.update((self._partial / name).read_bytes())
+            description = {
+                "format_version": FORMAT_VERSION,
+                "coding": CODING,
+                "num_samples": len(self._samples),
+                "num_variants": len(kept),
+                "digest": digest.hexdigest(),
+                "import_key": import_key,
+                "source": source,
+                "report": report,
+            }
+            (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        self._rename(import_key)
+        return open_store(self._path)
+
+    def _write_rows(self, slots: NDArray[np.int64]) -> hashlib._Hash:
+        assert self._panels is not None, "StoreWriter is a context manager"
+        digest = hashlib.sha256()
+        num_samples, width = len(self._samples), sum(self._panel_bytes)
+        in_order = row_bytes(len(slots)) == width and bool((slots == np.arange(len(slots))).all())
+        step = max(1, _BLOCK_BYTES // width)
+        block = np.empty((min(step, num_samples), width), dtype=np.uint8)
+        with (self._partial / GENOTYPES).open("wb") as out:
+            for first in range(0, num_samples, step):
+                rows = block[: min(step, num_samples - first)]
+                self._read_panels(rows, first=first)
+                if not in_order:
+                    rows = PackedGenotypes(rows, 4 * width).take(columns=slots).packed
+                out.write(rows.data)
+                digest.update(rows.data)
+        self._panels.close()
+        return digest
+
+    def _read_panels(self, rows: NDArray[np.uint8], *, first: int) -> None:
+        assert self._panels is not None
+        start = column = 0
+        for width in self._panel_bytes:
+            self._panels.seek(start + first * width)
+            piece = self._panels.read(len(rows) * width)
+            rows[:, column : column + width] = np.frombuffer(piece, dtype=np.uint8).reshape(-1, width)
+            start += len(self._samples) * width
+            column += width
+
+    def _rename(self, import_key: str) -> None:
+        try:
+            self._partial.rename(self._path)
+        except OSError:
+            # A rename never replaces a folder that holds something; it may be the same store, made at once.
+            if not is_store(self._path) or describe(self._path)["import_key"] != import_key:
+                raise InputError(
+                    "is there already and is not this cohort's store",
+                    where=self._path,
+                    mend="choose another folder or delete this one",
+                ) from None
+            logger.info("%s: another process made this store at the same time; taking it", self._path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what a killed import of the same store left behind, once it surely is not at work any more."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # Another process may be removing it too.
+            newest = max(file.stat().st_mtime for file in (partial, *partial.iterdir()))
+            if time.time() - newest > _ABANDONED_AFTER_S:
+                logger.info("%s: removing what an interrupted import left", partial)
+                shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,266 @@
+"""The table of variants: where each one lies, what it is called and which of its alleles is counted.
+
+Chromosomes are strings without "chr"; positions are 1-based. Knows no genotypes and no genotype formats.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from snpdeconv.errors import InputError
+
+TSV_COLUMNS = ("variant_id", "chrom", "pos", "counted_allele", "other_allele")
+
+_CHROM_ORDER = (*(str(number) for number in range(1, 23)), "X", "Y", "XY", "MT")
+_CHROM_ALIASES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "PAR1": "XY", "PAR2": "XY"}
+_NO_ID = frozenset(("", "."))
+_TSV_ROWS = 65_536
+
+
+def normalise_chrom(name: str) -> str:
+    """Spells a human chromosome the one way used everywhere in the package.
+
+    Args:
+        name: A chromosome as files spell it: ``chr1``, ``01``, ``23``, ``chrM``.
+
+    Returns:
+        ``1`` to ``22``, ``X``, ``Y``, ``XY`` (pseudo-autosomal), ``MT``; any other name without its ``chr``.
+    """
+    bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name
+    if bare.isdecimal():
+        bare = str(int(bare))
+    canonical = bare.upper()
+    canonical = _CHROM_ALIASES.get(canonical, canonical)
+    return canonical if canonical in _CHROM_ORDER else bare
+
+
+def normalise_chroms(names: ArrayLike) -> NDArray[np.object_]:
+    """Applies :func:`normalise_chrom` to each name; the work is done once for every distinct one.
+
+    Args:
+        names: (V,) chromosome names.
+
+    Returns:
+        (V,) normalised names.
+    """
+    codes, distinct = pd.factorize(np.asarray(names, dtype=object))
+    spelled = np.array([normalise_chrom(str(name)) for name in distinct], dtype=object)
+    return spelled[codes] if len(codes) else np.empty(0, dtype=object)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """The V biallelic variants of a cohort, in the order of the genotype columns.
+
+    Attributes:
+        variant_id: (V,) str.
+        chrom: (V,) str, normalised.
+        position_bp: (V,) int64, 1-based.
+        counted_allele: (V,) str, the allele whose copies the genotype codes count.
+        other_allele: (V,) str.
+    """
+
+    variant_id: NDArray[np.object_]
+    chrom: NDArray[np.object_]
+    position_bp: NDArray[np.int64]
+    counted_allele: NDArray[np.object_]
+    other_allele: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.position_bp)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        variant_id: ArrayLike,
+        chrom: ArrayLike,
+        position_bp: ArrayLike,
+        counted_allele: ArrayLike,
+        other_allele: ArrayLike,
+    ) -> Variants:
+        """Makes the table from columns as files spell them.
+
+        Chromosomes are normalised, and an ID that is empty or ``.`` becomes ``chrom:pos:other:counted``.
+
+        Args:
+            variant_id: (V,) names.
+            chrom: (V,) chromosomes, with or without ``chr``.
+            position_bp: (V,) 1-based positions.
+            counted_allele: (V,) alleles that are counted.
+            other_allele: (V,) the other alleles.
+
+        Returns:
+            The table.
+        """
+        ids = np.array(variant_id, dtype=object)
+        table = cls(
+            variant_id=ids,
+            chrom=normalise_chroms(chrom),
+            position_bp=np.asarray(position_bp, dtype=np.int64),
+            counted_allele=np.asarray(counted_allele, dtype=object),
+            other_allele=np.asarray(other_allele, dtype=object),
+        )
+        for v in [v for v, name in enumerate(ids) if name in _NO_ID]:
+            ids[v] = (
+                f"{table.chrom[v]}:{table.position_bp[v]}:{table.other_allele[v]}:{table.counted_allele[v]}"
+            )
+        return table
+
+    @classmethod
+    def concat(cls, tables: Sequence[Variants]) -> Variants:
+        """Joins tables end to end.
+
+        Args:
+            tables: Any number of tables; none gives an empty table.
+
+        Returns:
+            All their variants in order.
+        """
+
+        def joined(name: str) -> NDArray[np.object_]:
+            return np.concatenate([np.empty(0, dtype=object), *(getattr(table, name) for table in tables)])
+
+        return cls(
+            variant_id=joined("variant_id"),
+            chrom=joined("chrom"),
+            position_bp=joined("position_bp").astype(np.int64),
+            counted_allele=joined("counted_allele"),
+            other_allele=joined("other_allele"),
+        )
+
+    def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Variants:
+        """Selects variants.
+
+        Args:
+            index: Indices, a (V,) mask, or a slice.
+
+        Returns:
+            The selected variants in the order asked for.
+        """
+        return Variants(
+            variant_id=self.variant_id[index],
+            chrom=self.chrom[index],
+            position_bp=self.position_bp[index],
+            counted_allele=self.counted_allele[index],
+            other_allele=self.other_allele[index],
+        )
+
+    def genome_order(self) -> NDArray[np.int64]:
+        """Sorts by chromosome (1 to 22, X, Y, XY, MT, others by name) and position.
+
+        Returns:
+            (V,) indices; variants at one position keep their order.
+        """
+        codes, names = pd.factorize(self.chrom)
+        known = {name: rank for rank, name in enumerate(_CHROM_ORDER)}
+        by_rank = sorted(
+            range(len(names)), key=lambda c: (known.get(str(names[c]), len(known)), str(names[c]))
+        )
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[by_rank] = np.arange(len(names))
+        return np.lexsort((self.position_bp, rank[codes])).astype(np.int64)
+
+    def duplicated(self) -> NDArray[np.bool_]:
+        """Marks variants seen before: same chromosome and position, same two alleles in either order.
+
+        Returns:
+            (V,) True for every repetition, False for the first one.
+        """
+        site = pd.DataFrame({"chrom": pd.factorize(self.chrom)[0], "pos": self.position_bp})
+        repeated = np.zeros(len(self), dtype=bool)
+        # Only sites that occur twice need their alleles compared, and these are few.
+        shared = np.flatnonzero(site.duplicated(keep=False).to_numpy())
+        seen: set[tuple[str, int, str, str]] = set()
+        for v in shared:
+            first, second = sorted((str(self.counted_allele[v]), str(self.other_allele[v])))
+            key = (str(self.chrom[v]), int(self.position_bp[v]), first, second)
+            repeated[v] = key in seen
+            seen.add(key)
+        return repeated
+
+    def to_frame(self) -> pd.DataFrame:
+        """Gives the table as a data frame.
+
+        Returns:
+            Columns variant_id, chrom, pos, counted_allele, other_allele.
+        """
+        return pd.DataFrame(
+            {
+                "variant_id": self.variant_id,
+                "chrom": self.chrom,
+                "pos": self.position_bp,
+                "counted_allele": self.counted_allele,
+                "other_allele": self.other_allele,
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Variants:
+        """Makes the table from a data frame with the columns of :meth:`to_frame`.
+
+        Args:
+            frame: One row a variant; further columns are ignored.
+
+        Returns:
+            The table; names are normalised as in :meth:`build`.
+        """
+        return cls.build(
+            variant_id=frame["variant_id"].astype(object),
+            chrom=frame["chrom"].astype(object),
+            position_bp=frame["pos"],
+            counted_allele=frame["counted_allele"].astype(object),
+            other_allele=frame["other_allele"].astype(object),
+        )
+
+    def write_tsv(self, path: Path) -> None:
+        """Writes the table, one line a variant; equal tables give equal bytes.
+
+        Args:
+            path: The file, replaced if it exists.
+        """
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.write("\t".join(TSV_COLUMNS) + "\n")
+            for start in range(0, len(self), _TSV_ROWS):
+                file.writelines(_tsv_lines(self.take(slice(start, start + _TSV_ROWS))))
+
+    @classmethod
+    def read_tsv(cls, path: Path) -> Variants:
+        """Reads what :meth:`write_tsv` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: The file is not such a table.
+        """
+        try:
+            frame = pd.read_csv(
+                path,
+                sep="\t",
+                dtype={name: "int64" if name == "pos" else "str" for name in TSV_COLUMNS},
+                na_filter=False,
+                quoting=csv.QUOTE_NONE,
+                usecols=list(TSV_COLUMNS),
+            )
+        except ValueError as error:
+            raise InputError(f"not a table of variants ({str(error).strip()})", where=path) from error
+        return cls.from_frame(frame)
+
+
+def _tsv_lines(table: Variants) -> Iterable[str]:
+    columns = (table.variant_id, table.chrom, table.position_bp, table.counted_allele, table.other_allele)
+    return (
+        f"{name}\t{chrom}\t{pos}\t{counted}\t{other}\n"
+        for name, chrom, pos, counted, other in zip(*(column.tolist() for column in columns), strict=True)
+    )

@@ -1,0 +1,236 @@
+"""Association of each variant with the trait, one at a time: the baseline that every ranking is held against.
+
+Takes packed genotypes and arrays; knows no file, no name and no network.
+Shapes: N samples, V variants, v variants of a chunk, Q covariates and intercept, E directions of the trait.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret import tails
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["binary", "multiclass", "quantitative"]
+Floats = NDArray[np.float64]
+
+INFLATED = 1.1
+# Among fewer variants, a few strong ones and what is linked to them move the median by themselves.
+ENOUGH_FOR_INFLATION = 5_000
+# Codes handled at once: as uint8 for a chunk of variants, as float64 (about 8 MiB) for some of its rows.
+CHUNK_BYTES = 2**27
+MOST_VARIANTS = 4096
+BLOCK_ELEMENTS = 2**20
+# A variant that the covariates (or being constant) explain up to this share has no variation left to test.
+COLLINEAR = 1e-9
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """Association of each variant with the trait, by itself.
+
+    Attributes:
+        beta: (V,) change of the trait or of the log odds per copy of the counted allele; NaN for a multiclass
+            trait and where the variant does not vary.
+        se: (V,) its standard error.
+        neg_log10_p: (V,) -log10 of the two-sided p-value; 0 where the variant does not vary.
+        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); 0 as above.
+        lambda_gc: Median chi-square over the expected one; 1 without inflation.
+    """
+
+    beta: Floats
+    se: Floats
+    neg_log10_p: Floats
+    statistic: Floats
+    lambda_gc: float
+
+
+@dataclass(frozen=True)
+class _Null:
+    """The trait without any genotype, as all that the tests of the variants need.
+
+    Attributes:
+        weight: (N,) of each sample: 1, or its variance under the logistic null model.
+        projector: (Q, N); for a genotype g, ``sum(weight * g**2) - |projector @ g|**2`` is its variation that
+            the covariates leave.
+        direction: (E, N); ``direction @ g`` is what is tested.
+    """
+
+    weight: Floats
+    projector: Floats
+    direction: Floats
+
+
+def marginal_association(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    kind: Kind,
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+) -> Marginal:
+    """Tests each variant by itself, covariates accounted for, missing dosages at the mean of their variant.
+
+    Quantitative: t-test of the dosage in linear regression. Binary: Rao's score test of logistic regression,
+    the coefficient its one-step estimate; for rare variants in very unbalanced traits its p-values are too
+    small (Dey et al. 2017). Multiclass: F-test of the dosage on the classes, nested in the covariates.
+    Covariates are projected out of both sides (Frisch-Waugh-Lovell), once for all variants.
+
+    Args:
+        genotypes: The cohort.
+        target: (n,) values, zeros and ones, or class indices of the samples in `rows`.
+        kind: Kind of the trait.
+        rows: (n,) samples tested, the training samples as a rule; all by default.
+        covariates: (n, any number) of the samples in `rows`, without an intercept.
+
+    Raises:
+        InputError: Too few samples for the covariates, or covariates that separate cases from controls.
+    """
+    truth = np.asarray(target)
+    basis = _basis(covariates, num_samples=len(truth))
+    if kind == "binary":
+        null = _logistic_null(truth.astype(np.float64), basis)
+    else:
+        null = _linear_null(truth, basis, kind=kind)
+    variation, tested_sum, varies = _scan(genotypes, null, rows=rows)
+    df = len(truth) - len(null.projector) - (len(null.direction) if kind == "multiclass" else 1)
+    if df < 1:
+        raise InputError(
+            f"{len(truth)} samples are too few to test a variant beside {len(null.projector) - 1} covariates",
+            where="covariates",
+            mend="leave some out",
+        )
+    variation = np.where(varies, variation, 1.0)
+    beta = se = np.full(len(varies), np.nan)
+    if kind == "multiclass":
+        explained = np.sum(tested_sum**2, axis=0)
+        k = len(null.direction)
+        statistic = (
+            explained / k / np.maximum(variation - explained, tails.SMALLEST_RESIDUAL * variation) * df
+        )
+        neg_log10_p = tails.f_tail(statistic, df_model=k, df_residual=df)
+    elif kind == "quantitative":
+        beta = tested_sum[0] / variation
+        total = float(null.direction[0] @ null.direction[0])
+        residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
+        se = np.sqrt(residual / df / variation)
+        statistic = beta / se
+        neg_log10_p = tails.t_tail(statistic, df=df)
+    else:
+        beta, se = tested_sum[0] / variation, 1 / np.sqrt(variation)
+        statistic = beta / se
+        neg_log10_p = tails.normal_tail(statistic)
+    found = Marginal(
+        beta=np.where(varies, beta, np.nan),
+        se=np.where(varies, se, np.nan),
+        neg_log10_p=np.where(varies, neg_log10_p, 0.0),
+        statistic=np.where(varies, statistic, 0.0),
+        lambda_gc=tails.inflation(neg_log10_p[varies]) if varies.any() else float("nan"),
+    )
+    if found.lambda_gc > INFLATED and varies.sum() >= ENOUGH_FOR_INFLATION:
+        logger.warning(
+            "marginal association: genomic inflation %.2f (1 is none); consider principal components as "
+            "covariates, or relatives in the cohort",
+            found.lambda_gc,
+        )
+    return found
+
+
+def _scan(
+    genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] | None
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Variation (V,) that covariates leave, tested sums (E, V), and whether there is any variation (V,)."""
+    num_samples = len(null.weight)
+    # One matrix product gives all sums over samples that are linear in the genotype.
+    linear = np.vstack([np.ones(num_samples), null.weight, null.projector, null.direction])
+    num_directions = len(null.direction)
+    variation = np.empty(genotypes.num_variants)
+    tested_sum = np.empty((num_directions, genotypes.num_variants))
+    varies = np.empty(genotypes.num_variants, dtype=bool)
+    max_variants = min(max(64, CHUNK_BYTES // num_samples // 64 * 64), MOST_VARIANTS)
+    for start, codes in genotypes.column_chunks(rows=rows, max_variants=max_variants):
+        columns = slice(start, start + codes.shape[1])
+        sums, missing, squares = _sums(codes, linear=linear, weight=null.weight)
+        mean = sums[0] / np.maximum(num_samples - missing[0], 1)
+        sums += mean * missing
+        squares += mean**2 * missing[1]
+        projected = sums[2:-num_directions]
+        left = squares - np.sum(projected**2, axis=0)
+        variation[columns], tested_sum[:, columns] = left, sums[-num_directions:]
+        varies[columns] = left > COLLINEAR * squares
+    return variation, tested_sum, varies
+
+
+def _sums(codes: NDArray[np.uint8], *, linear: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
+    """linear @ dosage, linear @ missing and weight @ dosage**2, where a missing dosage counts as 0."""
+    num_samples, num_variants = codes.shape
+    sums = np.zeros((len(linear), num_variants))
+    missing, squares = np.zeros_like(sums), np.zeros(num_variants)
+    step = max(1, BLOCK_ELEMENTS // num_variants)
+    for start in range(0, num_samples, step):
+        block = slice(start, start + step)
+        dosage = codes[block].astype(np.float64)
+        is_missing = codes[block] == MISSING
+        if is_missing.any():
+            dosage[is_missing] = 0.0
+            missing += linear[:, block] @ is_missing.astype(np.float64)
+        sums += linear[:, block] @ dosage
+        np.square(dosage, out=dosage)
+        squares += weight[block] @ dosage
+    return sums, missing, squares
+
+
+def _basis(covariates: ArrayLike | None, *, num_samples: int) -> Floats:
+    """Orthonormal (N, Q) basis of intercept and covariates; a covariate that others imply adds nothing."""
+    columns = [np.ones((num_samples, 1))]
+    if covariates is not None:
+        given = np.asarray(covariates, dtype=np.float64)
+        centred = given - given.mean(axis=0)
+        sd = centred.std(axis=0)
+        columns.append(centred[:, sd > 0] / sd[sd > 0])
+    left, size, _ = np.linalg.svd(np.hstack(columns), full_matrices=False)
+    basis: Floats = left[:, size > 1e-8 * size[0]]
+    return basis
+
+
+def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _Null:
+    if kind == "quantitative":
+        value = target.astype(np.float64)
+        direction = (value - basis @ (basis.T @ value))[None]
+    else:
+        member = (target[:, None] == np.unique(target)).astype(np.float64)
+        left, size, _ = np.linalg.svd(member - basis @ (basis.T @ member), full_matrices=False)
+        direction = left[:, size > 1e-8 * np.sqrt(len(target))].T
+    return _Null(weight=np.ones(len(target)), projector=basis.T, direction=direction)
+
+
+def _logistic_null(case: Floats, basis: Floats) -> _Null:
+    """Logistic regression of the trait on the covariates by Newton's method."""
+    coefficient = np.zeros(basis.shape[1])
+    for _ in range(50):
+        fitted = special.expit(basis @ coefficient)
+        weight = fitted * (1 - fitted)
+        information = basis.T @ (weight[:, None] * basis)
+        if weight.max() < 1e-6 or np.linalg.cond(information) > 1e12:
+            break
+        step = np.linalg.solve(information, basis.T @ (case - fitted))
+        coefficient += step
+        if np.abs(step).max() < 1e-9 * max(1.0, np.abs(coefficient).max()):
+            # projector @ g has the squared length g'WX (X'WX)^-1 X'Wg.
+            root = np.linalg.cholesky(information)
+            projector = np.linalg.solve(root, (weight[:, None] * basis).T)
+            return _Null(weight=weight, projector=projector, direction=(case - fitted)[None])
+    raise InputError(
+        "the covariates separate the cases from the controls, so that no variant can be tested beside them",
+        where="covariates",
+        mend="leave out the one that follows from the trait",
+    )

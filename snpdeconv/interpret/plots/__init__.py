@@ -1,0 +1,17 @@
+"""The figures of a report; each function draws one into a PNG. matplotlib is imported on first use."""
+
+from __future__ import annotations
+
+from snpdeconv.interpret.plots.genome import association_plot
+from snpdeconv.interpret.plots.methods import importance_by_method
+from snpdeconv.interpret.plots.performance import calibration_plot, prediction_scatter, roc_plot
+from snpdeconv.interpret.plots.training import training_curves
+
+__all__ = [
+    "association_plot",
+    "calibration_plot",
+    "importance_by_method",
+    "prediction_scatter",
+    "roc_plot",
+    "training_curves",
+]

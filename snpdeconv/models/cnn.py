@@ -1,0 +1,113 @@
+"""Multi-scale convolutions over the genome (kernels 3, 5, 7; batch normalisation; ELU) that halve early.
+
+Filters are shared along the genome, but which allele is counted is arbitrary: a learned scale a slot lets each SNP
+choose its sign and size before them, and the readout has weights of its own for each window.
+Shape suffixes: B batch, C channels, S slots, K windows, P slots of a window, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
+
+KERNELS = (3, 5, 7)
+
+
+class MultiScale(nn.Module):
+    """Convolutions of three widths beside each other with stride 2, batch normalisation, ELU, mean of two.
+
+    Args:
+        channels_in: Input channels.
+        channels_out: Output channels, shared out among the three kernels.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        share = [len(part) for part in torch.arange(channels_out).tensor_split(len(KERNELS))]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(channels_in, part, kernel, stride=2, padding=kernel // 2, bias=False)
+            for part, kernel in zip(share, KERNELS, strict=True)
+        )
+        self.norm = nn.BatchNorm1d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, S) -> (B, C_out, S / 4)."""
+        mixed = self.norm(torch.cat([conv(x) for conv in self.convs], dim=1).float())
+        return F.avg_pool1d(F.elu(mixed), 2)
+
+
+@contextmanager
+def _frozen_statistics(module: MultiScale) -> Iterator[None]:
+    """Keeps the recomputation of a checkpoint from counting its batch a second time."""
+    momentum, module.norm.momentum = module.norm.momentum, 0.0
+    try:
+        yield
+    finally:
+        module.norm.momentum = momentum
+
+
+class CNNBody(nn.Module):
+    """Two multi-scale stages, a readout with its own weights for each window, attention over the windows.
+
+    Args:
+        num_slots: S, a multiple of ``patch``.
+        encoding_dim: C.
+        channels: Channels of the two stages.
+        width: D of the readout.
+        dropout: On the windows' features.
+        patch: P, a multiple of 4.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        encoding_dim: int,
+        channels: tuple[int, int],
+        width: int,
+        dropout: float,
+        patch: int,
+    ) -> None:
+        super().__init__()
+        num_windows = num_slots // patch
+        self.checkpoint_activations = False
+        self.scale = nn.Parameter(torch.ones(encoding_dim, num_slots))
+        self.gate = nn.Conv1d(encoding_dim, 1, 7, padding=3)
+        self.slot_attention = SlotAttention(num_slots, patch)
+        self.stages = nn.ModuleList(
+            [MultiScale(encoding_dim, channels[0]), MultiScale(channels[0], channels[1])]
+        )
+        self.readout = nn.Parameter(torch.randn(num_windows, channels[1], width) * channels[1] ** -0.5)
+        self.position = nn.Parameter(torch.zeros(num_windows, width))
+        self.dropout = nn.Dropout(dropout)
+        self.pool = TokenPool(num_windows, width)
+
+    def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:
+        """(B, C, S) centred input and the (S,) mask -> pooled features and attention."""
+        slot_attention = self.slot_attention(self.gate(x).squeeze(1), slot_mask)
+        num_windows, patch = slot_attention.shape[1:]
+        h = x * self.scale * (slot_attention * patch).flatten(1).unsqueeze(1)
+        for stage in self.stages:
+            h = self._run(stage, h)
+        windows = F.adaptive_avg_pool1d(h, num_windows).permute(2, 0, 1)
+        tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
+        tokens = self.dropout(F.elu(tokens.float() + self.position))
+        features, token_attention = self.pool(tokens, slot_mask.view(num_windows, patch).any(-1))
+        return Pooled(features, slot_attention, token_attention)
+
+    def _run(self, stage: nn.Module, h: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and self.training):
+            return stage(h)  # type: ignore[no-any-return]
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            assert isinstance(stage, MultiScale)
+            return nullcontext(), _frozen_statistics(stage)
+
+        return checkpoint(stage, h, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]

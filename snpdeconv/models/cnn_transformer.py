@@ -1,0 +1,122 @@
+"""Convolutional stem, one token an LD block, transformer over the tokens, attention pool.
+
+Full-resolution activations decide time and memory, so the stem keeps few channels and every wide layer sees tokens.
+Shape suffixes: B batch, C channels, S slots, K tokens, P slots of a token, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
+
+KERNELS = (3, 5, 7)
+STEM_CHANNELS = 2
+MIXED_CHANNELS = 2
+
+
+class ConvStem(nn.Module):
+    """Mixes each slot with its neighbours at three scales: two channels a slot, and an attention logit.
+
+    Args:
+        encoding_dim: C.
+    """
+
+    def __init__(self, encoding_dim: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(encoding_dim, STEM_CHANNELS, kernel, padding=kernel // 2) for kernel in KERNELS
+        )
+        self.skip = nn.Conv1d(encoding_dim, MIXED_CHANNELS, 1, bias=False)
+        self.mix = nn.Conv1d(STEM_CHANNELS * len(KERNELS), MIXED_CHANNELS + 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S) -> (B, 2, S) mixed channels, (B, S) attention logits."""
+        mixed = self.mix(F.elu(torch.cat([conv(x) for conv in self.convs], dim=1)))
+        return self.skip(x) + mixed[:, :-1], mixed[:, -1]
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm transformer layer; the residual stream stays in float32.
+
+    There is no dropout on the attention weights: with it, scaled_dot_product_attention would have to
+    hold K x K weights a head.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, D) -> (B, K, D)."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.dropout(self.out(mixed)).float()
+        return x + self.dropout(self.feed(self.feed_norm(x))).float()
+
+
+class CNNTransformerBody(nn.Module):
+    """One token for each P slots, by a matrix of its own.
+
+    Args:
+        num_slots: S, a multiple of ``patch``.
+        encoding_dim: C.
+        width: D.
+        num_layers: Transformer layers.
+        num_heads: H, divides ``width``.
+        dropout: On the residual branches.
+        patch: P.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        encoding_dim: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        patch: int,
+    ) -> None:
+        super().__init__()
+        num_tokens = num_slots // patch
+        self.checkpoint_activations = False
+        self.stem = ConvStem(encoding_dim)
+        self.slot_attention = SlotAttention(num_slots, patch)
+        fan_in = MIXED_CHANNELS * patch
+        self.token_weight = nn.Parameter(torch.randn(num_tokens, fan_in, width) * fan_in**-0.5)
+        self.position = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
+        self.token_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(TransformerLayer(width, num_heads, dropout) for _ in range(num_layers))
+        self.pool = TokenPool(num_tokens, width)
+
+    def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:
+        """(B, C, S) centred input and the (S,) mask -> pooled features and attention."""
+        tokens, slot_attention = self._tokens(x, slot_mask)
+        for layer in self.layers:
+            if self.checkpoint_activations and self.training:
+                tokens = checkpoint(layer, tokens, use_reentrant=False)
+            else:
+                tokens = layer(tokens)
+        token_mask = slot_mask.view(slot_attention.shape[1:]).any(-1)
+        features, token_attention = self.pool(tokens, token_mask)
+        return Pooled(features, slot_attention, token_attention)
+
+    def _tokens(self, x: Tensor, slot_mask: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, logits = self.stem(x)
+        attention = self.slot_attention(logits, slot_mask)
+        patch = attention.shape[-1]
+        gated = mixed.unflatten(-1, (-1, patch)) * (attention * patch).unsqueeze(1)
+        # (B, 2, K, P) -> (K, B, 2P): one batched matrix product instead of K small ones.
+        rows = gated.permute(2, 0, 1, 3).flatten(2)
+        tokens = torch.bmm(rows, self.token_weight.to(rows.dtype)).transpose(0, 1)
+        return self.token_norm(F.gelu(tokens.float() + self.position)), attention

@@ -1,0 +1,94 @@
+"""From packed genotypes, codes or encoded arrays to the centred, masked, channel-first input of a network.
+
+Owns how missing genotypes and padding slots enter a model; channel definitions are genetics.encoding's.
+Shape suffixes: B batch, S slots, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.genetics.encoding import as_codes, channel_means, channels, check_encoding_dim, dosage_weights
+
+
+class SlotEncoder(nn.Module):
+    """Encodes genotypes with frequencies that travel in the state dict.
+
+    Args:
+        n_snps: S, slots of the model, padding included.
+        encoding_dim: C, 1, 2, 4 or 8 channels.
+        allele_frequency: (S,) frequency of the counted allele among training samples; 0.5 by default.
+        slot_mask: (S,) False where a slot is padding; all True by default.
+    """
+
+    allele_frequency: Tensor
+    slot_mask: Tensor
+
+    def __init__(
+        self,
+        n_snps: int,
+        *,
+        encoding_dim: int,
+        allele_frequency: Tensor | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_encoding_dim(encoding_dim)
+        self.n_snps, self.encoding_dim = n_snps, encoding_dim
+        frequency = torch.full((n_snps,), 0.5) if allele_frequency is None else allele_frequency
+        mask = torch.ones(n_snps, dtype=torch.bool) if slot_mask is None else slot_mask
+        for name, values in (("allele_frequency", frequency), ("slot_mask", mask)):
+            if values.shape != (n_snps,):
+                raise ConfigError(
+                    f"shape {tuple(values.shape)}", where=name, mend=f"give one value a slot, ({n_snps},)"
+                )
+        self.register_buffer("allele_frequency", frequency.detach().float().nan_to_num(0.0).clone())
+        self.register_buffer("slot_mask", mask.detach().bool().clone())
+
+    def encode(self, genotypes: Tensor) -> Tensor:
+        """Packed rows, codes or an encoded array as (B, S, C) float32; padding slots are 0.
+
+        Raises:
+            InputError: The shape fits none of the three.
+        """
+        if genotypes.is_floating_point():
+            if genotypes.shape[1:] != (self.n_snps, self.encoding_dim):
+                raise InputError(
+                    f"shape {tuple(genotypes.shape)} of an encoded array",
+                    where="genotypes",
+                    mend=f"the model takes (batch, {self.n_snps}, {self.encoding_dim})",
+                )
+            return genotypes.float() * self.slot_mask.unsqueeze(-1)
+        codes = as_codes(genotypes, self.n_snps)
+        channel_first = torch.stack(channels(codes, self.allele_frequency, self.encoding_dim), dim=1)
+        return (channel_first * self.slot_mask).transpose(1, 2)
+
+    def centre(self, encoded: Tensor) -> Tensor:
+        """(B, S, C) encoded -> (B, C, S) less the expected value of each channel; padding slots are 0."""
+        x = encoded.float().transpose(1, 2)
+        if self.encoding_dim > 2:
+            x = x - channel_means(self.allele_frequency, self.encoding_dim)
+        return (x * self.slot_mask).contiguous()
+
+    def dosage(self, genotypes: Tensor, start: int, stop: int) -> Tensor:
+        """Standardised dosages of some slots of many samples, on the model's device; 0 where missing or padding.
+
+        Args:
+            genotypes: (N, ...) packed rows, codes or an encoded array, on any device.
+            start: First slot, a multiple of 4.
+            stop: Slot after the last.
+
+        Returns:
+            (N, stop - start) float32.
+        """
+        frequency, mask = self.allele_frequency[start:stop], self.slot_mask[start:stop]
+        if genotypes.is_floating_point():
+            x = genotypes[:, start:stop].to(frequency.device, torch.float32)
+            mean = channel_means(frequency, self.encoding_dim).t()
+            return ((x - mean) * dosage_weights(frequency, self.encoding_dim).t()).sum(-1) * mask
+        is_packed = genotypes.dtype == torch.uint8 and genotypes.shape[1] == (self.n_snps + 3) // 4
+        part = genotypes[:, start // 4 : (stop + 3) // 4] if is_packed else genotypes[:, start:stop]
+        codes = as_codes(part.to(frequency.device), stop - start)
+        return channels(codes, frequency, 1)[0] * mask

@@ -1,0 +1,152 @@
+"""The way to an MLflow store: settings, the embedded database's first use, and what its failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snpdeconv.errors import ResourceError
+from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, sqlite_path
+from snpdeconv.tracking.locks import locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = {
+    # With MLflow's own values one call to a dead server blocks for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+_TRANSFER_TIMEOUT_S = "300"
+_transfer_guard = threading.Lock()
+
+# What MLflow itself answers to a request that it will never accept. Anything else may pass with time: a
+# bare 400, 403 or 404 comes from a proxy whose server is away, or from a login that has run out.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+_TOO_LARGE = 413
+
+
+def prepare_environment() -> None:
+    """Sets what MLflow reads from the environment where the user has not; call it before threads start."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at `uri`; imports MLflow, which takes seconds.
+
+    A fresh sqlite file is built under a lock and under another name: processes that build one at once,
+    or one killed half-way, leave a database that no MLflow can open. An older schema is brought up to date.
+    """
+    prepare_environment()
+    import mlflow
+
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    path = sqlite_path(uri)
+    if path is None:
+        return mlflow.MlflowClient(tracking_uri=uri)
+    with locked(path.with_name(path.name + ".lock")):
+        _build(path)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)  # the first call makes the default experiment
+    return client
+
+
+def _build(path: Path) -> None:
+    from mlflow.db import upgrade
+
+    assert upgrade.callback is not None
+    if path.exists():
+        upgrade.callback(f"sqlite:///{path}")
+        return
+    half = path.with_name(path.name + ".new")
+    half.unlink(missing_ok=True)
+    upgrade.callback(f"sqlite:///{half}")
+    half.rename(path)
+
+
+def experiment_id(client: MlflowClient, *, uri: str, name: str) -> str:
+    """The experiment called `name`, made if need be; artifacts of a database store go to the home."""
+    with locked(home() / "experiments.lock"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = str(artifacts_dir()) if is_database(uri) else None
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except Exception as error:
+                if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                # A process with another home was quicker.
+                found = client.get_experiment_by_name(name)
+                assert found is not None
+        if found.lifecycle_stage == "deleted":
+            logger.warning("experiment '%s' was deleted in %s; it is restored", name, shown(uri))
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+
+def error_code(error: BaseException) -> str:
+    """MLflow's name of a failure, or an empty string."""
+    return str(getattr(error, "error_code", ""))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store will never accept the request, however often it is repeated."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return error_code(error) in _REFUSALS or status == _TOO_LARGE
+
+
+def reason(error: BaseException) -> str:
+    """A failure in one short line, without the store's password."""
+    lines = str(error).strip().splitlines()
+    return shown(lines[0])[:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turns the failures of a store that does not work into one line for the user.
+
+    Raises:
+        ResourceError: The store does not answer, or answers with an error of its own.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        if is_refusal(error):
+            raise
+        raise ResourceError(
+            f"the tracking store does not answer ({reason(error)})",
+            where=shown(uri),
+            mend="start it, or point MLFLOW_TRACKING_URI at the right one",
+        ) from error
+
+
+@contextlib.contextmanager
+def transfer() -> Iterator[None]:
+    """Gives the store minutes instead of seconds to answer, for a file on its way through it."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    with _transfer_guard:
+        before = os.environ[name]
+        os.environ[name] = str(max(int(before), int(_TRANSFER_TIMEOUT_S)))
+        try:
+            yield
+        finally:
+            os.environ[name] = before

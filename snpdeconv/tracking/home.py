@@ -1,0 +1,97 @@
+"""Where a person's runs live: the home folder, its parts and the address of the tracking store.
+
+Imports nothing of MLflow, so that every command may ask.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from snpdeconv.errors import ConfigError, ResourceError
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def home() -> Path:
+    """The folder of models, runs, caches and unsent results; made when it is missing.
+
+    Returns:
+        The absolute path named by ``SNPDECONV_HOME``, else ``~/.local/share/snpdeconv``.
+
+    Raises:
+        ResourceError: The folder cannot be made or written.
+    """
+    root = Path(os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv").expanduser().absolute()
+    mend = "set SNPDECONV_HOME to a folder that you may write"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot be made ({error.strerror})", where=root, mend=mend) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ResourceError("is not writable", where=root, mend=mend)
+    return root
+
+
+def artifacts_dir() -> Path:
+    """Where the embedded store keeps artifacts."""
+    return home() / "artifacts"
+
+
+def cache_dir() -> Path:
+    """Where imported cohorts and downloaded models are kept; safe to delete."""
+    return home() / "cache"
+
+
+def spool_dir() -> Path:
+    """Where results wait until the tracking store has them; readable by the owner only.
+
+    An address in a spool may hold a password.
+    """
+    folder = home() / "spool"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def tracking_uri() -> str:
+    """The address of the tracking store: ``MLFLOW_TRACKING_URI``, else an sqlite file in the home.
+
+    Returns:
+        The address; a relative sqlite path is made absolute, so that a restart elsewhere finds the same file.
+
+    Raises:
+        ConfigError: The address is a folder: MLflow 3 has no store of plain files.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return embedded_uri()
+    if urlsplit(uri).scheme in ("", "file"):
+        raise ConfigError(
+            f"'{uri}' is a folder, and MLflow has given up its store of plain files",
+            where="MLFLOW_TRACKING_URI",
+            mend="unset it for the embedded store, or give sqlite:////path/mlflow.db or http://host:port",
+        )
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def embedded_uri() -> str:
+    """The address of the home's own store, an sqlite file; not for homes on network file systems."""
+    return f"sqlite:///{home()}/mlflow.db"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file behind an sqlite address, absolute; None for any other address."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def is_database(uri: str) -> bool:
+    """Whether the address is a database that this process opens itself, with artifacts in the home."""
+    return urlsplit(uri).scheme.partition("+")[0] in _DATABASES
+
+
+def shown(uri: str) -> str:
+    """The address without user name and password, for messages and logs."""
+    return re.sub(r"//[^/\s]*@", "//", uri)

@@ -1,0 +1,89 @@
+"""Finds a run in the tracking store: its facts and its files. Changes nothing there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from snpdeconv.errors import InputError, nearest
+from snpdeconv.tracking.connection import answering, connect, is_refusal, transfer
+from snpdeconv.tracking.home import shown, tracking_uri
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the store knows of a run.
+
+    Attributes:
+        run_id: MLflow's name of the run.
+        name: The run's name for people.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: Facts.
+        params: What the run was asked to do.
+        metrics: The last value of each metric.
+        uri: Address of the store.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    uri: str
+
+    def download(self, path: str, *, into: Path) -> Path:
+        """Brings an artifact of the run here.
+
+        Args:
+            path: File or folder among the run's artifacts.
+            into: Local folder, made if need be.
+
+        Returns:
+            The local file or folder.
+
+        Raises:
+            InputError: The run has no such artifact; names the nearest.
+            ResourceError: The store does not answer.
+        """
+        into.mkdir(parents=True, exist_ok=True)
+        with answering(self.uri):
+            client = connect(self.uri)
+            folder, _, _ = path.rpartition("/")
+            there = [entry.path for entry in client.list_artifacts(self.run_id, folder or None)]
+            if path not in there:
+                mend = nearest(path, there) if there else "it has none there"
+                raise InputError(f"run {self.run_id} has no such artifact", where=path, mend=mend)
+            with transfer():
+                return Path(client.download_artifacts(self.run_id, path, str(into)))
+
+
+def get_run_info(run_id: str) -> RunInfo:
+    """Finds a run by MLflow's name of it.
+
+    Raises:
+        InputError: There is no such run in the store.
+        ResourceError: The store does not answer.
+    """
+    uri = tracking_uri()
+    with answering(uri):
+        try:
+            run = connect(uri).get_run(run_id)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            raise InputError(
+                f"there is no run '{run_id}' in {shown(uri)}",
+                where="run",
+                mend="copy the run ID from `snpdeconv train --json` or from `snpdeconv ui`",
+            ) from error
+    return RunInfo(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        uri=uri,
+    )

@@ -1,0 +1,279 @@
+"""Registered models: sealed folders under a name, with versions and the aliases champion and challenger.
+
+Aliases in MLflow have no compare-and-set. Processes of one home take turns by a lock; against a server the
+alias is read again after it was written, and with two homes at once the last writer stands for both.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from snpdeconv.errors import InputError, nearest
+from snpdeconv.tracking import bundle
+from snpdeconv.tracking.connection import answering, connect, error_code, is_refusal, transfer
+from snpdeconv.tracking.home import home, shown, tracking_uri
+from snpdeconv.tracking.locks import locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+_SPEC = re.compile(r"(?P<name>[^@:/]+)(@(?P<alias>[\w-]+)|[:/](?P<version>\d{1,9}))?")
+_NAME = re.compile(r"\w[\w .+-]{0,199}")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """One version of a registered model.
+
+    Attributes:
+        name: The model's name.
+        version: Number of the version, from 1.
+        run_id: MLflow's name of the run that trained it.
+        source: Address of its folder.
+        sha256: Digest of its SHA256SUMS; None if another program registered it.
+        uri: Address of the store.
+    """
+
+    name: str
+    version: int
+    run_id: str | None
+    source: str
+    sha256: str | None
+    uri: str
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model's name with its versions, oldest first, and the version of each alias."""
+
+    name: str
+    versions: tuple[int, ...]
+    aliases: Mapping[str, int]
+
+
+def check_model_name(name: str) -> None:
+    """Refuses a name that could not be registered or asked for later.
+
+    Raises:
+        InputError: The name is empty or holds characters other than letters, digits, space and _ . + -
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"'{name}' cannot name a model",
+            where="model name",
+            mend="use letters, digits, spaces and _ . + - only, a letter or digit first",
+        )
+
+
+def register_bundle(
+    client: MlflowClient,
+    *,
+    uri: str,
+    run_id: str,
+    key: str,
+    name: str,
+    folder: Path,
+    digest: str,
+    tags: Mapping[str, str],
+    champion_if_none: bool,
+) -> ModelRef:
+    """Uploads a sealed folder to its run and makes it the newest version and the challenger.
+
+    Doing so again with the same folder changes nothing: the version is found by run and digest.
+
+    Args:
+        client: From `connect`.
+        uri: Address of the store.
+        run_id: The run that trained the model.
+        key: The run's key in the spool.
+        name: The model's name.
+        folder: The sealed folder.
+        digest: What `bundle.seal` gave.
+        tags: More tags of the version.
+        champion_if_none: Whether it becomes the champion of a model that has none.
+
+    Raises:
+        InputError: The folder is not as it was sealed.
+    """
+    bundle.verify(folder, digest=digest)
+    known = [mv for mv in client.search_model_versions(f"run_id = '{run_id}'") if mv.name == name]
+    version = next((mv for mv in known if mv.tags.get("snpdeconv.sha256") == digest), None)
+    if version is None:
+        # A second model of the run must not change the files of the first.
+        place = "model" if not known else f"model-{digest[:12]}"
+        with transfer():
+            client.log_artifacts(run_id, str(folder), place)
+        version = _create_version(
+            client,
+            name=name,
+            source=f"{client.get_run(run_id).info.artifact_uri}/{place}",
+            run_id=run_id,
+            tags={**tags, "snpdeconv.key": key, "snpdeconv.sha256": digest},
+        )
+    _set_aliases(client, name=name, version=int(version.version), champion_if_none=champion_if_none)
+    return _ref(version, uri=uri)
+
+
+def _create_version(
+    client: MlflowClient, *, name: str, source: str, run_id: str, tags: dict[str, str]
+) -> ModelVersion:
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
+
+
+def _set_aliases(client: MlflowClient, *, name: str, version: int, champion_if_none: bool) -> None:
+    with locked(home() / "registry.lock"):
+        aliases = client.get_registered_model(name).aliases
+        # A replay comes late: it must not take the alias from a newer version.
+        if int(aliases.get("challenger", 0)) < version:
+            client.set_registered_model_alias(name, "challenger", str(version))
+        if champion_if_none and "champion" not in aliases:
+            client.set_registered_model_alias(name, "champion", str(version))
+            stands = client.get_registered_model(name).aliases["champion"]
+            logger.info("%s: version %s is the champion, the first there is", name, stands)
+
+
+def resolve(spec: str) -> ModelRef:
+    """Finds the version that a user means.
+
+    Args:
+        spec: NAME@alias, NAME/3 or NAME:3; NAME alone means its champion.
+
+    Raises:
+        InputError: No such model, alias or version; says which there are.
+        ResourceError: The store does not answer.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise InputError("names no model", where=spec, mend="write NAME, NAME@champion or NAME/3")
+    name, alias, number = match["name"], match["alias"], match["version"]
+    models = {model.name: model for model in list_models()}
+    if not models:
+        raise InputError(
+            f"no model is registered in {shown(tracking_uri())}",
+            where=spec,
+            mend="register one with `snpdeconv train --name`",
+        )
+    if name not in models:
+        raise InputError(f"there is no model '{name}'", where=spec, mend=nearest(name, models))
+    model = models[name]
+    if number is None:
+        alias = alias or "champion"
+        if alias not in model.aliases:
+            versions = ", ".join(f"{name}/{version}" for version in model.versions)
+            known = nearest(alias, model.aliases) if model.aliases else "it has no alias"
+            raise InputError(
+                f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {versions})"
+            )
+        version = model.aliases[alias]
+    else:
+        version = int(number)
+        if version not in model.versions:
+            raise InputError(
+                f"'{name}' has no version {version}",
+                where=spec,
+                mend=nearest(number, map(str, model.versions)),
+            )
+    uri = tracking_uri()
+    with answering(uri):
+        return _ref(connect(uri).get_model_version(name, str(version)), uri=uri)
+
+
+def list_models() -> list[RegisteredModel]:
+    """All registered models, by name.
+
+    Raises:
+        ResourceError: The store does not answer.
+    """
+    uri = tracking_uri()
+    with answering(uri):
+        client = connect(uri)
+        versions: dict[str, list[int]] = {}
+        token: str | None = None
+        while True:
+            page = client.search_model_versions(max_results=1000, page_token=token)
+            for entry in page:
+                versions.setdefault(entry.name, []).append(int(entry.version))
+            if not (token := page.token):
+                break
+        models = []
+        for name in sorted(versions):
+            found = client.get_registered_model(name).aliases
+            aliases = {alias: int(version) for alias, version in found.items()}
+            models.append(RegisteredModel(name, tuple(sorted(versions[name])), aliases))
+    return models
+
+
+def download(ref: ModelRef, *, cache_dir: Path) -> Path:
+    """Brings a version's files here once, and checks them each time.
+
+    Args:
+        ref: From `resolve`.
+        cache_dir: Where copies are kept, by name, version and digest.
+
+    Returns:
+        The local folder of the model.
+
+    Raises:
+        InputError: The files are gone from the store or are not those that were registered.
+        ResourceError: The store does not answer.
+    """
+    spec = f"{ref.name}/{ref.version}"
+    if ref.sha256 is None:
+        raise InputError("was not registered by snpdeconv", where=spec, mend="choose a version that was")
+    place = cache_dir / "models" / quote(ref.name) / f"{ref.version}-{ref.sha256[:16]}"
+    if place.is_dir():
+        bundle.verify(place, digest=ref.sha256)
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=place.parent) as temporary:
+        folder = _fetch(ref, into=Path(temporary), spec=spec)
+        bundle.verify(folder, digest=ref.sha256)
+        try:
+            folder.rename(place)
+        except OSError:
+            bundle.verify(place, digest=ref.sha256)  # another process was quicker
+    return place
+
+
+def _fetch(ref: ModelRef, *, into: Path, spec: str) -> Path:
+    with answering(ref.uri):
+        connect(ref.uri)
+        from mlflow.artifacts import download_artifacts
+
+        try:
+            with transfer():
+                got = download_artifacts(artifact_uri=ref.source, dst_path=str(into), tracking_uri=ref.uri)
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if isinstance(error, FileNotFoundError) or status == 404 or is_refusal(error):
+                raise InputError(
+                    f"its files are not in the store ({ref.source})", where=spec, mend="train it again"
+                ) from error
+            raise
+    return Path(got)
+
+
+def _ref(version: ModelVersion, *, uri: str) -> ModelRef:
+    return ModelRef(
+        name=version.name,
+        version=int(version.version),
+        run_id=version.run_id,
+        source=str(version.source),
+        sha256=version.tags.get("snpdeconv.sha256"),
+        uri=uri,
+    )

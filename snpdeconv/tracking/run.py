@@ -1,0 +1,273 @@
+"""A run as its process sees it: it says things, and they reach the tracking store some time.
+
+All that it says goes to the spool first, so that no call waits for a server. Knows nothing of MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from snpdeconv.errors import ResourceError
+from snpdeconv.tracking import bundle
+from snpdeconv.tracking.connection import prepare_environment
+from snpdeconv.tracking.home import embedded_uri, spool_dir, tracking_uri
+from snpdeconv.tracking.registry import ModelRef, check_model_name
+from snpdeconv.tracking.sender import Sender
+from snpdeconv.tracking.ship import Shipper
+from snpdeconv.tracking.spool import History, Spool
+from snpdeconv.tracking.system import SystemSampler
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+# The longest that MLflow stores.
+_PARAM_CHARS = 6000
+_TAG_CHARS = 8000
+_NAME_CHARS = 250
+
+
+class TrackedRun:
+    """One run, from its first process to its last. Made by `open`.
+
+    Not for two threads at once: one thread of one process (the first rank) speaks for the run.
+    """
+
+    def __init__(self, spool: Spool, *, history: History, uri: str, system_every_s: float | None) -> None:
+        self._spool = spool
+        self._last_step = history.last_step
+        self._started_ms = history.created_ms
+        self._num_non_finite = 0
+        self._num_lost = 0
+        self._finished = False
+        self._shipper = Shipper(spool, uri=uri)
+        self._sender = Sender(self._shipper)
+        self._sampler = (
+            None if system_every_s is None else SystemSampler(self._log_system, every_s=system_every_s)
+        )
+
+    @classmethod
+    def open(
+        cls,
+        key: str | None = None,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        system_every_s: float | None = 10.0,
+    ) -> TrackedRun:
+        """Starts a run, or goes on with the one that has this key.
+
+        Args:
+            key: The `key` of the run to go on with; a restarted job passes the one that it stored.
+            experiment: Experiment the run belongs to.
+            name: The run's name for people.
+            params: What the run was asked to do; written once, when the run is made.
+            tags: Further facts, written when the run is made.
+            system_every_s: Seconds between samples of memory and CPU; None for no samples.
+
+        Raises:
+            ResourceError: The home cannot be written, or another process writes this run.
+        """
+        prepare_environment()
+        key = uuid.uuid4().hex if key is None else key
+        assert re.fullmatch(r"[0-9a-f]{32}", key), key
+        uri = tracking_uri()
+        spool = Spool(spool_dir(), key)
+        if not spool.acquire(wait_s=60.0):
+            raise ResourceError(
+                "another process still writes or sends this run",
+                where=spool.folder,
+                mend="wait for it or end it, then start again",
+            )
+        # The home's own store is noted without its path, which differs inside and outside a container.
+        noted = "" if uri == embedded_uri() else uri
+        process = {"uri": noted, "host": socket.gethostname(), "pid": os.getpid()}
+        history = spool.history()
+        try:
+            if history.created:
+                spool.append("open", process)
+            else:
+                facts = {
+                    "experiment": experiment,
+                    "name": name,
+                    "params": _texts(params or {}, longest=_PARAM_CHARS),
+                    "tags": _texts(tags or {}, longest=_TAG_CHARS),
+                }
+                spool.append("create", process | facts)
+                history = spool.history()
+        except OSError as error:
+            spool.release()
+            raise ResourceError(
+                f"cannot be written ({error.strerror})",
+                where=spool.folder,
+                mend="free some disk space or set SNPDECONV_HOME to another disk",
+            ) from error
+        return cls(spool, history=history, uri=uri, system_every_s=system_every_s)
+
+    @property
+    def key(self) -> str:
+        """The run's own name, to be stored by the caller: a restart opens the run with it."""
+        return self._spool.key
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name of the run; None until the store gave one."""
+        return self._shipper.sent.run_id
+
+    @property
+    def registered(self) -> Mapping[str, ModelRef]:
+        """The versions that the store has made for this process, by model name; complete after `flush`."""
+        return dict(self._shipper.registered)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for each thing that the store refused for good."""
+        return tuple(self._shipper.problems)
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one point a metric.
+
+        After a restart, points that an earlier process wrote already are left out, so that a resumed run
+        has each step once. NaN and infinite values are left out and counted in the tag
+        ``snpdeconv.non_finite_points``, since stores change or refuse them.
+
+        Args:
+            step: Step of the run, from 0.
+            values: Metrics by name; characters that MLflow does not allow become ``_``.
+        """
+        points = {}
+        for name, raw in values.items():
+            value = float(raw)
+            name = _clean(name)
+            if not math.isfinite(value):
+                if self._num_non_finite == 0:
+                    logger.warning("%s is %s at step %d: such points are not tracked", name, value, step)
+                self._num_non_finite += 1
+            elif step > self._last_step.get(name, -1):
+                points[name] = value
+        if points:
+            self._say("metrics", {"step": int(step), "values": points})
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Sets facts that became known on the way; a tag of the same name is written over."""
+        self._say("tags", {"tags": _texts(tags, longest=_TAG_CHARS)})
+
+    def log_artifact(self, path: Path, *, folder: str = "") -> None:
+        """Has a file, or all files of a folder, uploaded as it is when its turn comes.
+
+        Args:
+            path: What to upload; it must stay in place until it was sent.
+            folder: Where to put it among the run's artifacts.
+        """
+        self._say("artifact", {"path": str(path.absolute()), "folder": folder})
+
+    def register(
+        self,
+        model_name: str,
+        folder: Path,
+        *,
+        tags: Mapping[str, object] | None = None,
+        champion_if_none: bool = True,
+    ) -> None:
+        """Has a model folder uploaded and made the newest version and challenger of a model.
+
+        Seals the folder: writes SHA256SUMS beside its files. The same folder again is the same version.
+
+        Args:
+            model_name: Name in the registry.
+            folder: The model's files; they must stay as they are until they were sent.
+            tags: Facts about the version.
+            champion_if_none: Whether it also becomes the champion of a model that has none.
+
+        Raises:
+            InputError: The name cannot be a model's.
+        """
+        check_model_name(model_name)
+        self._say(
+            "register",
+            {
+                "name": model_name,
+                "path": str(folder.absolute()),
+                "digest": bundle.seal(folder),
+                "tags": _texts(tags or {}, longest=_TAG_CHARS),
+                "champion_if_none": champion_if_none,
+            },
+        )
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Says how the run ended. Without it, the run counts as interrupted and may be opened again."""
+        if self._num_non_finite:
+            self.set_tags({"snpdeconv.non_finite_points": self._num_non_finite})
+        self._stop_sampler()
+        self._say("status", {"status": status})
+        self._finished = True
+
+    def flush(self, *, timeout_s: float) -> bool:
+        """Waits until the store has all that was said.
+
+        Returns:
+            Whether it has; False after `timeout_s` seconds, or sooner when the store does not answer.
+        """
+        return self._sender.flush(timeout_s=timeout_s)
+
+    def close(self, *, timeout_s: float = 30.0) -> bool:
+        """Sends what can be sent in `timeout_s` seconds and lets go of the run; `sync` sends the rest.
+
+        Returns:
+            Whether the store has everything.
+        """
+        self._stop_sampler()
+        complete = self._sender.flush(timeout_s=timeout_s)
+        if not complete:
+            logger.warning(
+                "run %s: the last results are still in %s; `snpdeconv sync` sends them",
+                self.key,
+                self._spool.folder,
+            )
+        # A thread that hangs in a call keeps the spool until the process ends.
+        if self._sender.stop(timeout_s=5.0):
+            if complete and self._finished:
+                self._spool.archive()
+            else:
+                self._spool.release()
+        return complete
+
+    def _stop_sampler(self) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None
+
+    def _log_system(self, sample: Mapping[str, float]) -> None:
+        self.log_metrics((time.time_ns() // 1_000_000 - self._started_ms) // 1000, sample)
+
+    def _say(self, kind: str, data: dict[str, Any]) -> None:
+        try:
+            self._spool.append(kind, data)
+        except OSError as error:
+            # Training must not die of its log; its own files tell if the disk is full for good.
+            if self._num_lost == 0:
+                logger.warning(
+                    "%s: cannot be written (%s); results are lost", self._spool.folder, error.strerror
+                )
+            self._num_lost += 1
+
+
+def _clean(name: str) -> str:
+    """The name with what MLflow does not allow replaced: only word characters and ``- . : / space``."""
+    parts = re.sub(r"[^\w.\- :/]", "_", name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[:_NAME_CHARS] or "_"
+
+
+def _texts(values: Mapping[str, object], *, longest: int) -> dict[str, str]:
+    return {_clean(name): str(value)[:longest] for name, value in values.items()}

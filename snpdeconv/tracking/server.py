@@ -1,0 +1,120 @@
+"""The MLflow UI on this machine, over the home's own store. Listens on the loopback address only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from snpdeconv.errors import ResourceError
+from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, tracking_uri
+
+_START_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Ui:
+    """Where the UI is.
+
+    Attributes:
+        url: Address for a browser.
+        process: The server that was started; None if one is running already, by MLFLOW_TRACKING_URI.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes] | None
+
+    def wait(self) -> None:
+        """Waits until the server ends or the user interrupts, and stops it."""
+        assert self.process is not None
+        try:
+            self.process.wait()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the server and its workers."""
+        assert self.process is not None
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(timeout=20)
+        except ProcessLookupError:
+            self.process.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def serve_ui(port: int) -> Ui:
+    """Starts the UI over the tracking store, or says where it is.
+
+    Args:
+        port: Port of the loopback address.
+
+    Returns:
+        The UI, once it answers.
+
+    Raises:
+        ResourceError: The port is taken, or the server does not start.
+    """
+    uri = tracking_uri()
+    if not is_database(uri):
+        return Ui(shown(uri), None)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be used ({error.strerror})", where=f"port {port}", mend="choose another with --port"
+            ) from error
+    connect(uri)  # two workers that build a fresh database at once would break it
+    log = home() / "ui.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            server_command(uri, port=port, artifacts=artifacts_dir()),
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=home(),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    ui = Ui(f"http://127.0.0.1:{port}", process)
+    try:
+        _wait_until_healthy(ui, log=log)
+    except BaseException:
+        ui.stop()
+        raise
+    return ui
+
+
+def server_command(uri: str, *, port: int, artifacts: Path) -> list[str]:
+    """The command that serves a database and a folder of artifacts on the loopback address."""
+    names = ("127.0.0.1", "localhost")
+    hosts = [*names, *(f"{name}:{port}" for name in names)]
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", uri, "--artifacts-destination", str(artifacts)),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "2"),
+        *("--allowed-hosts", ",".join(hosts)),
+    ]
+
+
+def _wait_until_healthy(ui: Ui, *, log: Path) -> None:
+    assert ui.process is not None
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while ui.process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{ui.url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise ResourceError("the MLflow server did not start", where=log, mend="its last lines say why")

@@ -1,0 +1,241 @@
+"""The spool: all that a run says, as JSON lines on disk, and how far the tracking store has it.
+
+One process writes a spool at a time. Knows nothing of MLflow: what an event means is the sender's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snpdeconv.tracking.locks import FileLock
+
+KEEP_DONE_DAYS = 30
+_EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a spool.
+
+    Attributes:
+        kind: create, open, metrics, tags, artifact, register or status; unreadable for a damaged line.
+        time_ms: When it was said, milliseconds since 1970.
+        data: The rest of the line.
+        end: Offset in bytes of the line's end in the file.
+    """
+
+    kind: str
+    time_ms: int
+    data: dict[str, Any]
+    end: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How far the store at `uri` has a spool.
+
+    Attributes:
+        uri: Address of the store.
+        run_id: MLflow's name of the run; None until the store gave one.
+        offset: All events that end here or before have been sent.
+        rejected: How many of them the store refused for good.
+    """
+
+    uri: str
+    run_id: str | None = None
+    offset: int = 0
+    rejected: int = 0
+
+
+@dataclass
+class History:
+    """What the events of a spool add up to.
+
+    Attributes:
+        created: Data of the first event, which makes the run; empty if there is none.
+        created_ms: When it was written.
+        opened: uri, host and pid of the process that wrote last.
+        last_ms: When the last event was written.
+        status: The run's last status; None while it runs or after it died without a word.
+        last_step: The largest step written of each metric.
+    """
+
+    created: dict[str, Any] = field(default_factory=dict)
+    created_ms: int = 0
+    opened: dict[str, Any] = field(default_factory=dict)
+    last_ms: int = 0
+    status: str | None = None
+    last_step: dict[str, int] = field(default_factory=dict)
+
+
+class Spool:
+    """The folder of one run's events, held by this process until `release` or `archive`.
+
+    Args:
+        root: The folder of all spools.
+        key: The run's own name, 32 hexadecimal digits.
+    """
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.root = root
+        self.key = key
+        self.folder = root / key
+        self.events_path = self.folder / _EVENTS
+        self.size = 0
+        self._lock = FileLock(root / "locks" / key)
+        self._write_guard = threading.Lock()
+        self._descriptor = -1
+
+    def acquire(self, *, wait_s: float = 0.0) -> bool:
+        """Takes the spool for this process, and cuts off a line torn by a kill.
+
+        Returns:
+            Whether it is ours; False if another process holds it for all of `wait_s` seconds.
+        """
+        if not self._lock.acquire(wait_s=wait_s):
+            return False
+        done = self.root / "done" / self.key
+        if done.is_dir() and not self.folder.exists():
+            done.rename(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.events_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.size = _whole_lines(self.events_path)
+        os.ftruncate(self._descriptor, self.size)
+        return True
+
+    def append(self, kind: str, data: dict[str, Any], *, time_ms: int | None = None) -> None:
+        """Writes one event through to the operating system.
+
+        Raises:
+            OSError: The disk is full; the spool is as it was before.
+        """
+        stamp = time.time_ns() // 1_000_000 if time_ms is None else time_ms
+        line = json.dumps({"kind": kind, "time_ms": stamp, **data}, allow_nan=False).encode() + b"\n"
+        with self._write_guard:
+            try:
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, "no space left on the device")
+            except OSError:
+                os.ftruncate(self._descriptor, self.size)
+                raise
+            self.size += len(line)
+
+    def read(self, offset: int = 0) -> Iterator[Event]:
+        """Yields the whole lines from `offset` on; a line still being written is left for later."""
+        return read_events(self.events_path, offset)
+
+    def history(self) -> History:
+        """Reads all events once and adds them up."""
+        return _add_up(self.read())
+
+    def sent(self, uri: str) -> Sent:
+        """How far the store at `uri` has this spool; from the start if it was another store."""
+        try:
+            state = Sent(**json.loads((self.folder / "sent.json").read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            # Never written, or emptied by a power cut: sending all again changes nothing in the store.
+            return Sent(uri)
+        return state if state.uri == uri else Sent(uri)
+
+    def commit(self, sent: Sent) -> None:
+        """Notes how far the store has the spool, all or nothing."""
+        _write_whole(self.folder / "sent.json", json.dumps(asdict(sent)))
+
+    def reject(self, event: Event, *, reason: str) -> None:
+        """Keeps an event that the store refused for good beside the spool."""
+        with (self.folder / "rejected.jsonl").open("a") as stream:
+            line = {"reason": reason, "kind": event.kind, "time_ms": event.time_ms, **event.data}
+            stream.write(json.dumps(line) + "\n")
+
+    def release(self) -> None:
+        """Lets other processes have the spool."""
+        os.close(self._descriptor)
+        self._lock.release()
+
+    def archive(self) -> None:
+        """Releases a spool that is sent whole, out of the way of `sync`; old ones are deleted.
+
+        It is kept for a while: a run opened again needs to know the steps it has.
+        """
+        done = self.root / "done"
+        done.mkdir(exist_ok=True)
+        self.folder.rename(done / self.key)
+        oldest = time.time() - KEEP_DONE_DAYS * 86_400
+        for folder in list(done.iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                if (folder / _EVENTS).stat().st_mtime < oldest:
+                    shutil.rmtree(folder)
+                    (self.root / "locks" / folder.name).unlink()
+        self.release()
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
+    """Yields the events of a spool's file from a line's start on, without holding the spool."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield _parse(line, offset)
+
+
+def peek(path: Path) -> History:
+    """What a spool's file adds up to, without holding the spool."""
+    return _add_up(read_events(path))
+
+
+def _parse(line: bytes, end: int) -> Event:
+    try:
+        data = json.loads(line)
+        return Event(str(data.pop("kind")), int(data.pop("time_ms")), data, end)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Event("unreadable", 0, {"line": line.decode(errors="replace")[:1000]}, end)
+
+
+def _add_up(events: Iterator[Event]) -> History:
+    history = History()
+    for event in events:
+        history.last_ms = event.time_ms or history.last_ms
+        if event.kind == "create" and not history.created:
+            history.created, history.created_ms = event.data, event.time_ms
+        if event.kind in ("create", "open"):
+            history.opened = event.data
+            history.status = None
+        elif event.kind == "status":
+            history.status = str(event.data["status"])
+        elif event.kind == "metrics":
+            for name in event.data["values"]:
+                history.last_step[name] = max(event.data["step"], history.last_step.get(name, -1))
+    return history
+
+
+def _whole_lines(path: Path) -> int:
+    """The size in bytes of the file up to the end of its last whole line."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        while size > 0:
+            start = max(0, size - 65_536)
+            stream.seek(start)
+            newline = stream.read(size - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            size = start
+    return 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.rename(path)

@@ -1,0 +1,152 @@
+"""Owns what ranks tell each other: who is first, sums, gathered rows, agreement.
+
+With one process every function answers at once, so that callers need no second path.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this process stands among its peers.
+
+    Attributes:
+        rank: 0 is the first, which alone writes and logs.
+        world_size: Number of processes.
+        device: The one that this process computes on.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def init_from_environment(*, timeout_min: float = 30.0) -> Placement:
+    """Joins the other ranks if torchrun's variables (RANK, WORLD_SIZE and so on) say there are any.
+
+    Args:
+        timeout_min: How long a rank waits for the others in a collective before it gives up.
+
+    Returns:
+        This process's place; rank 0 of 1 without the variables.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    device = default_device()
+    if num_processes > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # collectives of objects go through the current device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
+    return Placement(rank(), world_size(), device)
+
+
+def default_device() -> torch.device:
+    """The GPU of this process's local rank, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def rank() -> int:
+    """This process's number; 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and logs."""
+    return rank() == 0
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device, in DistributedDataParallel where there are several ranks; a collective."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    model = model.to(device)
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum over the ranks of a tensor of equal shape on each, where it is; the argument is left alone."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def min_over_ranks(value: int, device: torch.device) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_size() == 1:
+        return value
+    smallest = torch.tensor(value, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on at least one rank."""
+    return bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, one below the other, on each; ranks may have different numbers of them."""
+    if world_size() == 1:
+        return rows
+    sizes = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
+    counts = [int(size) for size in sizes]
+    # Collectives want equal shapes: pad to the longest and cut afterwards.
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_objects(value: T) -> list[T]:
+    """A small object of every rank, by rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first_rank(value: T) -> T:
+    """The first rank's value on every rank, so that all decide alike."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def shut_down() -> None:
+    """Leaves the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,172 @@
+"""How far the metrics of a test set could have come out otherwise: bootstrap intervals.
+
+Owns metrics of many resamples at once, each sample weighted by how often it was drawn; `metrics.evaluate` is
+the definition that they agree with. Shapes: R resamples, N samples, C classes, T groups of tied predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from snpdeconv.training import metrics
+from snpdeconv.training.metrics import Kind
+
+Floats = NDArray[np.float64]
+Metrics = dict[str, Floats]
+# Resamples x samples handled at once: about 32 MiB an array.
+CHUNK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric's value with the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_intervals(
+    kind: Kind, predictions: ArrayLike, targets: ArrayLike, *, num_resamples: int = 1000, seed: int
+) -> dict[str, Interval]:
+    """Percentile bootstrap (Efron 1979) of every metric of `metrics.evaluate`.
+
+    Samples are drawn with replacement, within each class for binary and multiclass traits, so that no class
+    is ever absent. The calibration error of a resample is larger than that of the sample by construction;
+    its resamples are shifted to have the value as their mean.
+
+    Args:
+        kind: Kind of the trait.
+        predictions: (N,) or (N, C), as `metrics.probabilities` gives them.
+        targets: (N,).
+        num_resamples: Resamples drawn.
+        seed: Of the generator that draws them.
+
+    Returns:
+        Interval of each metric; NaN where the metric is not defined.
+    """
+    given = np.asarray(predictions, dtype=np.float64)
+    truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
+    value = metrics.evaluate(kind, given, truth)
+    strata = np.zeros(len(truth), dtype=np.int64) if kind == "quantitative" else truth.astype(np.int64)
+    weighted = _weighted_metrics(kind, given, truth)
+    chunks = [
+        weighted(weights)
+        for weights in _draws(strata, num_resamples=num_resamples, rng=np.random.default_rng(seed))
+    ]
+    resampled = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in value}
+    if "ece" in value:
+        resampled["ece"] = np.maximum(resampled["ece"] + value["ece"] - resampled["ece"].mean(), 0.0)
+    return {name: _interval(value[name], drawn) for name, drawn in resampled.items()}
+
+
+def _interval(value: float, drawn: Floats) -> Interval:
+    if math.isnan(value):
+        return Interval(value, value, value)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def _draws(strata: NDArray[np.int64], *, num_resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Blocks (r, N) of how often each sample was drawn, stratum by stratum."""
+    members = [np.flatnonzero(strata == level) for level in np.unique(strata)]
+    num_samples = len(strata)
+    step = max(1, CHUNK_ELEMENTS // num_samples)
+    for start in range(0, num_resamples, step):
+        size = min(step, num_resamples - start)
+        counts = np.zeros((size, num_samples))
+        row = np.arange(size)[:, None]
+        for group in members:
+            drawn = rng.integers(len(group), size=(size, len(group))) + row * len(group)
+            tallies = np.bincount(drawn.ravel(), minlength=size * len(group))
+            counts[:, group] = tallies.reshape(size, len(group))
+        yield counts
+
+
+def _weighted_metrics(kind: Kind, given: Floats, truth: NDArray[np.generic]) -> Callable[[Floats], Metrics]:
+    """The function weights (R, N) -> metrics, each (R,); all that no weight changes is done once."""
+    if kind == "quantitative":
+        return lambda weights: _quantitative(weights, given, truth.astype(np.float64))
+    labels = truth.astype(np.int64)
+    if kind == "binary":
+        return _class_metrics(given, labels, binary=True)
+    return _class_metrics(given, labels, binary=False)
+
+
+def _class_metrics(given: Floats, truth: NDArray[np.int64], *, binary: bool) -> Callable[[Floats], Metrics]:
+    shares = np.stack([1 - given, given], axis=1) if binary else given
+    called = (given > 0.5).astype(np.int64) if binary else given.argmax(axis=1)
+    columns = metrics.one_vs_rest(shares, truth)
+    rankings = [_Ranking(shares[:, c], truth == c) for c in (columns[-1:] if binary else columns)]
+    level = np.arange(shares.shape[1])
+    is_true, is_called = truth[:, None] == level, called[:, None] == level
+    confidence = given if binary else given.max(axis=1)
+    event = truth == 1 if binary else called == truth
+    bins = metrics.equal_mass_bins(confidence)
+    excess = (bins[:, None] == np.arange(bins.max() + 1)) * (confidence - event)[:, None]
+    nll = metrics.negative_log_likelihood("binary" if binary else "multiclass", given, truth)
+
+    def weighted(weights: Floats) -> Metrics:
+        total = weights.sum(axis=1)
+        hits = weights @ (is_true & is_called).astype(np.float64)
+        sizes = weights @ is_true.astype(np.float64) + weights @ is_called.astype(np.float64)
+        f1 = np.divide(2 * hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
+        scores = [ranking.scores(weights) for ranking in rankings]
+        auroc, auprc = np.mean(scores, axis=0) if scores else np.full((2, len(weights)), np.nan)
+        found = {
+            "auroc": auroc,
+            "auprc": auprc,
+            "accuracy": hits.sum(axis=1) / total,
+            "macro_f1": np.nanmean(f1, axis=1),
+            "ece": np.abs(weights @ excess).sum(axis=1) / total,
+            "log_loss": weights @ nll / total,
+        }
+        if binary:
+            found["brier"] = weights @ (given - truth) ** 2 / total
+        return found
+
+    return weighted
+
+
+class _Ranking:
+    """Area under the ROC and precision-recall curves of one class, for many weightings at once."""
+
+    def __init__(self, score: Floats, positive: NDArray[np.bool_]) -> None:
+        order = np.argsort(-score, kind="stable")
+        falling = score[order]
+        self._starts = np.flatnonzero(np.concatenate([[True], falling[1:] != falling[:-1]]))
+        self._order = order
+        self._positive = positive[order]
+
+    def scores(self, weights: Floats) -> tuple[Floats, Floats]:
+        """(R,) AUROC and (R,) average precision; tied scores share a threshold, as in scikit-learn."""
+        ordered = weights[:, self._order]
+        hits_RT = np.add.reduceat(ordered * self._positive, self._starts, axis=1)
+        misses_RT = np.add.reduceat(ordered * ~self._positive, self._starts, axis=1)
+        hits_above, misses_above = hits_RT.cumsum(axis=1), misses_RT.cumsum(axis=1)
+        num_hits, num_misses = hits_above[:, -1], misses_above[:, -1]
+        won = np.sum(misses_RT * (hits_above - hits_RT / 2), axis=1)
+        named = hits_above + misses_above
+        precision = np.divide(hits_above, named, out=np.zeros_like(named), where=named > 0)
+        return won / (num_hits * num_misses), np.sum(hits_RT * precision, axis=1) / num_hits
+
+
+def _quantitative(weights: Floats, values: Floats, truth: Floats) -> Metrics:
+    # Centred first, so that the moments below do not cancel.
+    x, y = values - values.mean(), truth - truth.mean()
+    total = weights.sum(axis=1)
+    moments = weights @ np.stack([x, y, x * x, y * y, x * y, (values - truth) ** 2], axis=1)
+    mean_x, mean_y, xx, yy, xy, squared_error = (moments / total[:, None]).T
+    variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "r2": 1 - squared_error / variance_y,
+            "pearson_r": covariance / np.sqrt(variance_x * variance_y),
+            "rmse": np.sqrt(squared_error),
+            "calibration_slope": covariance / variance_x,
+        }

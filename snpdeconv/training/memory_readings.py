@@ -1,0 +1,161 @@
+"""Owns what memory there is and how much of it a piece of work takes, on a GPU or on the host.
+
+Reads counters; what to do about them is for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+
+GIB = 2**30
+
+# Writing 5 sets a process's highest resident size (VmHWM) to its present one: `man 5 proc_pid_clear_refs`.
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_SAMPLING_INTERVAL_S = 0.002
+
+
+class PeakMemory:
+    """The most memory held at once within a `with` block.
+
+    On a GPU that of torch's allocator; on the host the resident size of this process, by the kernel's own
+    high-water mark where it can be reset, else by looking every two milliseconds.
+
+    Args:
+        device: Whose memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0
+        self._sampler: _ResidentSampler | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif not _reset_high_water_mark():
+            self._sampler = _ResidentSampler()
+            self._sampler.start()
+        self._start = used_bytes(self._device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+
+    def peak_bytes(self) -> int:
+        """The most held since the block was entered."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        if self._sampler is not None:
+            return self._sampler.peak_bytes
+        return max(self._start, _high_water_mark())
+
+    def growth_bytes(self) -> int:
+        """The most held at once, over what was held on entering."""
+        return max(0, self.peak_bytes() - self._start)
+
+
+def used_bytes(device: torch.device) -> int:
+    """What torch holds of a GPU, or this process of the host, now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes(device: torch.device) -> int:
+    """What more this process can take: of the GPU, or of the host within the limits of its control group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    return min(int(psutil.virtual_memory().available), control_group_bytes())
+
+
+def control_group_bytes(root: Path = Path("/")) -> int:
+    """What the control groups of this process (containers, SLURM) leave it; 2**63 without a limit.
+
+    Args:
+        root: Where /proc and /sys are.
+
+    Returns:
+        The least of the group's and its parents' limits, less what is used and cannot be given back.
+    """
+    left = 2**63
+    membership = root / "proc/self/cgroup"
+    for line in membership.read_text().splitlines() if membership.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = mount / path.strip("/")
+        for folder in (group, *group.parents):
+            left = min(left, _left_in_group(folder, names))
+            if folder == mount:
+                break
+    return left
+
+
+def release_memory() -> None:
+    """Gives freed memory back: Python's cycles, torch's GPU cache, glibc's heap."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # Not every C library has malloc_trim, and there is nothing to do where it has not.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _left_in_group(folder: Path, names: tuple[str, str, str]) -> int:
+    limit_name, used_name, cache_name = names
+    limit_file = folder / limit_name
+    if not limit_file.is_file() or (limit := limit_file.read_text().strip()) == "max":
+        return 2**63
+    used = int((folder / used_name).read_text())
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return max(0, int(limit) - used + int(statistics.get(cache_name, 0)))
+
+
+def _reset_high_water_mark() -> bool:
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_mark() -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("Linux without VmHWM")
+
+
+class _ResidentSampler(threading.Thread):
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._process = psutil.Process()
+        self._is_over = threading.Event()
+        self.peak_bytes = int(self._process.memory_info().rss)
+
+    def run(self) -> None:
+        while not self._is_over.wait(_SAMPLING_INTERVAL_S):
+            self.peak_bytes = max(self.peak_bytes, int(self._process.memory_info().rss))
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()

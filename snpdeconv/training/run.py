@@ -1,0 +1,296 @@
+"""Owns what one call of `train` holds, how it is made, saved as a `TrainingState`, and comes back from one.
+
+Knows nothing of the order of the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snpdeconv.errors import ConfigError, TrainingError
+from snpdeconv.training import distributed
+from snpdeconv.training.checkpoint import CheckpointStore
+from snpdeconv.training.loss_meter import LossMeter
+from snpdeconv.training.precision import Precision
+from snpdeconv.training.schedules import Direction, Schedule, make_schedule
+from snpdeconv.training.state import Progress, TrainingState, capture_rng, restore_rng
+from snpdeconv.training.window import WindowStep
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are sought; `MultiGPUSNPTrainer` explains each. A resumed run must have the same."""
+
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    plateau_factor: float
+    plateau_patience: int
+    gradient_clip: float | None
+    accumulation: int
+    seed: int
+    monitor: str
+    direction: Direction
+
+
+@dataclass
+class Run:
+    """The moving parts of a training run.
+
+    Attributes:
+        model: The plain model, not its DistributedDataParallel.
+        optimizer: Of its parameters.
+        schedule: Of the optimiser's rate.
+        scaler: Of the gradients.
+        window: Takes the steps.
+        meter: The running loss.
+        has_folder: Whether checkpoints are written.
+        store: Writes them; on the first rank alone.
+        settings: What must not change between the parts of a run.
+        device: Where the model is.
+        progress: Where the run stands.
+        best_model: Weights of the best epoch, on the CPU.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    window: WindowStep
+    meter: LossMeter
+    has_folder: bool
+    store: CheckpointStore | None
+    settings: dict[str, Any]
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    best_model: dict[str, Tensor] | None = None
+    _interrupted_rng: list[dict[str, Any]] | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def snapshot(self) -> TrainingState:
+        """The whole run as it stands; a collective."""
+        self.progress.micro_batch_size = self.window.micro_batch_size
+        return TrainingState(
+            progress={part.name: getattr(self.progress, part.name) for part in fields(Progress)},
+            settings=self.settings,
+            losses=self.meter.state_dict(),
+            model=self.model.state_dict(),
+            best_model=self.best_model,
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            scaler=self.scaler.state_dict(),
+            rng=distributed.gather_objects(capture_rng(self.device)),
+        )
+
+    def restore(self, state: TrainingState, *, source: Path) -> None:
+        """Goes on from a snapshot.
+
+        Args:
+            state: Of a run with the same settings; the number of ranks may differ.
+            source: Where it came from, for the messages.
+
+        Raises:
+            TrainingError: It is of another model or of other settings.
+        """
+        _compare_settings(state.settings, self.settings, source)
+        _compare_shapes(state.model, self.model.state_dict(), source)
+        self.progress = Progress(**state.progress)
+        self.window.micro_batch_size = self.progress.micro_batch_size
+        self.model.load_state_dict(state.model)
+        self.best_model = state.best_model
+        self.optimizer.load_state_dict(state.optimizer)
+        self.schedule.load_state_dict(state.schedule)
+        self.scaler.load_state_dict(state.scaler)
+        if distributed.is_first():
+            self.meter.load_state_dict(state.losses)
+        self._interrupted_rng = state.rng
+        if len(state.rng) != distributed.world_size():
+            logger.warning(
+                "%s was written by %d ranks and goes on with %d: the batches stay the same, dropout does not",
+                source,
+                len(state.rng),
+                distributed.world_size(),
+            )
+
+    def resume_rng(self) -> None:
+        """Sets the generators as they were in the middle of the interrupted epoch; does nothing later."""
+        if self._interrupted_rng is not None and self.progress.batch > 0:
+            rank = distributed.rank()
+            if rank < len(self._interrupted_rng):
+                restore_rng(self._interrupted_rng[rank], device=self.device)
+        self._interrupted_rng = None
+
+    def keep_best(self) -> None:
+        """Copies the present weights to the host as the best ones."""
+        self.best_model = {
+            name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()
+        }
+
+    def restore_best(self) -> None:
+        """Gives the model the weights of its best epoch."""
+        if self.best_model is None:
+            logger.warning("no epoch had a finite value to compare: the last weights stay")
+            return
+        self.model.load_state_dict(self.best_model)
+
+    def save(self) -> Path | None:
+        """Writes the run's state, unless it has diverged; a collective.
+
+        Returns:
+            The file, on the first rank of a run with a folder.
+
+        Raises:
+            TrainingError: The loss or a weight is not finite.
+            ResourceError: It cannot be written.
+        """
+        if not self.has_folder:
+            return None
+        self.stop_if_not_finite(look_at_weights=True)
+        state = self.snapshot()
+        return None if self.store is None else self.store.save_last(state)
+
+    def save_best(self) -> None:
+        """Writes the best weights; errors as `save`."""
+        if self.store is not None:
+            progress = self.progress
+            self.store.save_best(
+                {
+                    "model": self.best_model,
+                    "epoch": progress.best_epoch,
+                    "monitor": self.settings["monitor"],
+                    "value": progress.best_value,
+                }
+            )
+
+    def stop_if_not_finite(self, *, look_at_weights: bool = False) -> None:
+        """Ends a run that has diverged; `TrainingError` as `LossMeter.stop_if_not_finite`; a collective."""
+        self.meter.stop_if_not_finite(
+            has_fp16=self.scaler.is_enabled(),
+            learning_rate=self.progress.learning_rate,
+            parameters=self.model.parameters() if look_at_weights else (),
+        )
+
+
+def start_run(
+    model: nn.Module,
+    *,
+    parallel: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    precision: Precision,
+    device: torch.device,
+    optimization: Optimization,
+    micro_batch_size: int | None,
+    num_epochs: int,
+    batches_per_epoch: int | None,
+    folder: Path | None,
+) -> Run:
+    """The moving parts of a new run; a collective.
+
+    Args:
+        model: The plain model, on its device.
+        parallel: The same in DistributedDataParallel, or itself.
+        loss: Gives (B,) losses of (logits, target).
+        precision: For forward and backward.
+        device: Where the model is.
+        optimization: How the weights are sought.
+        micro_batch_size: Largest number of samples sent through the model at once.
+        num_epochs: Of the whole run.
+        batches_per_epoch: Of this rank; None where the loader does not know.
+        folder: For checkpoints.
+
+    Raises:
+        ConfigError: Ranks with different numbers of batches, or a schedule that cannot be.
+        ResourceError: The folder cannot be written.
+    """
+    lengths = distributed.gather_objects(batches_per_epoch)
+    if len(set(lengths)) > 1:
+        raise ConfigError(
+            f"the ranks have {', '.join(map(str, lengths))} batches an epoch",
+            where="train_loader",
+            mend="give each as many: a PackedLoader with rank and world_size, or a DistributedSampler",
+        )
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=optimization.learning_rate,
+        weight_decay=optimization.weight_decay,
+        fused=device.type == "cuda",
+    )
+    steps_per_epoch = (
+        None if batches_per_epoch is None else -(-batches_per_epoch // optimization.accumulation)
+    )
+    schedule = make_schedule(
+        optimization.schedule,
+        optimizer,
+        total_steps=None if steps_per_epoch is None else num_epochs * steps_per_epoch,
+        warmup_fraction=optimization.warmup_fraction,
+        direction=optimization.direction,
+        plateau_factor=optimization.plateau_factor,
+        plateau_patience=optimization.plateau_patience,
+    )
+    scaler = precision.make_scaler()
+    window = WindowStep(
+        parallel,
+        loss=loss,
+        optimizer=optimizer,
+        precision=precision,
+        scaler=scaler,
+        gradient_clip=optimization.gradient_clip,
+        device=device,
+        micro_batch_size=micro_batch_size,
+    )
+    # A cosine's rates depend on where it ends; the other schedules may go on for longer than was planned.
+    epochs = num_epochs if optimization.schedule == "cosine" else None
+    return Run(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        window=window,
+        meter=LossMeter(device),
+        has_folder=folder is not None,
+        store=CheckpointStore(folder) if folder is not None and distributed.is_first() else None,
+        settings=asdict(optimization) | {"batches_per_epoch": batches_per_epoch, "epochs": epochs},
+        device=device,
+    )
+
+
+def _compare_settings(saved: dict[str, Any], present: dict[str, Any], source: Path) -> None:
+    different = [
+        f"{name}={saved.get(name)!r} (now {value!r})"
+        for name, value in present.items()
+        if saved.get(name) != value
+    ]
+    if different:
+        raise TrainingError(
+            f"the checkpoint is of a run with other settings: {', '.join(different)}",
+            where=source,
+            mend="go on with the same settings, or give another checkpoint folder",
+        )
+
+
+def _compare_shapes(saved: dict[str, Tensor], present: dict[str, Tensor], source: Path) -> None:
+    mend = "go on with the same model, or give another checkpoint folder"
+    if missing := sorted(saved.keys() ^ present.keys()):
+        holder = "the checkpoint" if missing[0] in saved else "the model"
+        problem = f"the checkpoint is of another model: only {holder} has '{missing[0]}'"
+        raise TrainingError(problem, where=source, mend=mend)
+    for name, value in present.items():
+        if saved[name].shape != value.shape:
+            shapes = f"{tuple(saved[name].shape)} in it and {tuple(value.shape)} here"
+            problem = f"the checkpoint is of another model: '{name}' is {shapes}"
+            raise TrainingError(problem, where=source, mend=mend)

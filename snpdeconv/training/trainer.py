@@ -1,0 +1,316 @@
+"""Owns the training loop: step, log, validate, stop, checkpoint, preempt; for one process or one of several.
+
+What a step, a checkpoint or a precision is, stands in the modules beside. Knows neither genetics nor MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.training import distributed
+from snpdeconv.training.checkpoint import find_checkpoint, read_state
+from snpdeconv.training.data import as_batch, epoch_batches, num_batches, seed_epoch, windows
+from snpdeconv.training.losses import make_loss
+from snpdeconv.training.memory_readings import GIB, PeakMemory
+from snpdeconv.training.precision import choose_precision, requested_precision
+from snpdeconv.training.preemption import Preempted
+from snpdeconv.training.run import Optimization, Run, start_run
+from snpdeconv.training.schedules import Direction
+from snpdeconv.training.state import History
+from snpdeconv.training.training_log import TrainingLog
+from snpdeconv.training.validation import Metrics, validate
+
+logger = logging.getLogger(__name__)
+
+# Ranks agree on stopping by a collective that waits for the device; not in every step.
+_STOP_AGREEMENT_STEPS = 10
+
+
+class MultiGPUSNPTrainer:
+    """Trains a network on one device, or on several with one process each.
+
+    Under torchrun, after `distributed.init_from_environment()`, every process makes a trainer with its own
+    share of the data, and the model is put into DistributedDataParallel if it is not there yet.
+
+    Args:
+        model: Takes (genotypes) or (genotypes, covariates), gives (B, O) logits.
+        train_loader: Batches as `training.data` describes them: a `PackedLoader` or a torch DataLoader.
+        val_loader: Likewise, for validation after every epoch.
+        use_amp: Mixed precision; False is fp32.
+        amp_dtype: torch.bfloat16, or torch.float16 with a gradient scaler; GPUs without bf16 units get fp16.
+        loss: `focal`, `cross_entropy`, `mse`, or a callable that gives (B,) losses of (logits, target).
+        learning_rate: Of AdamW, at its highest.
+        weight_decay: Of AdamW.
+        schedule: `cosine` with warm-up, `plateau` or `constant`.
+        warmup_fraction: Share of the cosine's steps that warm up.
+        plateau_factor: Multiplies the rate on a plateau.
+        plateau_patience: Epochs without improvement that make a plateau.
+        gradient_clip: Largest norm of the gradient; None for no limit.
+        accumulation: Batches of the loader that make one step.
+        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
+        seed: Of everything that training draws.
+        device: None takes the GPU of this process's local rank, or the CPU.
+        metrics: Gives numbers by name for logits (N, O) and targets (N,) of all validation samples.
+        monitor: What early stopping, best checkpoint and plateau look at: `val_loss` or `val_<metric>`.
+        monitor_direction: Whether small (`min`) or large (`max`) is good; None means small for losses only.
+        log_metrics: Takes a step and numbers by name; called on the first rank alone.
+        log_every: Steps from one log of the training loss to the next.
+        checkpoint_every_steps: Steps from one checkpoint to the next; None for the ends of epochs only.
+        should_stop: Asked between steps; True saves and raises `Preempted`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any],
+        use_amp: bool = True,
+        amp_dtype: torch.dtype = torch.bfloat16,
+        *,
+        loss: str | Callable[[Tensor, Tensor], Tensor] = "focal",
+        learning_rate: float = 1e-4,
+        weight_decay: float = 1e-5,
+        schedule: str = "cosine",
+        warmup_fraction: float = 0.05,
+        plateau_factor: float = 0.5,
+        plateau_patience: int = 5,
+        gradient_clip: float | None = 1.0,
+        accumulation: int = 1,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        metrics: Metrics | None = None,
+        monitor: str = "val_loss",
+        monitor_direction: Direction | None = None,
+        log_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+        log_every: int = 50,
+        checkpoint_every_steps: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        if accumulation < 1 or log_every < 1:
+            raise ConfigError(f"accumulation={accumulation}, log_every={log_every}", mend="use at least 1")
+        self.device = distributed.default_device() if device is None else torch.device(device)
+        self.precision = choose_precision(
+            self.device, requested=requested_precision(use_amp=use_amp, amp_dtype=amp_dtype)
+        )
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.loss = make_loss(loss) if isinstance(loss, str) else loss
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.device)
+        self.optimization = Optimization(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_fraction=warmup_fraction,
+            plateau_factor=plateau_factor,
+            plateau_patience=plateau_patience,
+            gradient_clip=gradient_clip,
+            accumulation=accumulation,
+            seed=seed,
+            monitor=monitor,
+            direction=monitor_direction or ("min" if monitor.endswith("loss") else "max"),
+        )
+        self._micro_batch_size = micro_batch_size
+        self._metrics = metrics
+        self._log = TrainingLog(log_metrics, monitor=monitor)
+        self._log_every = log_every
+        self._checkpoint_every_steps = checkpoint_every_steps
+        self._should_stop = should_stop
+        # The plain model holds the weights; the parallel one takes the training steps.
+        self._parallel = distributed.data_parallel(model, self.device)
+        self.model: nn.Module = (
+            self._parallel.module if isinstance(self._parallel, DistributedDataParallel) else self._parallel
+        )
+
+    def train(
+        self,
+        num_epochs: int,
+        early_stopping_patience: int = 10,
+        checkpoint_dir: str | Path | None = None,
+        *,
+        resume_from: str | Path | None = None,
+    ) -> History:
+        """Trains until the epochs or the patience are used up; the model then has its best epoch's weights.
+
+        A run that was interrupted goes on from the newest complete checkpoint of `checkpoint_dir` by itself.
+
+        Args:
+            num_epochs: Of the whole run, those before an interruption included.
+            early_stopping_patience: Epochs without improvement of the monitored value that end the run.
+            checkpoint_dir: Where to write checkpoints; None for none.
+            resume_from: A checkpoint, or a folder of them, to go on from instead.
+
+        Returns:
+            A list per quantity with one value an epoch: epoch, train_loss, val_loss, val_<metric>, lr (of its
+            last step), seconds, samples_per_second, peak_gib.
+
+        Raises:
+            TrainingError: The loss is not finite, one sample does not fit into memory, or the checkpoint is
+                of another run.
+            ResourceError: A checkpoint cannot be written.
+            InputError: `resume_from` is not there.
+            Preempted: `should_stop` said so; all is saved.
+        """
+        run = self._start(num_epochs, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
+        while run.progress.epoch < num_epochs and run.progress.stale_epochs < early_stopping_patience:
+            started = time.perf_counter()
+            with PeakMemory(self.device) as memory:
+                values = self._train_epoch(run)
+                values |= self._validate()
+                values["peak_gib"] = memory.peak_bytes() / GIB
+            values["seconds"] = time.perf_counter() - started
+            self._finish_epoch(run, values)
+        run.restore_best()
+        return run.progress.history
+
+    def _train_epoch(self, run: Run) -> dict[str, float]:
+        progress, seed = run.progress, self.optimization.seed
+        seed_epoch(seed, progress.epoch, distributed.rank())
+        batches = epoch_batches(self.train_loader, seed=seed, epoch=progress.epoch, skip=progress.batch)
+        run.resume_rng()
+        done_before = run.meter.epoch().num_samples
+        started = time.perf_counter()
+        self._parallel.train()
+        for window in windows(batches, size=self.optimization.accumulation):
+            progress.learning_rate = run.learning_rate
+            result = run.window.run(window)
+            progress.batch += len(window)
+            progress.step += 1
+            run.meter.add(result, step=progress.step)
+            run.schedule.after_step(progress.step)
+            if progress.step % self._log_every == 0:
+                run.stop_if_not_finite()
+                loss = run.meter.interval_mean()
+                self._log.step(progress, loss=loss, gradient_norm=result.gradient_norm)
+            must_stop = self._must_stop(progress.step)
+            every = self._checkpoint_every_steps
+            if must_stop or (every is not None and progress.step % every == 0):
+                path = run.save()
+            if must_stop:
+                distributed.barrier()  # no rank may leave, and end the job, before the first one has saved
+                raise Preempted(step=progress.step, checkpoint=path)
+        run.stop_if_not_finite()
+        losses = run.meter.epoch()
+        if losses.num_samples == 0:
+            raise InputError("the training loader gave no sample", where="train_loader")
+        speed = (losses.num_samples - done_before) / (time.perf_counter() - started)
+        return {"train_loss": losses.loss_sum / losses.num_samples, "samples_per_second": speed}
+
+    def _validate(self) -> dict[str, float]:
+        return validate(
+            self.model,
+            self.val_loader,
+            loss=self.loss,
+            metrics=self._metrics,
+            precision=self.precision,
+            device=self.device,
+        )
+
+    def _finish_epoch(self, run: Run, values: dict[str, float]) -> None:
+        progress = run.progress
+        values |= {"epoch": float(progress.epoch), "lr": progress.learning_rate}
+        monitor = self.optimization.monitor
+        if monitor not in values and progress.epoch == 0:
+            raise ConfigError(
+                f"nothing is called '{monitor}'", where="monitor", mend=nearest(monitor, values)
+            )
+        value = values.get(monitor, math.nan)
+        run.schedule.after_epoch(value)
+        run.meter.start_epoch()
+        if progress.end_epoch(values, value=value, direction=self.optimization.direction):
+            run.keep_best()
+            run.save_best()
+        run.save()
+        self._log.epoch(progress, values)
+
+    def _must_stop(self, step: int) -> bool:
+        if self._should_stop is None:
+            return False
+        if distributed.world_size() == 1:
+            return self._should_stop()
+        return step % _STOP_AGREEMENT_STEPS == 0 and distributed.any_rank(self._should_stop(), self.device)
+
+    def _start(
+        self, num_epochs: int, *, checkpoint_dir: str | Path | None, resume_from: str | Path | None
+    ) -> Run:
+        run = start_run(
+            self.model,
+            parallel=self._parallel,
+            loss=self.loss,
+            precision=self.precision,
+            device=self.device,
+            optimization=self.optimization,
+            micro_batch_size=self._micro_batch_size,
+            num_epochs=num_epochs,
+            batches_per_epoch=num_batches(self.train_loader),
+            folder=None if checkpoint_dir is None else Path(checkpoint_dir),
+        )
+        source: Path | None = None
+        if resume_from is not None:
+            source = find_checkpoint(Path(resume_from)) if distributed.is_first() else None
+        elif run.store is not None:
+            source = run.store.newest()
+        source = distributed.from_first_rank(source)
+        if source is not None:
+            run.restore(read_state(source), source=source)
+            logger.info(
+                "going on from %s: epoch %d, step %d", source, run.progress.epoch + 1, run.progress.step
+            )
+        return run
+
+    def get_snp_importance(
+        self,
+        data_loader: Iterable[Any],
+        method: str = "attention",
+        aggregate: str = "mean",
+        *,
+        snp_names: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """What the model says about each SNP, over all samples of a loader.
+
+        Args:
+            data_loader: Batches as for training.
+            method: `attention` or `integrated_gradients`.
+            aggregate: `mean` over the samples, or for attention also `max`.
+            snp_names: A name for each of the model's SNPs; their numbers by default.
+
+        Returns:
+            A score for each SNP, higher is more important; methods are explained in `interpret.attribution`.
+
+        Raises:
+            ConfigError: A method, an aggregate or a number of names that does not fit.
+        """
+        # The one step sideways, to a package on the same floor: the public interface has this method here.
+        from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
+
+        model = cast(Any, self.model)
+        options = {("attention", "mean"), ("attention", "max"), ("integrated_gradients", "mean")}
+        if (method, aggregate) not in options:
+            choices = nearest(f"{method}, {aggregate}", [", ".join(pair) for pair in options])
+            raise ConfigError(f"no importance by '{method}' and '{aggregate}'", where="method", mend=choices)
+        if method == "integrated_gradients":
+            has_classes = model.config["num_outputs"] > 1
+            scores = integrated_gradients(
+                model, data_loader, kind="multiclass" if has_classes else "binary", device=self.device
+            ).score.tolist()
+        elif aggregate == "mean":
+            scores = attention_scores(model, data_loader, device=self.device).score.tolist()
+        else:
+            batches = (as_batch(item).to(self.device) for item in data_loader)
+            highest = [model.attention(batch.genotypes).amax(dim=0) for batch in batches if len(batch)]
+            scores = torch.stack(highest).amax(dim=0).tolist()
+        names = list(map(str, range(len(scores)))) if snp_names is None else snp_names
+        if len(names) != len(scores):
+            raise ConfigError(f"{len(names)} names for {len(scores)} SNPs", where="snp_names")
+        return dict(zip(names, scores, strict=True))

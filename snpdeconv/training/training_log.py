@@ -1,0 +1,65 @@
+"""Owns how a run is told: names of the metrics that leave the trainer, and the line an epoch in the log.
+
+The first rank speaks; where the numbers go is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from snpdeconv.training import distributed
+from snpdeconv.training.state import Progress
+
+logger = logging.getLogger(__name__)
+
+LogMetrics = Callable[[int, Mapping[str, float]], None]
+
+_LOGGED_AS = {
+    "train_loss": "train/epoch_loss",
+    "lr": "train/epoch_lr",
+    "peak_gib": "memory/peak_gib",
+    "samples_per_second": "throughput/samples_per_second",
+    "seconds": "throughput/epoch_seconds",
+}
+
+
+class TrainingLog:
+    """Hands metrics on.
+
+    Args:
+        log_metrics: Takes a step and numbers by name.
+        monitor: The quantity by which an epoch is the best.
+    """
+
+    def __init__(self, log_metrics: LogMetrics | None, *, monitor: str) -> None:
+        self._log_metrics = log_metrics
+        self._monitor = monitor
+
+    def step(self, progress: Progress, *, loss: float, gradient_norm: Tensor | None) -> None:
+        """Tells the mean loss since the last call, the learning rate and the gradient's norm."""
+        if self._log_metrics is None or not distributed.is_first():
+            return
+        metrics = {"train/loss": loss, "train/lr": progress.learning_rate}
+        if gradient_norm is not None:
+            metrics["train/gradient_norm"] = float(gradient_norm)
+        self._log_metrics(progress.step, metrics)
+
+    def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Tells an epoch's values, under the names of the history, after it is closed."""
+        if not distributed.is_first():
+            return
+        logger.info(
+            "epoch %d: training loss %.4g, validation loss %.4g, %s best in epoch %s, %.0f samples/s",
+            progress.epoch,
+            values["train_loss"],
+            values["val_loss"],
+            self._monitor,
+            None if progress.best_epoch is None else progress.best_epoch + 1,
+            values["samples_per_second"],
+        )
+        if self._log_metrics is not None:
+            metrics = {_LOGGED_AS.get(name, name.replace("val_", "val/", 1)): v for name, v in values.items()}
+            self._log_metrics(progress.step, metrics)

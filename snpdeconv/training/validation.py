@@ -1,0 +1,91 @@
+"""Owns one pass over held-out samples: loss and metrics of all ranks' samples, the same on every rank.
+
+Draws no random numbers and changes nothing of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snpdeconv.errors import InputError, TrainingError
+from snpdeconv.training import distributed
+from snpdeconv.training.data import as_batch
+from snpdeconv.training.precision import Precision
+
+Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
+
+# B batch, N samples, O outputs
+
+
+def validate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    metrics: Metrics | None,
+    precision: Precision,
+    device: torch.device,
+) -> dict[str, float]:
+    """Loss and metrics on a loader's samples.
+
+    Args:
+        model: The plain model: in DistributedDataParallel, ranks with different numbers of batches would
+            wait for each other.
+        loader: As for training; each rank's share of the samples.
+        loss: Gives (B,) losses.
+        metrics: Takes logits (N, O) float32 and targets (N,), on the CPU, of all ranks.
+        precision: For the forward pass.
+        device: Where the model is.
+
+    Returns:
+        `val_loss` and, with the prefix `val_`, what `metrics` gave.
+
+    Raises:
+        InputError: No rank has a sample.
+        TrainingError: The loss is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    logits: list[Tensor] = []
+    targets: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in map(as_batch, loader):
+            if len(batch) == 0:
+                continue
+            on_device = batch.to(device)
+            given = on_device.tensors()
+            with precision.autocast():
+                predicted = model(given[0], *given[2:])
+            sums[0] += loss(predicted, on_device.target).sum()
+            sums[1] += len(batch)
+            logits.append(predicted.float().reshape(len(batch), -1))
+            targets.append(on_device.target)
+    model.train(was_training)
+    loss_sum, num_samples = distributed.sum_over_ranks(sums).tolist()
+    if num_samples == 0:
+        raise InputError("the validation loader gave no sample", where="val_loader")
+    if not math.isfinite(loss_sum):
+        raise TrainingError(
+            "the validation loss is not finite although that of training is",
+            where="val_loader",
+            mend="look for NaN in the validation genotypes, covariates and targets, or lower learning_rate",
+        )
+    results = {"val_loss": loss_sum / num_samples}
+    if metrics is not None:
+        all_logits, all_targets = _gather(logits), _gather(targets)
+        measured = metrics(all_logits.cpu(), all_targets.cpu()) if distributed.is_first() else {}
+        results |= {
+            f"val_{name}": float(value) for name, value in distributed.from_first_rank(measured).items()
+        }
+    return results
+
+
+def _gather(parts: list[Tensor]) -> Tensor:
+    """All ranks' rows; every rank has at least one batch here or no collective would know its shape."""
+    return distributed.gather_rows(torch.cat(parts))

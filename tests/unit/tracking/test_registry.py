@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snpdeconv.errors import InputError, ResourceError
+from snpdeconv.tracking import ModelRef, download, list_models, resolve, seal, tracking_uri, verify
+from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.registry import register_bundle
+
+
+def register(
+    folder: Path, *, name: str = "height", run_id: str | None = None, champion: bool = True
+) -> ModelRef:
+    client = connect(tracking_uri())
+    if run_id is None:
+        run_id = client.create_run("0").info.run_id
+    return register_bundle(
+        client,
+        uri=tracking_uri(),
+        run_id=run_id,
+        key="k",
+        name=name,
+        folder=folder,
+        digest=seal(folder),
+        tags={},
+        champion_if_none=champion,
+    )
+
+
+def change(folder: Path) -> Path:
+    (folder / "weights.safetensors").write_bytes(b"other")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _store(tracking_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tracking_home)  # the default experiment keeps its artifacts below the working folder
+
+
+def test_seal_is_what_sha256sum_reads(model_folder: Path) -> None:
+    (model_folder / "sub").mkdir()
+    (model_folder / "sub" / "x").write_text("x")
+    digest = seal(model_folder)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=model_folder, check=True)
+    assert digest == hashlib.sha256((model_folder / "SHA256SUMS").read_bytes()).hexdigest()
+    verify(model_folder, digest=digest)
+    assert seal(model_folder) == digest
+
+
+def test_verify_names_the_file_and_what_is_wrong(model_folder: Path) -> None:
+    digest = seal(model_folder)
+    (model_folder / "new").write_text("")
+    with pytest.raises(InputError, match=r"/new: is not listed"):
+        verify(model_folder, digest=digest)
+    (model_folder / "new").unlink()
+    (model_folder / "config.json").rename(model_folder.parent / "config.json")
+    with pytest.raises(InputError, match=r"config.json: is missing"):
+        verify(model_folder, digest=digest)
+    seal(model_folder)
+    with pytest.raises(InputError, match=r"SHA256SUMS: is not the one that was registered"):
+        verify(model_folder, digest=digest)
+    (model_folder / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match=r"weights.safetensors: is not listed"):
+        verify(model_folder, digest=digest)
+
+
+def test_the_newest_is_the_challenger_and_the_first_stays_champion(model_folder: Path) -> None:
+    assert list_models() == []
+    first = register(model_folder, champion=False)
+    (model,) = list_models()
+    assert (model.name, model.versions, model.aliases) == ("height", (1,), {"challenger": 1})
+    assert register(model_folder, run_id=first.run_id) == first  # a replay, which now may be champion
+    register(change(model_folder))
+    (model,) = list_models()
+    assert (model.versions, model.aliases) == ((1, 2), {"challenger": 2, "champion": 1})
+
+
+def test_a_late_replay_does_not_take_the_alias_back(model_folder: Path) -> None:
+    first = register(model_folder)
+    register(model_folder)
+    register(model_folder, run_id=first.run_id)
+    assert resolve("height@challenger").version == 2
+
+
+def test_two_models_of_one_run_keep_their_own_files(model_folder: Path, tmp_path: Path) -> None:
+    first = register(model_folder)
+    second = register(change(model_folder), run_id=first.run_id)
+    assert (first.version, second.version) == (1, 2)
+    assert first.source.endswith("/model")
+    old = download(first, cache_dir=tmp_path / "cache")
+    new = download(second, cache_dir=tmp_path / "cache")
+    assert (old / "weights.safetensors").read_bytes() == bytes(range(256))
+    assert (new / "weights.safetensors").read_bytes() == b"other"
+
+
+def test_every_way_to_name_a_version(model_folder: Path) -> None:
+    first = register(model_folder)
+    second = register(change(model_folder))
+    assert resolve("height") == resolve("height@champion") == resolve("height/1") == first
+    assert resolve("height@challenger") == resolve("height:2") == second
+
+
+def test_wrong_names_are_told_with_the_nearest_right_one(model_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no model is registered in sqlite:///.*mlflow.db; register one"):
+        resolve("height")
+    register(model_folder, champion=False)
+    with pytest.raises(InputError, match=r"there is no model 'heigth'; did you mean 'height'\?"):
+        resolve("heigth/1")
+    with pytest.raises(InputError, match=r"has no version 4; choose one of 1"):
+        resolve("height/4")
+    with pytest.raises(
+        InputError, match=r"no alias 'champion'; choose one of challenger \(its versions: height/1\)"
+    ):
+        resolve("height")
+    connect(tracking_uri()).delete_registered_model_alias("height", "challenger")
+    with pytest.raises(InputError, match=r"it has no alias"):
+        resolve("height@challenger")
+    for spec in ("", "@champion", "height@", "height/x", "a/b/c", "height@a@b"):
+        with pytest.raises(InputError, match="names no model"):
+            resolve(spec)
+
+
+def test_a_store_that_does_not_answer_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        ResourceError, match=r"^http://127.0.0.1:9: the tracking store does not answer"
+    ) as caught:
+        resolve("height")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_database_is_one_clear_line(tracking_home: Path) -> None:
+    (tracking_home / "mlflow.db").write_bytes(b"no database " * 100)
+    with pytest.raises(ResourceError, match=r"mlflow.db: the tracking store does not answer"):
+        list_models()
+
+
+def test_a_model_is_downloaded_once_and_checked_each_time(model_folder: Path, tmp_path: Path) -> None:
+    ref = register(model_folder)
+    folder = download(ref, cache_dir=tmp_path / "cache")
+    assert (folder / "config.json").read_bytes() == (model_folder / "config.json").read_bytes()
+    (folder.parent / "mark").write_text("")
+    stamp = folder.stat().st_mtime_ns
+    assert download(ref, cache_dir=tmp_path / "cache") == folder
+    assert folder.stat().st_mtime_ns == stamp
+    (folder / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"weights.safetensors: has changed"):
+        download(ref, cache_dir=tmp_path / "cache")
+
+
+def test_changed_files_in_the_store_never_reach_the_cache(model_folder: Path, tmp_path: Path) -> None:
+    ref = register(model_folder)
+    (Path(ref.source) / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"weights.safetensors: has changed"):
+        download(ref, cache_dir=tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_files_gone_from_the_store_are_named(model_folder: Path, tmp_path: Path) -> None:
+    ref = register(model_folder)
+    Path(ref.source).rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"height/1: its files are not in the store"):
+        download(ref, cache_dir=tmp_path / "cache")
+
+
+def test_a_version_of_another_program_is_not_loaded(tmp_path: Path) -> None:
+    client = connect(tracking_uri())
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", str(tmp_path))
+    with pytest.raises(InputError, match=r"foreign/1: was not registered by snpdeconv"):
+        download(resolve("foreign/1"), cache_dir=tmp_path / "cache")

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpdeconv.tracking.bundle import seal
+from snpdeconv.tracking.connection import connect, is_refusal
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.ship import Shipper
+from snpdeconv.tracking.spool import Sent, Spool
+
+KEY = "0123456789abcdef0123456789abcdef"
+PROCESS = {"uri": "", "host": "here", "pid": 1}
+
+
+@pytest.fixture
+def spool(tracking_home: Path) -> Spool:
+    spool = Spool(tracking_home / "spool", KEY)
+    assert spool.acquire()
+    return spool
+
+
+def create(spool: Spool, *, num_params: int = 1) -> None:
+    params = {f"p{i}": str(i) for i in range(num_params)}
+    facts = {"experiment": "height", "name": "first", "params": params, "tags": {"a": "b"}}
+    spool.append("create", PROCESS | facts, time_ms=1000)
+
+
+def runs() -> list[Any]:
+    client = connect(tracking_uri())
+    experiment = client.get_experiment_by_name("height")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def points(run_id: str, name: str) -> list[tuple[int, int, float]]:
+    history = connect(tracking_uri()).get_metric_history(run_id, name)
+    return sorted((point.step, point.timestamp, point.value) for point in history)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of the shipper sees it."""
+
+
+def test_a_kill_between_sending_and_noting_it_doubles_nothing(
+    spool: Spool, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(spool, num_params=230)
+    for step in range(3):
+        spool.append("metrics", {"step": step, "values": {"loss": step / 3}}, time_ms=2000 + step)
+    spool.append("tags", {"tags": {"late": "1"}})
+    (tmp_path / "report.txt").write_text("fine")
+    spool.append("artifact", {"path": str(tmp_path / "report.txt"), "folder": "reports"})
+    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    spool.append("register", model | {"tags": {"trait": "height"}, "champion_if_none": True})
+    spool.append("open", {**PROCESS, "pid": 2})
+    spool.append("metrics", {"step": 3, "values": {"loss": 1.0}}, time_ms=9000)
+    spool.append("status", {"status": "FINISHED"}, time_ms=9500)
+
+    commit, killed_at = Spool.commit, set()
+
+    def killed_at_first(self: Spool, sent: Sent) -> None:
+        if sent.offset not in killed_at:
+            killed_at.add(sent.offset)
+            raise Killed
+        commit(self, sent)
+
+    monkeypatch.setattr(Spool, "commit", killed_at_first)
+    while spool.sent(tracking_uri()).offset < spool.size:
+        with contextlib.suppress(Killed):
+            Shipper(spool, uri=tracking_uri()).ship()
+    assert len(killed_at) == 8  # three of the metrics go together
+    # And once more from the start, as after a lost note.
+    monkeypatch.setattr(Spool, "commit", commit)
+    (spool.folder / "sent.json").unlink()
+    Shipper(spool, uri=tracking_uri()).ship()
+
+    (run,) = runs()
+    assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", 1000, 9500)
+    assert run.data.params == {f"p{i}": str(i) for i in range(230)}
+    assert run.data.tags["late"] == "1"
+    assert run.data.tags["snpdeconv.pid"] == "2"
+    assert points(run.info.run_id, "loss") == [
+        (0, 2000, 0.0),
+        (1, 2001, 1 / 3),
+        (2, 2002, 2 / 3),
+        (3, 9000, 1.0),
+    ]
+    client = connect(tracking_uri())
+    (version,) = client.search_model_versions("name = 'height'")
+    assert version.tags["trait"] == "height"
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id, "reports")] == [
+        "reports/report.txt"
+    ]
+
+
+def test_metrics_go_in_calls_of_at_most_a_thousand(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(spool)
+    for step in range(400):
+        values = {f"m{i}": 1.0 for i in range(6)}
+        spool.append("metrics", {"step": step, "values": values}, time_ms=step)
+    spool.append("metrics", {"step": 400, "values": {f"wide{i}": 1.0 for i in range(1500)}}, time_ms=400)
+    from mlflow import MlflowClient
+
+    sizes: list[int] = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(self: MlflowClient, run_id: str, **what: Any) -> Any:
+        sizes.append(len(what.get("metrics", ())))
+        return log_batch(self, run_id, **what)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    Shipper(spool, uri=tracking_uri()).ship()
+    assert sum(sizes) == 400 * 6 + 1500
+    assert max(sizes) <= 1000
+    assert len(sizes) < 12
+    (run,) = runs()
+    assert len(points(run.info.run_id, "m5")) == 400
+    assert run.data.metrics["wide1499"] == 1.0
+
+
+def test_what_the_store_refuses_for_good_does_not_hold_up_the_rest(
+    spool: Spool, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(spool)
+    spool.append("artifact", {"path": str(tmp_path / "gone.txt"), "folder": ""})
+    spool.append("metrics", {"step": 0, "values": {"not@allowed": 1.0}})
+    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    spool.append("register", model | {"tags": {}, "champion_if_none": True})
+    (model_folder / "config.json").write_text("changed")
+    spool.append("nonsense", {})
+    spool.append("metrics", {"step": 1, "values": {"loss": 1.0}}, time_ms=7)
+    shipper = Shipper(spool, uri=tracking_uri())
+    with caplog.at_level(logging.WARNING):
+        shipper.ship()
+    assert shipper.sent.offset == spool.size
+    assert shipper.sent.rejected == 4
+    gone, name, changed, damaged = shipper.problems
+    assert f"{tmp_path}/gone.txt: is gone" in gone
+    assert "not@allowed" in name
+    assert "config.json: has changed" in changed
+    assert damaged == "the line is damaged"
+    assert len(caplog.records) == 4
+    (run,) = runs()
+    assert points(run.info.run_id, "loss") == [(1, 7, 1.0)]
+    assert len((spool.folder / "rejected.jsonl").read_text().splitlines()) == 4
+
+
+def test_without_a_run_nothing_else_can_be_sent(spool: Spool) -> None:
+    spool.append("create", PROCESS | {"experiment": "", "name": "x", "params": {}, "tags": {}})
+    spool.append("metrics", {"step": 1, "values": {"loss": 1.0}})
+    shipper = Shipper(spool, uri=tracking_uri())
+    shipper.ship()
+    assert shipper.sent.run_id is None
+    assert "experiment" in shipper.problems[0].lower()
+    assert shipper.problems[1] == "the run itself could not be made"
+
+
+def test_a_deleted_experiment_is_restored(spool: Spool) -> None:
+    client = connect(tracking_uri())
+    client.delete_experiment(client.create_experiment("height"))
+    create(spool)
+    Shipper(spool, uri=tracking_uri()).ship()
+    assert len(runs()) == 1
+
+
+def test_a_stopped_shipper_leaves_the_rest_for_later(spool: Spool) -> None:
+    create(spool)
+    shipper = Shipper(spool, uri=tracking_uri())
+    shipper.ship(stopped=lambda: True)
+    assert shipper.sent.offset == 0
+
+
+def test_a_proxys_own_answers_are_not_the_stores_verdict() -> None:
+    from mlflow.exceptions import MlflowException, RestException, get_error_code
+    from requests import HTTPError, Response
+
+    for status in (400, 403, 404, 500, 502):
+        assert not is_refusal(MlflowException("page", error_code=get_error_code(status)))
+    assert is_refusal(RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no run"}))
+    too_large = Response()
+    too_large.status_code = 413
+    assert is_refusal(HTTPError(response=too_large))
+    assert not is_refusal(ConnectionRefusedError())

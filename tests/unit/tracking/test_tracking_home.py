@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.tracking import home, tracking_uri
+from snpdeconv.tracking.home import is_database, shown, spool_dir
+
+
+def test_home_is_made_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "a" / "b"))
+    assert home() == tmp_path / "a" / "b"
+    assert home().is_dir()
+
+
+def test_home_defaults_to_the_users_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SNPDECONV_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home() == tmp_path / ".local/share/snpdeconv"
+
+
+def test_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(
+        ResourceError, match=r"file/home: cannot be made \(Not a directory\); set SNPDECONV_HOME"
+    ):
+        home()
+
+
+def test_home_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNPDECONV_HOME", "/proc/self")  # not even root writes there
+    with pytest.raises(ResourceError, match="is not writable"):
+        home()
+
+
+def test_spools_are_private_since_addresses_may_hold_passwords(no_home: Path) -> None:
+    assert spool_dir().stat().st_mode & 0o077 == 0
+
+
+def test_store_is_an_sqlite_file_in_the_home(no_home: Path) -> None:
+    assert tracking_uri() == f"sqlite:///{no_home}/mlflow.db"
+
+
+def test_relative_sqlite_address_does_not_depend_on_the_folder(
+    no_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    monkeypatch.chdir(no_home)
+    assert tracking_uri() == f"sqlite:///{no_home}/runs.db"
+
+
+def test_server_address_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking_uri() == "http://tracking:5000"
+    assert not is_database(tracking_uri())
+    assert is_database("postgresql+psycopg://u:p@db/mlflow")
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///data/mlruns"])
+def test_folder_of_plain_files_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        tracking_uri()
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("https://ann:secret@host:5000/x") == "https://host:5000/x"
+    assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+
+
+def test_import_brings_neither_mlflow_nor_torch() -> None:
+    code = "import sys, snpdeconv.tracking; print({'mlflow', 'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
