@@ -103,9 +103,6 @@ def _wanted(sizes: NDArray[np.int64], *, val_fraction: float, test_fraction: flo
         np.diff(np.rint(np.cumsum(sizes) * fraction).astype(np.int64), prepend=0)
         for fraction in (val_fraction, test_fraction)
     )
-    at_least = (sizes >= 3).astype(np.int64)
-    test = np.clip(test, at_least, np.maximum(sizes - 2, 0))
-    val = np.clip(val, at_least, np.maximum(sizes - 1 - test, 0))
     return np.stack([sizes - val - test, val, test])
 
 
@@ -187,7 +184,7 @@ def _check_parts(parts: list[NDArray[np.int64]], *, num_groups: int, fractions: 
     for part, name, fraction in zip(parts[1:], _PART_NAMES[1:], fractions, strict=True):
         if abs(len(part) / num_people - fraction) > _FRACTION_TOLERANCE:
             logger.warning(
-                "split: the %s part has %.2f of the people instead of %.2f: groups stay whole, classes spread",
+                "split: the %s part has %.2f of the people instead of %.2f: groups and classes allow no more",
                 name,
                 len(part) / num_people,
                 fraction,

@@ -109,8 +109,8 @@ def integrated_gradients(
     normalisation layers of a network see inputs near zero and turn fastest. The baseline is the mean of every
     channel rather than an all-missing genotype, because the weights of a missing indicator are hardly trained
     and would add the same noise to every sample. Covariates stay as they are. Each pass takes one step of the
-    path for one batch of the loader, so memory is that of training with that batch size. Evaluation mode, full
-    precision.
+    path for one batch of the loader, so memory is that of training with that batch size. The model runs in
+    evaluation mode and full precision.
 
     Args:
         model: The network, on `device`.
@@ -153,7 +153,7 @@ def integrated_gradients(
     )
     if completeness_gap > LARGE_GAP:
         logger.warning(
-            "integrated gradients miss %.0f %% of the change of the output; raise the number of steps (now %d)",
+            "integrated gradients miss %.0f %% of the output's change; raise the number of steps (now %d)",
             100 * completeness_gap,
             steps,
         )
@@ -207,7 +207,7 @@ def _path_rule(steps: int) -> list[tuple[float, float]]:
 
 
 def _mean_encoding(model: InterpretableModel) -> Tensor:
-    """(1, S, C) expected encoding under the frequencies that the model was trained with; padding slots are 0."""
+    """(1, S, C) expected encoding at the frequencies that the model was trained with; padding slots are 0."""
     encoder = model.encoder
     mean = channel_means(encoder.allele_frequency, encoder.encoding_dim) * encoder.slot_mask
     return mean.transpose(0, 1).unsqueeze(0).contiguous()

@@ -93,7 +93,7 @@ def marginal_association(
         covariates: (n, any number) of the samples in `rows`, without an intercept.
 
     Raises:
-        InputError: Too few samples for the covariates, or covariates that separate cases from controls.
+        InputError: Too few samples for the covariates, or covariates that determine the trait.
     """
     truth = np.asarray(target)
     basis = _basis(covariates, num_samples=len(truth))
@@ -203,13 +203,14 @@ def _basis(covariates: ArrayLike | None, *, num_samples: int) -> Floats:
 
 
 def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _Null:
-    if kind == "quantitative":
-        value = target.astype(np.float64)
-        direction = (value - basis @ (basis.T @ value))[None]
-    else:
-        member = (target[:, None] == np.unique(target)).astype(np.float64)
-        left, size, _ = np.linalg.svd(member - basis @ (basis.T @ member), full_matrices=False)
-        direction = left[:, size > 1e-8 * np.sqrt(len(target))].T
+    columns = target[:, None] == np.unique(target) if kind == "multiclass" else target[:, None]
+    columns = columns - columns.mean(axis=0, dtype=np.float64)
+    left, size, right = np.linalg.svd(columns - basis @ (basis.T @ columns), full_matrices=False)
+    kept = size**2 > COLLINEAR * np.sum(columns**2)
+    if not kept.any():
+        raise _given_away()
+    # Of a quantitative trait what is left keeps its size, which gives the coefficients their unit.
+    direction = left[:, kept].T if kind == "multiclass" else (left * size @ right).T
     return _Null(weight=np.ones(len(target)), projector=basis.T, direction=direction)
 
 
@@ -229,8 +230,12 @@ def _logistic_null(case: Floats, basis: Floats) -> _Null:
             root = np.linalg.cholesky(information)
             projector = np.linalg.solve(root, (weight[:, None] * basis).T)
             return _Null(weight=weight, projector=projector, direction=(case - fitted)[None])
-    raise InputError(
-        "the covariates separate the cases from the controls, so that no variant can be tested beside them",
+    raise _given_away()
+
+
+def _given_away() -> InputError:
+    return InputError(
+        "the covariates determine the trait, so that no variant can be tested beside them",
         where="covariates",
         mend="leave out the one that follows from the trait",
     )

@@ -65,7 +65,10 @@ def test_train_on_encoded_arrays_and_ask_for_importance(data, tmp_path, architec
 def test_train_on_codes_and_on_the_packed_store(data, tmp_path):
     genotypes, case = data
     packed = PackedLoader(
-        torch.from_numpy(pack(genotypes.astype(np.uint8))), torch.from_numpy(case), batch_size=25, shuffle=True
+        torch.from_numpy(pack(genotypes.astype(np.uint8))),
+        torch.from_numpy(case),
+        batch_size=25,
+        shuffle=True,
     )
     codes = DataLoader(TensorDataset(torch.from_numpy(genotypes), torch.from_numpy(case)), batch_size=25)
     for loader in (packed, codes):

@@ -50,7 +50,9 @@ def test_imports_point_down(path):
         other = parts[1]
         if other == own or other not in FLOOR or (str(path.relative_to(PACKAGE)), other) in ALLOWED:
             continue
-        assert FLOOR[other] < FLOOR[own] or FLOOR[other] == FLOOR[own] == 0, f"{path} imports {name}, which is not below it"
+        assert FLOOR[other] < FLOOR[own] or FLOOR[other] == FLOOR[own] == 0, (
+            f"{path} imports {name}, which is not below it"
+        )
 
 
 def test_every_module_has_a_floor():

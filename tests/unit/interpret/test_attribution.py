@@ -186,7 +186,7 @@ def test_every_architecture_is_attributed_completely_and_padding_not_at_all(arch
             parameter += 0.1 * torch.randn_like(parameter)
     codes = some_codes(16, 32)
     codes[:, ~mask] = 3
-    gradients = integrated_gradients(model, batches(codes), kind="multiclass", device="cpu", steps=32)
+    gradients = integrated_gradients(model, batches(codes), kind="multiclass", device="cpu", steps=128)
     attention = attention_scores(model, batches(codes), device="cpu")
     assert gradients.completeness_gap < 0.02
     for found in (gradients, attention):

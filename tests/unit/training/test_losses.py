@@ -52,7 +52,10 @@ def test_cross_entropy_and_squared_error_against_torch():
     functional = torch.nn.functional
     expected = functional.binary_cross_entropy_with_logits(LOGITS, TARGET, reduction="none")
     torch.testing.assert_close(CrossEntropyLoss()(LOGITS[:, None], TARGET.long()), expected)
-    logits, classes = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1])
+    logits, classes = (
+        torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 2, 1, 1]),
+    )
     torch.testing.assert_close(
         CrossEntropyLoss()(logits, classes), functional.cross_entropy(logits, classes, reduction="none")
     )

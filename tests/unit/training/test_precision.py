@@ -21,7 +21,8 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("requested", ["auto", "bf16"])
 @pytest.mark.parametrize(
-    "capability, name", [((8, 0), "bf16"), ((8, 6), "bf16"), ((9, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16")]
+    "capability, name",
+    [((8, 0), "bf16"), ((8, 6), "bf16"), ((9, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16")],
 )
 def test_a_gpu_gets_bf16_by_its_capability(gpu, caplog, requested, capability, name):
     gpu(capability)

@@ -1,0 +1,97 @@
+"""A run killed by SIGKILL at any moment and started again ends as if nothing had happened, bit for bit."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SETTINGS = (
+    "training.epochs=4", "training.batch_size=16", "training.checkpoint_every_steps=3", "model.width=16",
+    "model.channels=6,6", "tracking.log_every_steps=1", "interpretation.gradient_steps=4",
+    "interpretation.max_samples=60",
+)  # fmt: skip
+COMPARED = (
+    "ranking.tsv",
+    "metrics.json",
+    "test_predictions.tsv",
+    "model/model.safetensors",
+    "model/config.json",
+)
+
+
+def command(cohort: Path, out: Path) -> list[str]:
+    words = [
+        sys.executable, "-c", "from snpdeconv.cli import main; main()", "train",
+        "--genotypes", str(cohort / "cohort.bed"), "--phenotypes", str(cohort / "phenotypes.tsv"),
+        "--trait", "trait", "--name", "killed", "--out", str(out), "--json",
+    ]  # fmt: skip
+    return words + [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return os.environ | {"SNPDECONV_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in COMPARED}
+
+
+def reached(moment: str, out: Path, home: Path) -> bool:
+    """Whether a run has come as far as a moment's name says."""
+    if moment == "first checkpoint":
+        return any((out / "checkpoints").glob("*")) if (out / "checkpoints").is_dir() else False
+    if moment == "third epoch":
+        spools = list((home / "spool").glob("*/events.jsonl"))
+        return any(
+            '"val_loss"' in line and '"step": 3' in line
+            for s in spools
+            for line in s.read_text().splitlines()
+        )
+    return (out / moment).exists()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(cohort, tmp_path):
+    import mlflow
+
+    whole = tmp_path / "whole"
+    subprocess.run(
+        command(cohort, whole), env=environment(tmp_path / "home0"), check=True, capture_output=True
+    )
+    expected = digests(whole)
+
+    out, home = tmp_path / "killed", tmp_path / "home1"
+    kills = 0
+    for moment in ("run.json", "first checkpoint", "model/config.json", "ranking.tsv", "plots/training.png"):
+        process = subprocess.Popen(
+            command(cohort, out), env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not reached(moment, out, home) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills >= 4
+    done = subprocess.run(
+        command(cohort, out), env=environment(home), check=True, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert digests(out) == expected
+
+    # One run, one version, and each step once.
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    assert result["version"] == 1
+    (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert len(steps) == len(set(steps))
+    assert len(steps) >= 4

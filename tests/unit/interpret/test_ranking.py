@@ -1,0 +1,123 @@
+"""The ranking table: its columns, its order, its file, and planted variants found in it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from snpdeconv.genetics.variants import Variants
+from snpdeconv.interpret.ranking import build_ranking, recovered, write_tsv
+
+
+@pytest.fixture
+def variants():
+    return Variants.build(
+        variant_id=["rs1", "rs2", "rs3", "rs4", "rs5"],
+        chrom=["10", "2", "2", "X", "2"],
+        position_bp=[500, 90_000, 100, 7, 2_000_000],
+        counted_allele=list("ACGTA"),
+        other_allele=list("CGTAC"),
+    )
+
+
+BLOCKS = np.array(["b1", "b2", "b2", "b3", "b4"], dtype=object)
+
+
+def test_columns_and_order(variants):
+    scores = {
+        "attention": np.array([0.5, 0.1, 0.2, 0.1, 0.1]),
+        "marginal": np.array([1.0, 2.0, 7.0, 9.0, 2.0]),
+    }
+    table = build_ranking(variants, block_names=BLOCKS, scores=scores, final="attention")
+    assert list(table) == [
+        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
+        "attention", "marginal",
+    ]  # fmt: skip
+    # Equal attention goes by association, and then by place in the genome.
+    assert table["variant_id"].tolist() == ["rs1", "rs3", "rs4", "rs2", "rs5"]
+    assert table["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert table["score"].tolist() == table["attention"].tolist()
+    row = table.iloc[1]
+    assert (row["chrom"], row["pos"], row["counted_allele"], row["other_allele"], row["block"], row["marginal"]) == (
+        "2", 100, "G", "T", "b2", 7.0,
+    )  # fmt: skip
+
+
+def test_full_ties_follow_the_genome_not_the_file(variants):
+    table = build_ranking(variants, block_names=BLOCKS, scores={"attention": np.zeros(5)}, final="attention")
+    assert table["variant_id"].tolist() == ["rs3", "rs2", "rs5", "rs1", "rs4"]
+    shuffled = variants.take(np.array([4, 2, 0, 3, 1]))
+    again = build_ranking(shuffled, block_names=BLOCKS, scores={"attention": np.zeros(5)}, final="attention")
+    assert again["variant_id"].tolist() == table["variant_id"].tolist()
+
+
+def test_the_file_is_tab_separated_with_six_digits_and_appears_whole(variants, tmp_path):
+    table = build_ranking(
+        variants,
+        block_names=BLOCKS,
+        scores={"marginal": np.array([1 / 3, 123456.789, 1e-9, 2, 0])},
+        final="marginal",
+    )
+    path = tmp_path / "out" / "ranking.tsv"
+    write_tsv(table, path)
+    lines = path.read_text().splitlines()
+    assert lines[0].split("\t") == list(table)
+    assert lines[1].split("\t") == ["1", "rs2", "2", "90000", "C", "G", "b2", "123457", "123457"]
+    assert lines[3].split("\t")[-1] == "0.333333"
+    assert [entry.name for entry in path.parent.iterdir()] == ["ranking.tsv"]
+    read = pd.read_csv(path, sep="\t", dtype={"chrom": str})
+    assert read["chrom"].tolist() == ["2", "X", "10", "2", "2"]
+
+
+def test_a_table_that_fails_in_the_middle_leaves_the_old_file(variants, tmp_path, monkeypatch):
+    path = tmp_path / "ranking.tsv"
+    path.write_text("old")
+
+    def broken(self, target, **_):
+        target.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_tsv(pd.DataFrame({"a": [1]}), path)
+    assert [entry.read_text() for entry in tmp_path.iterdir() if entry.is_file()] == ["old"]
+
+
+def test_missing_values_are_written_as_na(tmp_path):
+    write_tsv(pd.DataFrame({"a": [None, "x"], "b": pd.array([1, None], dtype="Int64")}), tmp_path / "t.tsv")
+    assert (tmp_path / "t.tsv").read_text() == "a\tb\nNA\t1\nx\tNA\n"
+
+
+def test_planted_variants_are_found_by_name_and_by_neighbourhood(variants):
+    ranking = build_ranking(
+        variants,
+        block_names=BLOCKS,
+        scores={"marginal": np.array([1.0, 3.0, 9.0, 4.0, 8.0])},
+        final="marginal",
+    )  # ranks: rs3 1, rs5 2, rs4 3, rs2 4, rs1 5
+    causal = pd.DataFrame(
+        {
+            "variant_id": ["filtered", "rs2", "elsewhere"],
+            "chrom": ["chr2", 2, "11"],
+            "pos": [40_000, 90_000, 5],
+            "role": ["additive", "pair_1a", "additive"],
+        }
+    )
+    found = recovered(ranking.sample(frac=1, random_state=0), causal)
+    assert list(found) == [*causal, "rank", "best_variant_id", "best_rank", "best_distance_bp"]
+    assert found["variant_id"].tolist() == ["rs2", "filtered", "elsewhere"]
+    assert found["rank"].tolist() == [4, pd.NA, pd.NA]
+    # rs2 has a better variant within 50 kb of itself only if the window reaches 90 kb.
+    assert found["best_variant_id"].tolist()[:2] == ["rs2", "rs3"]
+    assert pd.isna(found["best_variant_id"].iloc[2])
+    assert found["best_rank"].tolist() == [4, 1, pd.NA]
+    assert found["best_distance_bp"].tolist() == [0, 39_900, pd.NA]
+    wide = recovered(ranking, causal, window_bp=100_000)
+    assert wide["best_variant_id"].tolist()[0] == "rs3"
+
+
+def test_a_trait_without_planted_variants_gives_an_empty_table(variants):
+    ranking = build_ranking(
+        variants, block_names=BLOCKS, scores={"marginal": np.arange(5.0)}, final="marginal"
+    )
+    empty = pd.DataFrame({"variant_id": [], "chrom": [], "pos": [], "role": []}, dtype=object)
+    assert len(recovered(ranking, empty)) == 0
