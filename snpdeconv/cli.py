@@ -165,6 +165,8 @@ def train(
     from snpdeconv.pipelines.inputs import Inputs
     from snpdeconv.pipelines.train import train as run
 
+    from snpdeconv.training.preemption import Preempted
+
     inputs = Inputs.from_paths(
         genotypes=genotypes,
         phenotypes=phenotypes,
@@ -173,7 +175,11 @@ def train(
         blocks=blocks,
         groups=groups,
     )
-    result = run(config, inputs, model_name=name or trait, out=out)
+    try:
+        result = run(config, inputs, model_name=name or trait, out=out)
+    except Preempted as stop:
+        logger.warning("%s; the same command with the same --out goes on from there", stop)
+        raise typer.Exit(143) from stop
     _print_test(result.test)
     print(f"ranking  {result.paths['ranking']}")
     print(

@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in the same unit."""
@@ -19,9 +20,17 @@ logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 15.0
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is now, not to what it was when logging was set up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_logging(*, verbose: bool = False) -> None:
     """Sends the package's log lines to standard error, with the time and without noise from libraries."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     package = logging.getLogger("snpdeconv")
     package.handlers[:] = [handler]

@@ -20,6 +20,15 @@ FAST = (
     "interpretation.max_samples=40",
 )
 """Settings under which a whole run takes a few seconds."""
+FAST_WORDS = [word for setting in FAST for word in ("--set", setting)]
+
+
+def train_words(folder: Path, out: Path, *more: object) -> list[object]:
+    """The train command on a simulated cohort's folder, with quick settings."""
+    return [
+        "train", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
+        "--trait", "trait", "--out", out, *FAST_WORDS, *more,
+    ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

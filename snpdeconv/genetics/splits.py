@@ -99,8 +99,10 @@ def _by_first_appearance(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _wanted(sizes: NDArray[np.int64], *, val_fraction: float, test_fraction: float) -> NDArray[np.int64]:
     """(3, Q) people wanted of each stratum in each part; rounded so that the totals come out right too."""
+    # One at least of a class of three: taken from training here, not from the other part afterwards.
+    at_least = (sizes >= 3).astype(np.int64)
     val, test = (
-        np.diff(np.rint(np.cumsum(sizes) * fraction).astype(np.int64), prepend=0)
+        np.maximum(np.diff(np.rint(np.cumsum(sizes) * fraction).astype(np.int64), prepend=0), at_least)
         for fraction in (val_fraction, test_fraction)
     )
     return np.stack([sizes - val - test, val, test])

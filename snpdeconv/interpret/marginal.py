@@ -97,18 +97,19 @@ def marginal_association(
     """
     truth = np.asarray(target)
     basis = _basis(covariates, num_samples=len(truth))
+    num_parameters = basis.shape[1] + (len(np.unique(truth)) - 1 if kind == "multiclass" else 1)
+    if len(truth) <= num_parameters:
+        raise InputError(
+            f"{len(truth)} samples are too few to test a variant beside {basis.shape[1] - 1} covariates",
+            where="covariates",
+            mend="leave some out",
+        )
     if kind == "binary":
         null = _logistic_null(truth.astype(np.float64), basis)
     else:
         null = _linear_null(truth, basis, kind=kind)
     variation, tested_sum, varies = _scan(genotypes, null, rows=rows)
-    df = len(truth) - len(null.projector) - (len(null.direction) if kind == "multiclass" else 1)
-    if df < 1:
-        raise InputError(
-            f"{len(truth)} samples are too few to test a variant beside {len(null.projector) - 1} covariates",
-            where="covariates",
-            mend="leave some out",
-        )
+    df = len(truth) - len(null.projector) - len(null.direction)
     variation = np.where(varies, variation, 1.0)
     beta = se = np.full(len(varies), np.nan)
     if kind == "multiclass":

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from snpdeconv.config import Config, validate
 from snpdeconv.errors import InputError
 from snpdeconv.files import write_json
+from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.phenotypes import CovariateEncoder, TraitKind
+from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.structure import Components
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel

@@ -17,10 +17,11 @@ from snpdeconv.config import Config, DataConfig, Multiallelic
 from snpdeconv.console import progress
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
+from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.phenotypes import CovariateEncoder, Trait, load_covariates, load_groups, load_trait
+from snpdeconv.genetics.phenotypes import Trait, load_groups, load_trait
 from snpdeconv.genetics.quality import filter_samples, filter_variants
 from snpdeconv.genetics.splits import Split, split
 from snpdeconv.genetics.store import Cohort

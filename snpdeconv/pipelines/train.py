@@ -153,7 +153,9 @@ def _tracked(
     )
     try:
         yield run
-    except (Preempted, KeyboardInterrupt):
+    except Preempted:
+        raise  # the run is not over: the same command goes on with it
+    except KeyboardInterrupt:
         run.finish("KILLED")
         raise
     except UserError as error:

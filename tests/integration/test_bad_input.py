@@ -4,9 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import FAST
-
-SETTINGS = [word for setting in FAST for word in ("--set", setting)]
+from conftest import train_words
 
 
 @pytest.fixture
@@ -16,10 +14,7 @@ def files(cohort, tmp_path):
 
 
 def train(run, files, *more, trait="trait"):
-    return run(
-        "train", "--genotypes", files / "cohort.bed", "--phenotypes", files / "phenotypes.tsv",
-        "--trait", trait, "--out", files / "run", *SETTINGS, *more,
-    )  # fmt: skip
+    return run(*train_words(files, files / "run", "--trait", trait, *more))
 
 
 def assert_refused(ended, *parts):
@@ -127,22 +122,8 @@ def test_covariates_with_missing_values(run, files):
 
 
 def test_missing_files(run, files):
-    assert_refused(
-        run(
-            "train",
-            "--genotypes",
-            files / "none.bed",
-            "--phenotypes",
-            files / "phenotypes.tsv",
-            "--trait",
-            "trait",
-        ),
-        "none.bed",
-    )
-    assert_refused(
-        run("train", "--genotypes", files / "cohort.bed", "--phenotypes", files / "none.tsv", "--trait", "trait"),
-        "none.tsv", "no such file",
-    )  # fmt: skip
+    assert_refused(train(run, files, "--genotypes", files / "none.bed"), "none.bed")
+    assert_refused(train(run, files, "--phenotypes", files / "none.tsv"), "none.tsv", "no such file")
 
 
 def test_unknown_preset_key_and_value(run, files):
@@ -162,10 +143,7 @@ def test_an_out_that_is_a_file(run, files):
 
 def test_a_folder_that_cannot_be_written(run, files, monkeypatch):
     # Root may write everywhere but into /proc.
-    done = run(
-        "train", "--genotypes", files / "cohort.bed", "--phenotypes", files / "phenotypes.tsv", "--trait", "trait",
-        "--out", "/proc/run", *SETTINGS,
-    )  # fmt: skip
+    done = train(run, files, "--out", "/proc/run")
     assert_refused(done, "/proc/run", "cannot be written")
     monkeypatch.setenv("SNPDECONV_HOME", "/proc/home")
     assert_refused(train(run, files), "/proc/home")

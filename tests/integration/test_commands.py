@@ -1,31 +1,38 @@
 """The commands as a user types them, on files of every format, from simulation to prediction."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FAST
+from conftest import train_words
+from typer.testing import CliRunner
 
-SETTINGS = [word for setting in FAST for word in ("--set", setting)]
 
+@pytest.fixture(scope="module")
+def first_run(cohort, tmp_path_factory):
+    """A folder with home and run of a registered model `height`, and the JSON that its training printed."""
+    from snpdeconv.cli import app
 
-def train_words(cohort, out, *more):
-    return [
-        "train", "--genotypes", cohort / "cohort.bed", "--phenotypes", cohort / "phenotypes.tsv",
-        "--trait", "trait", "--out", out, *SETTINGS, *more,
-    ]  # fmt: skip
+    base = tmp_path_factory.mktemp("trained")
+    words = [str(word) for word in train_words(cohort, base / "run", "--name", "height", "--json")]
+    done = CliRunner().invoke(app, words, env={"SNPDECONV_HOME": str(base / "home")}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return base, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture
-def trained(run, cohort, tmp_path):
-    """A trained and registered model named `height`, and the JSON that its training printed last."""
-    done = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--json"))
-    assert done.code == 0, done.err
-    return json.loads(done.out.splitlines()[-1])
+def trained(first_run, home):
+    """That run, in a copy of its home, so that a test may add to it."""
+    base, printed = first_run
+    shutil.copytree(base / "home", home)
+    return printed
 
 
-def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, cohort, tmp_path):
+def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, cohort):
+    folder = Path(trained["paths"]["ranking"]).parent
     assert trained["model"] == "height"
     assert trained["version"] == 1
     assert trained["run_id"]
@@ -39,18 +46,17 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     np.testing.assert_allclose(ranking["score"], ranking["ensemble"])
     causal = pd.read_csv(cohort / "causal.tsv", sep="\t")
     assert ranking["variant_id"].head(5).isin(causal["variant_id"]).any()
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"] == trained["test"]
     assert metrics["test"]["r2"]["low"] <= metrics["test"]["r2"]["value"] <= metrics["test"]["r2"]["high"]
     for plot in ("association", "methods", "training", "predictions"):
-        assert (tmp_path / "run" / "plots" / f"{plot}.png").stat().st_size > 10_000
+        assert (folder / "plots" / f"{plot}.png").stat().st_size > 10_000
 
 
 def test_predict_scores_people_never_seen(run, trained, cohort, tmp_path):
     out = tmp_path / "predictions.tsv"
-    done = run(
-        "predict", "--model", "height@champion", "--genotypes", cohort / "holdout" / "cohort.bed", "--out", out, "--json"
-    )  # fmt: skip
+    others = cohort / "holdout" / "cohort.bed"
+    done = run("predict", "--model", "height@champion", "--genotypes", others, "--out", out, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out.splitlines()[-1])
     assert result["num_samples"] == 60
@@ -85,14 +91,16 @@ def test_rank_on_another_cohort(run, trained, cohort, tmp_path):
     assert json.loads(done.out.splitlines()[-1])["num_samples"] == 60
 
 
-def test_train_again_in_the_same_folder_is_complete_already(run, trained, cohort, tmp_path):
-    again = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--json"))
+def test_train_again_in_the_same_folder_is_complete_already(run, trained, cohort):
+    folder = Path(trained["paths"]["ranking"]).parent
+    again = run(*train_words(cohort, folder, "--name", "height", "--json"))
     assert again.code == 0
     assert json.loads(again.out.splitlines()[-1]) == trained
 
 
 def test_train_refuses_a_folder_of_another_run_or_of_other_files(run, trained, cohort, tmp_path):
-    other = run(*train_words(cohort, tmp_path / "run", "--name", "height", "--seed", "2"))
+    folder = Path(trained["paths"]["ranking"]).parent
+    other = run(*train_words(cohort, folder, "--name", "height", "--seed", "2"))
     assert other.code == 2
     assert "holds a run with training.seed = 1, and now it is 2" in other.err
     (tmp_path / "full").mkdir()

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FAST
+from conftest import train_words
 
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.variants import Variants
@@ -27,11 +27,8 @@ def swapped(codes, variants, which):
 
 @pytest.mark.parametrize("components", [0, 3])
 def test_identical_predictions(run, cohort, tmp_path, components):
-    words = [word for setting in FAST for word in ("--set", setting)]
-    trained = run(
-        "train", "--genotypes", cohort / "cohort.bed", "--phenotypes", cohort / "phenotypes.tsv", "--trait", "trait",
-        "--name", "m", "--out", tmp_path / "run", *words, "--set", f"data.num_components={components}",
-    )  # fmt: skip
+    more = ("--name", "m", "--set", f"data.num_components={components}")
+    trained = run(*train_words(cohort, tmp_path / "run", *more))
     assert trained.code == 0, trained.err
 
     held_out = load_cohort(cohort / "holdout" / "cohort.bed", cache_dir=tmp_path / "cache")
@@ -71,13 +68,9 @@ def test_training_on_any_format_tests_and_ranks_alike(run, cohort, tmp_path):
         ),
     ]
     rankings = []
-    words = [word for setting in FAST for word in ("--set", setting)]
     for place, path in enumerate(paths):
         out = tmp_path / f"run{place}"
-        done = run(
-            "train", "--genotypes", path, "--phenotypes", cohort / "phenotypes.tsv", "--trait", "trait",
-            "--out", out, *words,
-        )  # fmt: skip
+        done = run(*train_words(cohort, out, "--genotypes", path))
         assert done.code == 0, done.err
         rankings.append(pd.read_csv(out / "ranking.tsv", sep="\t").set_index("variant_id"))
     pd.testing.assert_series_equal(

@@ -1,4 +1,4 @@
-"""The library as its users write it: public names, DataLoaders over encoded arrays and over packed genotypes."""
+"""The library as its users write it: public names, DataLoaders over encoded arrays and packed genotypes."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_train_on_encoded_arrays_and_ask_for_importance(data, tmp_path, architec
         val_loader,
         use_amp=True,
         amp_dtype=torch.bfloat16,
-        learning_rate=2e-2,
+        learning_rate=5e-3,
     )
     history = trainer.train(num_epochs=8, early_stopping_patience=8, checkpoint_dir=tmp_path)
     assert len(history["val_loss"]) == 8

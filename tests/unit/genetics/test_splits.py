@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import InputError
@@ -29,6 +29,7 @@ def assert_partition(cut, num_people):
         np.testing.assert_array_equal(part, np.sort(part))
 
 
+@example([8, 3], 0.28125, 0.0625, 0)
 @given(class_sizes, usual_fractions, usual_fractions, seeds)
 def test_classes_are_stratified(sizes, val_fraction, test_fraction, seed):
     values = np.repeat(np.arange(len(sizes)), sizes)

@@ -22,9 +22,9 @@ KINDS = ["data_loader", "packed"]
 
 @pytest.fixture(scope="module")
 def processes():
-    # One server imports torch once; every run is a process that it forks.
+    # One server imports torch (and what its optimisers import) once; every run is a process that it forks.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "snpdeconv.training.trainer"])
+    context.set_forkserver_preload(["torch._dynamo", "snpdeconv.training.trainer"])
     return context
 
 

@@ -1,0 +1,228 @@
+"""Covariates of the people of a cohort, as numbers that another table can be brought to as well.
+
+Owns how words become indicators and how columns are scaled. Knows no traits and no training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.tables import ID_COLUMNS, Column, column_of, table_of
+
+logger = logging.getLogger(__name__)
+
+# Indicator columns grow with the levels; beyond this a text column is a name or a note, no covariate.
+MAX_LEVELS = 100
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the encoded covariates: a number, or whether a text is ``level``; less mean, over sd."""
+
+    column: str
+    level: str | None
+    mean: float = 0.0
+    sd: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """``age``, or ``site=Oslo``."""
+        return self.column if self.level is None else f"{self.column}={self.level}"
+
+
+@dataclass(frozen=True)
+class CovariateEncoder:
+    """How a table of covariates becomes numbers; it travels with the model and reads new tables alike.
+
+    Attributes:
+        features: The encoded columns, in order.
+        levels: The known texts of each text column, the first of them the reference that has no indicator.
+    """
+
+    features: tuple[Feature, ...]
+    levels: Mapping[str, tuple[str, ...]]
+
+    def encode(
+        self,
+        path: str | Path,
+        *,
+        samples: Samples,
+        rows: NDArray[np.int64],
+        cohort: str = "the cohort",
+    ) -> NDArray[np.float64]:
+        """Reads a table for some people of a cohort.
+
+        Args:
+            path: The table; columns that the encoder does not know are passed over.
+            samples: The people of the cohort.
+            rows: (n,) rows of the cohort wanted.
+            cohort: What to call the cohort in messages.
+
+        Returns:
+            (n, c) values in units of the training people's standard deviations, aligned with ``rows``.
+
+        Raises:
+            InputError: A column or a person is missing, a value is missing or of the wrong kind, or a text is
+                none that the encoder has seen.
+        """
+        path = Path(path)
+        table = table_of(path, samples, rows, cohort)
+        names = dict.fromkeys([*self.levels, *(feature.column for feature in self.features)])
+        return self._apply({name: _complete_column(table, name, path) for name in names}, len(rows))
+
+    def _apply(self, columns: Mapping[str, Column], num_people: int) -> NDArray[np.float64]:
+        for name, column in columns.items():
+            if name in self.levels:
+                unknown = ~np.isin(column.texts, np.array(self.levels[name], dtype=object))
+                if unknown.any():
+                    raise InputError(
+                        f"covariate '{name}' has a value that training has not seen ({column.at(unknown)})",
+                        where=column.path,
+                        mend=f"it knows {', '.join(self.levels[name])}",
+                    )
+            elif not column.is_numeric(mend="write numbers only"):
+                raise InputError(
+                    f"covariate '{name}' is a number to this model, and text here "
+                    f"({column.at(np.isnan(column.numbers))})",
+                    where=column.path,
+                    mend="write numbers only",
+                )
+        encoded = [
+            columns[f.column].numbers
+            if f.level is None
+            else (columns[f.column].texts == f.level).astype(float)
+            for f in self.features
+        ]
+        scaled = [(x - f.mean) / f.sd for x, f in zip(encoded, self.features, strict=True)]
+        return np.column_stack(scaled) if scaled else np.empty((num_people, 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The encoder as JSON can hold it."""
+        return {
+            "features": [asdict(feature) for feature in self.features],
+            "levels": {name: list(levels) for name, levels in self.levels.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CovariateEncoder:
+        """The encoder that `to_dict` wrote."""
+        features = tuple(Feature(**feature) for feature in content["features"])
+        return cls(features, {name: tuple(levels) for name, levels in content["levels"].items()})
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """Covariates of n people of a cohort.
+
+    Attributes:
+        names: (c,) names of the columns; a text column's indicators are called ``column=level``.
+        values: (n, c) float64.
+        encoder: What made the values, for other people's tables.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    encoder: CovariateEncoder
+
+    def standardise(self, train_rows: NDArray[np.int64]) -> Covariates:
+        """Scales to mean 0 and standard deviation 1 of the training people.
+
+        Columns that do not vary among them are left out: nothing can be learnt of them.
+
+        Args:
+            train_rows: Rows of ``values`` that are training people.
+        """
+        train = self.values[train_rows]
+        mean, sd = train.mean(axis=0), train.std(axis=0)
+        varies = np.ptp(train, axis=0) > 0
+        for name in np.array(self.names, dtype=object)[~varies]:
+            logger.warning("covariate '%s' does not vary among the training people and is left out", name)
+        kept = np.flatnonzero(varies)
+        features = tuple(
+            replace(self.encoder.features[i], mean=float(mean[i]), sd=float(sd[i])) for i in kept
+        )
+        scaled = (self.values[:, kept] - mean[kept]) / sd[kept]
+        return Covariates(
+            tuple(self.names[i] for i in kept), scaled, replace(self.encoder, features=features)
+        )
+
+
+def load_covariates(
+    path: str | Path,
+    *,
+    samples: Samples,
+    rows: NDArray[np.int64],
+    exclude: Collection[str] = (),
+    cohort: str = "the cohort",
+) -> Covariates:
+    """Reads the covariates of some people of a cohort: every column but the IDs.
+
+    Numbers stay numbers; a text column becomes an indicator for each of its texts but the first in the order
+    of the alphabet. Columns that are the same for all are left out with a word in the log.
+
+    Args:
+        path: The table (see `read_table`).
+        samples: The people of the cohort.
+        rows: (n,) rows of the cohort wanted, those with a trait.
+        exclude: Columns that are no covariates: the trait, where it stands in the same table.
+        cohort: What to call the cohort in messages.
+
+    Raises:
+        InputError: A person has no row, a value is missing or not finite, text stands among numbers, or a
+            text column has more than 100 different texts.
+    """
+    path = Path(path)
+    table = table_of(path, samples, rows, cohort)
+    names = [name for name in table.columns if name not in (*ID_COLUMNS, *exclude)]
+    if not names:
+        raise InputError(
+            "there is no covariate in it", where=path, mend="add columns, or leave out --covariates"
+        )
+    features: list[Feature] = []
+    levels: dict[str, tuple[str, ...]] = {}
+    columns = {}
+    for name in names:
+        column = _complete_column(table, name, path)
+        numeric = column.is_numeric(mend="write numbers only, or words only")
+        distinct = sorted(set(column.numbers if numeric else column.texts))
+        if len(distinct) == 1:
+            logger.warning("%s: covariate '%s' is the same for all and is left out", path, name)
+            continue
+        columns[name] = column
+        if numeric:
+            features.append(Feature(name, None))
+            continue
+        if len(distinct) > MAX_LEVELS:
+            raise InputError(
+                f"covariate '{name}' has {len(distinct)} different texts among {len(rows)} people",
+                where=path,
+                mend="take the column out, or group its values",
+            )
+        levels[name] = tuple(distinct)
+        features.extend(Feature(name, level) for level in distinct[1:])
+    encoder = CovariateEncoder(tuple(features), levels)
+    names = [feature.name for feature in features]
+    return Covariates(tuple(names), encoder._apply(columns, len(rows)), encoder)
+
+
+def _complete_column(table: pd.DataFrame, name: str, path: Path) -> Column:
+    column = column_of(table, name, path)
+    if column.missing.any():
+        first = table["IID"].iloc[int(np.flatnonzero(column.missing)[0])]
+        raise InputError(
+            f"covariate '{name}' is missing for {column.missing.sum()} of {len(table)} people "
+            f"(first: '{first}')",
+            where=path,
+            mend="fill it in, take the column out, or write NA for their trait",
+        )
+    return column

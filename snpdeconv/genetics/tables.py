@@ -1,0 +1,242 @@
+"""Tables of people: read as text and joined to a cohort by sample ID, never by order.
+
+Owns what counts as missing and as a number. Knows no traits, no genotypes and no training.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError, nearest
+from snpdeconv.genetics.samples import Samples
+
+logger = logging.getLogger(__name__)
+
+MISSING_WORDS = frozenset({"", ".", "na", "nan", "n/a"})
+# PLINK writes this number for a missing phenotype.
+MISSING_NUMBER = -9.0
+ID_COLUMNS = ("FID", "IID")
+
+# Narrower than float(), which also takes "1_000" and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Reads a table of people as text.
+
+    The delimiter is the header's: a tab where it holds one, else a comma, else white space. A header is
+    ``#FID IID ...``, ``FID IID ...``, ``#IID ...`` or ``IID ...``; lines before it that start with ``##`` and
+    blank lines are passed over.
+
+    Args:
+        path: The file, UTF-8.
+
+    Returns:
+        One row a person, all columns text, the columns named FID (where there) and IID; the index is the
+        line number in the file.
+
+    Raises:
+        InputError: The file is missing, a folder, not UTF-8 or empty, has no IID column, a column without a
+            name or twice, a row of another length, or a sample twice.
+    """
+    path = Path(path)
+    lines = _read_lines(path)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("##")), None)
+    if first is None:
+        raise InputError(
+            "the file is empty", where=path, mend="give a table with a header and one row a person"
+        )
+    rows, numbers = _parse_rows(lines, first, path)
+    header = [name.removeprefix("#") if i == 0 else name for i, name in enumerate(rows[0])]
+    _check_header(header, path)
+    for row, number in zip(rows, numbers, strict=True):
+        if len(row) != len(header):
+            raise InputError(
+                f"line {number} has {len(row)} fields, the header {len(header)}",
+                where=path,
+                mend="write one value a column, NA where there is none",
+            )
+    if len(rows) == 1:
+        raise InputError("there is a header and no row", where=path, mend="give one row a person")
+    table = pd.DataFrame(
+        rows[1:], columns=pd.Index(header), index=pd.Index(numbers[1:], name="line"), dtype=object
+    )
+    _check_ids(table, path)
+    return table
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"line {line} is not UTF-8 text",
+            where=path,
+            mend="save the table as UTF-8 text, not as a workbook",
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"cannot be read ({reason.lower()})", where=path, mend="give a table's path"
+        ) from None
+
+
+def _parse_rows(lines: list[str], first: int, path: Path) -> tuple[list[list[str]], list[int]]:
+    """The fields of the header and of each row that is not blank, and their line numbers."""
+    delimiter = next((mark for mark in "\t," if mark in lines[first]), " ")
+    rows, numbers = [], []
+    for number, line in enumerate(lines[first:], start=first + 1):
+        # A line of tabs alone is blank too, not a person without a name.
+        if not line.strip():
+            continue
+        text = " ".join(line.split()) if delimiter == " " else line
+        try:
+            # Line by line, so that a stray quotation mark cannot swallow the people after it.
+            (fields,) = csv.reader([text], delimiter=delimiter, skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise InputError(
+                f"line {number} cannot be split into fields ({error})",
+                where=path,
+                mend="look for a quotation mark without its pair",
+            ) from None
+        rows.append([field.strip() for field in fields])
+        numbers.append(number)
+    return rows, numbers
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if "IID" not in header:
+        raise InputError(
+            f"no column IID (the header has {', '.join(repr(name) for name in header[:5])})",
+            where=path,
+            mend="name the column of sample IDs IID",
+        )
+    name, count = Counter(header).most_common(1)[0]
+    if count > 1 or "" in header:
+        problem = "a column has no name" if "" in header else f"column '{name}' stands {count} times"
+        raise InputError(problem, where=path, mend="give each column a name of its own")
+
+
+def _check_ids(table: pd.DataFrame, path: Path) -> None:
+    keys = list(zip(*(table[name] for name in ID_COLUMNS if name in table), strict=True))
+    line_of: dict[tuple[str, ...], int] = {}
+    for line, key in zip(table.index, keys, strict=True):
+        if not key[-1]:
+            raise InputError(f"line {line} has no sample ID", where=path, mend="fill in its IID")
+        if line_of.setdefault(key, line) != line:
+            raise InputError(
+                f"sample '{' '.join(key)}' stands on lines {line_of[key]} and {line}",
+                where=path,
+                mend="keep one row a person",
+            )
+
+
+def rows_in_cohort(table: pd.DataFrame, samples: Samples, *, path: Path, cohort: str) -> NDArray[np.int64]:
+    """Which row of the cohort each row of the table is, -1 where none.
+
+    By (FID, IID) where both have FIDs and at least one pair is in common; else by IID, because a VCF knows no
+    FID and PLINK fills it with 0 or with the IID.
+    """
+    if "FID" in table and samples.has_fid:
+        row_of_pair = {key: row for row, key in enumerate(zip(samples.fid, samples.iid, strict=True))}
+        rows = [row_of_pair.get(key, -1) for key in zip(table["FID"], table["IID"], strict=True)]
+        if max(rows) >= 0:
+            return np.array(rows, dtype=np.int64)
+    common = set(samples.iid) & set(table["IID"])
+    if not common:
+        raise InputError(
+            f"no sample ID in common with {cohort} (first: '{table['IID'].iloc[0]}' / '{samples.iid[0]}')",
+            where=path,
+            mend="is the ID column right?",
+        )
+    for ids, place in ((samples.iid, cohort), (table["IID"], str(path))):
+        name, count = Counter(iid for iid in ids if iid in common).most_common(1)[0]
+        if count > 1:
+            raise InputError(
+                f"sample ID '{name}' stands {count} times in {place}, and no (FID, IID) pair is in common",
+                where=path,
+                mend=f"give FID and IID as {cohort} has them",
+            )
+    if "FID" in table and samples.has_fid:
+        logger.warning("%s: no (FID, IID) pair in common with %s; joined by IID alone", path, cohort)
+    row_of = {iid: row for row, iid in enumerate(samples.iid)}
+    return np.array([row_of.get(iid, -1) for iid in table["IID"]], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: texts, the numbers they are (NaN where none), which are missing, their file lines."""
+
+    name: str
+    texts: NDArray[np.object_]
+    numbers: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    lines: NDArray[np.int64]
+    path: Path
+
+    def at(self, mask: NDArray[np.bool_]) -> str:
+        """Says where the first of the marked values stands, and what it is."""
+        first = int(np.flatnonzero(mask)[0])
+        return f"line {self.lines[first]} says '{self.texts[first]}'"
+
+    def is_numeric(self, *, mend: str) -> bool:
+        """Whether the values there are numbers, or texts; a mixture is the user's to mend."""
+        text = np.isnan(self.numbers) & ~self.missing
+        if text.any() and not (text | self.missing).all():
+            raise InputError(
+                f"column '{self.name}' mixes numbers and text ({self.at(text)})", where=self.path, mend=mend
+            )
+        if np.isinf(self.numbers).any():
+            raise InputError(
+                f"column '{self.name}' has a number that is not finite ({self.at(np.isinf(self.numbers))})",
+                where=self.path,
+                mend="mend it, or write NA",
+            )
+        return not text.any()
+
+
+def column_of(table: pd.DataFrame, name: str, path: Path) -> Column:
+    """Reads one column's numbers and missing values.
+
+    -9 is PLINK's missing phenotype and is taken so, with a warning, unless another value lies below it: then
+    the column's range holds -9 and it is a value like any other.
+    """
+    choices = [column for column in table.columns if column not in ID_COLUMNS]
+    if name not in choices:
+        mend = nearest(name, choices) if choices else "it has ID columns only"
+        raise InputError(f"no column '{name}'", where=path, mend=mend)
+    texts = table[name].to_numpy(dtype=object)
+    numbers = np.array([float(text) if _NUMBER.fullmatch(text) else np.nan for text in texts])
+    missing = np.array([text.casefold() in MISSING_WORDS for text in texts])
+    coded = numbers == MISSING_NUMBER
+    if coded.any() and not (numbers < MISSING_NUMBER).any():
+        logger.warning("%s: column '%s': %d values of -9 are taken as missing", path, name, coded.sum())
+        missing |= coded
+        numbers[coded] = np.nan
+    return Column(name, texts, numbers, missing, table.index.to_numpy(dtype=np.int64), path)
+
+
+def table_of(path: Path, samples: Samples, rows: NDArray[np.int64], cohort: str) -> pd.DataFrame:
+    """The table's rows of the given people, in their order."""
+    table = read_table(path)
+    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
+    place = np.full(len(samples), -1, dtype=np.int64)
+    place[in_cohort[in_cohort >= 0]] = np.flatnonzero(in_cohort >= 0)
+    absent = np.flatnonzero(place[rows] < 0)
+    if len(absent):
+        raise InputError(
+            f"{len(absent)} of {len(rows)} people have no row (first: '{samples.iid[rows[absent[0]]]}')",
+            where=path,
+            mend="add them, or write NA for their trait",
+        )
+    return table.iloc[place[rows]]

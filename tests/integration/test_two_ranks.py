@@ -1,0 +1,102 @@
+"""Two processes with gloo train as one does: same weights, same losses, same metrics."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("two_ranks_worker.py")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(scenario, folder, *, world):
+    """Starts the ranks as torchrun would and returns each one's result."""
+    folder.mkdir(exist_ok=True)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, scenario, folder],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(world)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * world
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"result-{world}-{rank}.json").read_text()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    results = {}
+
+    def of(scenario):
+        if scenario not in results:
+            folder = tmp_path_factory.mktemp(scenario)
+            (result,) = run(scenario, folder, world=1)
+            results[scenario] = result, torch.load(folder / "model-1-0.pt")
+        return results[scenario]
+
+    return of
+
+
+def assert_like_one(results, folder, expected):
+    result, weights = expected
+    for rank, two in enumerate(results):
+        ours = torch.load(folder / f"model-2-{rank}.pt")
+        for name, value in weights.items():
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-10)
+        for name, values in result["history"].items():
+            assert two["history"][name] == pytest.approx(values, abs=1e-6), name
+    assert [step for step, _ in results[0]["logged"]] == [step for step, _ in result["logged"]]
+    for (_, ours), (_, theirs) in zip(results[0]["logged"], result["logged"], strict=True):
+        for name in ("train/loss", "train/gradient_norm", "val/product"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-6)
+
+
+@pytest.mark.parametrize("scenario", ["plain", "accumulation"])
+def test_two_ranks_equal_one(scenario, tmp_path, alone):
+    results = run(scenario, tmp_path, world=2)
+    assert_like_one(results, tmp_path, alone(scenario))
+    assert results[0]["history"]["val_rows"] == [9.0] * 3
+    assert results[1]["logged"] == []
+    files = sorted(path.name[:4] for path in (tmp_path / "checkpoints").iterdir())
+    assert files == ["best", "last", "last"]
+
+
+def test_one_rank_goes_on_where_two_stopped(tmp_path):
+    stopped = run("stop", tmp_path, world=2)
+    assert [result["stopped"] for result in stopped] == [10, 10]
+    (resumed,) = run("plain", tmp_path, world=1)
+    (whole,) = run("plain", tmp_path / "whole", world=1)
+    for name, values in whole["history"].items():
+        assert resumed["history"][name] == pytest.approx(values, abs=1e-6), name
+
+
+def test_one_rank_out_of_memory_in_the_first_step_leaves_the_result_as_it_is(tmp_path, alone):
+    results = run("out_of_memory", tmp_path, world=2)
+    assert_like_one(results, tmp_path, alone("plain"))
+    # The ranks agreed on the size that fits both before they exchanged a gradient.
+    for result in results:
+        tried = result["micro_batches"]
+        assert tried[0] == 4
+        assert max(tried[3:8]) <= 2
+
+
+def test_mistakes_are_told_by_every_rank(tmp_path):
+    for result in run("different_lengths", tmp_path / "lengths", world=2):
+        assert "the ranks have 4, 2 batches an epoch" in result["error"]
+    for result in run("nan", tmp_path / "nan", world=2):
+        assert "NaN or infinity" in result["error"]

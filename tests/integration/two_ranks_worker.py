@@ -1,0 +1,103 @@
+"""What each of the ranks does; results go to files, since ranks are processes."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from snpdeconv import MultiGPUSNPTrainer
+from snpdeconv.errors import UserError
+from snpdeconv.training import distributed
+from snpdeconv.training.data import PackedLoader
+from snpdeconv.training.preemption import Preempted
+
+
+class Network(nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 1)).double()
+        self.micro_batches = []
+
+    def forward(self, genotypes, covariates=None):
+        self.micro_batches.append(len(genotypes))
+        return self.layers(genotypes)
+
+
+def cohort(num_samples, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_samples, 5, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0] > 0).double()
+
+
+def metrics(logits, target):
+    # Depends on every sample, and on target and logit being of the same one.
+    return {"rows": float(len(logits)), "product": float((logits[:, 0].double() * target).sum())}
+
+
+def train(scenario, folder):
+    place = distributed.init_from_environment(timeout_min=1)
+    rank, world = place.rank, place.world_size
+
+    def loader(num_samples, seed, batch_size, **options):
+        x, y = cohort(num_samples, seed)
+        return PackedLoader(x, y, batch_size=batch_size, rank=rank, world_size=world, **options)
+
+    # 25 samples in batches of 8: the last batch has one sample, and the second rank none of it.
+    model = Network()
+    train_loader = loader(25, 1, 8, shuffle=True, seed=4)
+    options = {"accumulation": 2} if scenario == "accumulation" else {}
+    if scenario == "different_lengths":
+        train_loader.batch_size = 8 + rank * 8
+    if scenario in ("out_of_memory", "out_of_memory_later") and rank == 1:
+        break_memory(model, after=0 if scenario == "out_of_memory" else 4)
+    if scenario == "stop":  # only the second rank hears the signal, and the ranks agree at step 10
+        options["should_stop"] = lambda: rank == 1
+    if scenario == "nan" and rank == 1:
+        train_loader.packed[:] = float("nan")
+    checkpoints = folder / "checkpoints"
+    logged = []
+    trainer = MultiGPUSNPTrainer(
+        model,
+        train_loader,
+        loader(9, 2, 9 if scenario != "empty_validation" else 1),
+        use_amp=False,
+        device="cpu",
+        learning_rate=0.05,
+        gradient_clip=0.1,
+        metrics=metrics,
+        log_metrics=lambda step, values: logged.append([step, dict(values)]),
+        log_every=2,
+        checkpoint_every_steps=2,
+        **options,
+    )
+    result = {"rank": rank}
+    try:
+        history = trainer.train(3, 10, checkpoints)
+        result["history"] = {name: history[name] for name in history if name.startswith(("val", "train", "lr"))}
+        torch.save(model.layers.state_dict(), folder / f"model-{world}-{rank}.pt")
+    except Preempted as stop:
+        result["stopped"] = stop.step
+    except UserError as error:
+        result["error"] = str(error)
+    result |= {"logged": logged, "micro_batches": model.micro_batches}
+    (folder / f"result-{world}-{rank}.json").write_text(json.dumps(result))
+    os._exit(0) if "error" in result else distributed.shut_down()
+
+
+def break_memory(model, *, after):
+    """The second rank has memory for two samples only, from some forward pass on."""
+
+    def check(module, given, output):
+        if module.training and len(model.micro_batches) > after and len(given[0]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model.register_forward_hook(check)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,35 @@
+"""With one process every answer is immediate; several are tested with gloo in tests/integration."""
+
+import torch
+
+from snpdeconv.training import distributed
+
+CPU = torch.device("cpu")
+
+
+def test_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    placement = distributed.init_from_environment()
+    assert (placement.rank, placement.world_size) == (0, 1)
+    assert distributed.is_first()
+    rows = torch.arange(6).reshape(3, 2)
+    assert distributed.gather_rows(rows) is rows
+    assert distributed.sum_over_ranks(rows) is rows
+    assert distributed.min_over_ranks(3, CPU) == 3
+    assert distributed.any_rank(True, CPU)
+    assert not distributed.any_rank(False, CPU)
+    assert distributed.gather_objects("a") == ["a"]
+    assert distributed.from_first_rank("a") == "a"
+    model = torch.nn.Linear(1, 1)
+    assert distributed.data_parallel(model, CPU) is model
+    distributed.barrier()
+    distributed.shut_down()
+
+
+def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.default_device() == torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.default_device() == CPU
