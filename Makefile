@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## Simulate, train, rank, register and predict, in about five minutes
-	PATH="$(CURDIR)/$(BIN):$$PATH" SNPDECONV_HOME="$${SNPDECONV_HOME:-$(CURDIR)/$(DEMO)/home}" bash examples/demo.sh $(DEMO)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh $(DEMO)
 
 test: install  ## Run the default tests
 	$(BIN)/python -m pytest -n 2

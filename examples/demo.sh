@@ -3,7 +3,9 @@
 # usage: bash examples/demo.sh [FOLDER]
 set -euo pipefail
 folder=${1:-demo}
-export SNPDECONV_HOME=${SNPDECONV_HOME:-$PWD/$folder/home}
+mkdir -p "$folder"
+SNPDECONV_HOME=${SNPDECONV_HOME:-$(cd "$folder" && pwd)/home}
+export SNPDECONV_HOME
 
 say() { printf '\n== %s\n\n' "$*"; }
 

@@ -110,32 +110,13 @@ def marginal_association(
         null = _linear_null(truth, basis, kind=kind)
     variation, tested_sum, varies = _scan(genotypes, null, rows=rows)
     df = len(truth) - len(null.projector) - len(null.direction)
-    variation = np.where(varies, variation, 1.0)
-    beta = se = np.full(len(varies), np.nan)
-    if kind == "multiclass":
-        explained = np.sum(tested_sum**2, axis=0)
-        k = len(null.direction)
-        statistic = (
-            explained / k / np.maximum(variation - explained, tails.SMALLEST_RESIDUAL * variation) * df
-        )
-        neg_log10_p = tails.f_tail(statistic, df_model=k, df_residual=df)
-    elif kind == "quantitative":
-        beta = tested_sum[0] / variation
-        total = float(null.direction[0] @ null.direction[0])
-        residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
-        se = np.sqrt(residual / df / variation)
-        statistic = beta / se
-        neg_log10_p = tails.t_tail(statistic, df=df)
-    else:
-        beta, se = tested_sum[0] / variation, 1 / np.sqrt(variation)
-        statistic = beta / se
-        neg_log10_p = tails.normal_tail(statistic)
+    tested = _test(null, kind=kind, variation=np.where(varies, variation, 1.0), tested_sum=tested_sum, df=df)
     found = Marginal(
-        beta=np.where(varies, beta, np.nan),
-        se=np.where(varies, se, np.nan),
-        neg_log10_p=np.where(varies, neg_log10_p, 0.0),
-        statistic=np.where(varies, statistic, 0.0),
-        lambda_gc=tails.inflation(neg_log10_p[varies]) if varies.any() else float("nan"),
+        beta=np.where(varies, tested.beta, np.nan),
+        se=np.where(varies, tested.se, np.nan),
+        neg_log10_p=np.where(varies, tested.neg_log10_p, 0.0),
+        statistic=np.where(varies, tested.statistic, 0.0),
+        lambda_gc=tails.inflation(tested.neg_log10_p[varies]) if varies.any() else float("nan"),
     )
     if found.lambda_gc > INFLATED and varies.sum() >= ENOUGH_FOR_INFLATION:
         logger.warning(
@@ -144,6 +125,36 @@ def marginal_association(
             found.lambda_gc,
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The columns of `Marginal` for variants that all vary, (V,) each."""
+
+    beta: Floats
+    se: Floats
+    statistic: Floats
+    neg_log10_p: Floats
+
+
+def _test(null: _Null, *, kind: Kind, variation: Floats, tested_sum: Floats, df: int) -> _Tested:
+    """From the variation (V,) of the genotypes and their sums (E, V) with the trait to the statistics."""
+    if kind == "multiclass":
+        num_directions = len(null.direction)
+        explained = np.sum(tested_sum**2, axis=0)
+        residual = np.maximum(variation - explained, tails.SMALLEST_RESIDUAL * variation)
+        statistic = explained / num_directions / residual * df
+        undefined = np.full_like(variation, np.nan)
+        p = tails.f_tail(statistic, df_model=num_directions, df_residual=df)
+        return _Tested(undefined, undefined, statistic, p)
+    beta = tested_sum[0] / variation
+    if kind == "binary":
+        se = 1 / np.sqrt(variation)
+        return _Tested(beta, se, beta / se, tails.normal_tail(beta / se))
+    total = float(null.direction[0] @ null.direction[0])
+    residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
+    se = np.sqrt(residual / df / variation)
+    return _Tested(beta, se, beta / se, tails.t_tail(beta / se, df=df))
 
 
 def _scan(

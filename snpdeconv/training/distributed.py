@@ -1,4 +1,4 @@
-"""Owns what ranks tell each other: who is first, sums, gathered rows, agreement.
+"""Owns what ranks tell each other: who is first, sums, gathered objects, agreement.
 
 With one process every function answers at once, so that callers need no second path.
 """
@@ -16,6 +16,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+# Groups are kept to the end of the process. DistributedDataParallel may be what holds a group last, and if it
+# goes while gloo's thread still drops the tensors of the last collective, it waits for that thread with
+# Python's lock held, and the thread waits for the lock (test_two_ranks.py hung once in ten runs).
+_ended_groups: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -107,23 +112,8 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, one below the other, on each; ranks may have different numbers of them."""
-    if world_size() == 1:
-        return rows
-    sizes = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
-    counts = [int(size) for size in sizes]
-    # Collectives want equal shapes: pad to the longest and cut afterwards.
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
 def gather_objects(value: T) -> list[T]:
-    """A small object of every rank, by rank, on every rank."""
+    """An object of every rank, by rank, on every rank; tensors in it should be on the CPU."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -149,4 +139,5 @@ def barrier() -> None:
 def shut_down() -> None:
     """Leaves the group, if there is one."""
     if dist.is_initialized():
+        _ended_groups.append(dist.group.WORLD)
         dist.destroy_process_group()

@@ -245,7 +245,7 @@ class GPUMemoryManager:
         """What a step holds at the end of its backward pass, or None where memory does not suffice."""
         try:
             profile = self.profile(model, batch, dtype=dtype)
-            # Not the peak: with few samples that is the optimiser's work space, which does not grow with them.
+            # Not the peak: with few samples that is the optimiser's work space, which is the same for many.
             return round((profile.backward_gib + profile.optimizer_gib) * GIB)
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -78,14 +78,13 @@ def validate(
         )
     results = {"val_loss": loss_sum / num_samples}
     if metrics is not None:
-        all_logits, all_targets = _gather(logits), _gather(targets)
-        measured = metrics(all_logits.cpu(), all_targets.cpu()) if distributed.is_first() else {}
+        # A rank without a sample does not know the shape of a row, hence objects rather than tensors.
+        rows = (torch.cat(logits).cpu(), torch.cat(targets).cpu()) if logits else None
+        gathered = [own for own in distributed.gather_objects(rows) if own is not None]
+        measured: Mapping[str, float] = {}
+        if distributed.is_first():
+            measured = metrics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
         results |= {
             f"val_{name}": float(value) for name, value in distributed.from_first_rank(measured).items()
         }
     return results
-
-
-def _gather(parts: list[Tensor]) -> Tensor:
-    """All ranks' rows; every rank has at least one batch here or no collective would know its shape."""
-    return distributed.gather_rows(torch.cat(parts))

@@ -170,7 +170,7 @@ class WindowStep:
         """One over the samples of all ranks' windows, times what DistributedDataParallel will divide by."""
         if self._num_ranks == 1:
             return 1.0 / num_samples
-        count = torch.full((), float(num_samples), device=self._device)
+        count = torch.full((), num_samples, dtype=torch.float64, device=self._device)
         return self._num_ranks / distributed.sum_over_ranks(count)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:

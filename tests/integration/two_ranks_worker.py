@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -38,22 +36,25 @@ def metrics(logits, target):
     return {"rows": float(len(logits)), "product": float((logits[:, 0].double() * target).sum())}
 
 
-def train(scenario, folder):
+def train(scenario, folder, environment):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
     place = distributed.init_from_environment(timeout_min=1)
     rank, world = place.rank, place.world_size
 
-    def loader(num_samples, seed, batch_size, **options):
-        x, y = cohort(num_samples, seed)
+    def loader(num_samples, cohort_seed, batch_size, **options):
+        x, y = cohort(num_samples, cohort_seed)
         return PackedLoader(x, y, batch_size=batch_size, rank=rank, world_size=world, **options)
 
-    # 25 samples in batches of 8: the last batch has one sample, and the second rank none of it.
+    # 25 samples in batches of 8: the last batch has one sample, and the second rank none of it. Validation in
+    # batches of one leaves the second rank without any sample.
     model = Network()
     train_loader = loader(25, 1, 8, shuffle=True, seed=4)
     options = {"accumulation": 2} if scenario == "accumulation" else {}
     if scenario == "different_lengths":
         train_loader.batch_size = 8 + rank * 8
-    if scenario in ("out_of_memory", "out_of_memory_later") and rank == 1:
-        break_memory(model, after=0 if scenario == "out_of_memory" else 4)
+    if scenario.startswith("out_of_memory") and rank == 1:
+        break_memory(model, after=4 if scenario.endswith("later") else 0)
     if scenario == "stop":  # only the second rank hears the signal, and the ranks agree at step 10
         options["should_stop"] = lambda: rank == 1
     if scenario == "nan" and rank == 1:
@@ -63,7 +64,7 @@ def train(scenario, folder):
     trainer = MultiGPUSNPTrainer(
         model,
         train_loader,
-        loader(9, 2, 9 if scenario != "empty_validation" else 1),
+        loader(9, 2, 9 if scenario == "accumulation" else 1),
         use_amp=False,
         device="cpu",
         learning_rate=0.05,
@@ -77,7 +78,9 @@ def train(scenario, folder):
     result = {"rank": rank}
     try:
         history = trainer.train(3, 10, checkpoints)
-        result["history"] = {name: history[name] for name in history if name.startswith(("val", "train", "lr"))}
+        result["history"] = {
+            name: history[name] for name in history if name.startswith(("val", "train", "lr"))
+        }
         torch.save(model.layers.state_dict(), folder / f"model-{world}-{rank}.pt")
     except Preempted as stop:
         result["stopped"] = stop.step
@@ -96,8 +99,3 @@ def break_memory(model, *, after):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model.register_forward_hook(check)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(sys.argv[1], Path(sys.argv[2]))

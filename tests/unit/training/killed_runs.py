@@ -54,7 +54,7 @@ def train(kind, folder, *, steps=None, die_in=None):
         if "train/loss" in values:
             logged[step] = values["train/loss"]
             if steps is not None:
-                with open(steps, "a") as file:
+                with Path(steps).open("a") as file:
                     file.write(f"{step}\n")
                 time.sleep(0.004)
 

@@ -151,5 +151,5 @@ def test_a_checkpoint_runs_no_code_when_read(tmp_path):
             return os.system, ("touch /tmp/should-not-be",)
 
     path = CheckpointStore(tmp_path).save_best({"model": Evil()})
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         read_checkpoint(path)

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -58,9 +60,9 @@ def test_ranks_share_the_global_batches_of_one_rank(num_samples, batch_size, wor
 
     alone = [row_numbers(batch) for batch in batches(0, 1)]
     shares = [[row_numbers(batch) for batch in batches(rank, world_size)] for rank in range(world_size)]
-    joined = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    joined = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
     assert joined == alone
-    assert sorted(sum(alone, [])) == list(range(num_samples))
+    assert sorted(chain(*alone)) == list(range(num_samples))
 
 
 def test_a_batch_keeps_genotypes_targets_and_covariates_of_a_sample_together():
@@ -103,7 +105,7 @@ def test_mistakes_of_a_packed_loader():
     packed, target, covariates = packed_cohort(5)
     with pytest.raises(ConfigError, match="0 samples"):
         PackedLoader(packed, target, batch_size=0)
-    with pytest.raises(InputError, match="5 rows .* 4 targets"):
+    with pytest.raises(InputError, match=r"5 rows .* 4 targets"):
         PackedLoader(packed, target[:4], batch_size=1)
     with pytest.raises(InputError):
         PackedLoader(packed, target, covariates[:4], batch_size=1)

@@ -14,7 +14,6 @@ def test_alone(monkeypatch):
     assert (placement.rank, placement.world_size) == (0, 1)
     assert distributed.is_first()
     rows = torch.arange(6).reshape(3, 2)
-    assert distributed.gather_rows(rows) is rows
     assert distributed.sum_over_ranks(rows) is rows
     assert distributed.min_over_ranks(3, CPU) == 3
     assert distributed.any_rank(True, CPU)

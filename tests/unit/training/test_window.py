@@ -128,7 +128,7 @@ def test_out_of_memory_in_the_backward_pass_of_a_later_piece_leaves_no_gradient_
 def test_no_memory_for_one_sample_is_a_clear_error():
     model = network()
     seen = break_memory(model, above=0, error=ERRORS[0])
-    with pytest.raises(TrainingError, match="single sample .*20.00 GiB"):
+    with pytest.raises(TrainingError, match=r"single sample .*20.00 GiB"):
         make_step(model).run(batches(5))
     assert seen == [5, 2, 1]
 

@@ -1,0 +1,209 @@
+"""Clumps: of many pairs that show one interaction the strongest leads, and its likely alternatives stay with it.
+
+Owns which pairs stand for a signal of their own. Knows no p-value and no file.
+Shapes: N samples, V variants, C candidates, L clumps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches, standardised_products
+from snpdeconv.interpret.pairs.retest import Null
+
+# One float32 array of (N, C) candidate columns: 256 MiB.
+CANDIDATE_ELEMENTS = 2**26
+# Squared correlation of two products above which they show the same interaction.
+SAME_SIGNAL_R2 = 0.3
+# Squared correlation of two SNPs above which one may stand for the other in a pair.
+WINDOW_R2 = 0.3
+WINDOW_SNPS = 40
+LD_TILE = 2048
+# An alternative whose squared t is smaller by this has a posterior odds of exp(-10) to the leader.
+SUPPORT = 20.0
+
+
+@dataclass(frozen=True)
+class Leaders:
+    """The candidates that lead a clump.
+
+    Attributes:
+        index: (L,) candidate, strongest first.
+        statistic: (L,) t given the leaders before it.
+        columns: (N, L) their standardised products.
+        members: For each leader, candidates of its clump, itself first.
+    """
+
+    index: NDArray[np.int64]
+    statistic: NDArray[np.float64]
+    columns: Tensor
+    members: list[NDArray[np.int64]]
+
+    def leave(self, null: Null) -> Tensor:
+        """(N,) what the leaders leave of the residual."""
+        effect = _solve(self.columns.T @ (null.weight[:, None] * self.columns), self.columns.T @ null.residual)
+        return null.residual - null.weight * (self.columns @ effect)
+
+
+def lead(
+    dosages: Dosages,
+    null: Null,
+    pairs: NDArray[np.int64],
+    statistic: NDArray[np.float64],
+    *,
+    t_min: float,
+    max_clumps: int,
+) -> Leaders:
+    """Selects forward: the strongest candidate given those selected leads, what shows the same joins it.
+
+    A pair in weak LD with a strong one is significant by itself and would fill a list of its own; given the
+    strong one it is not, and it is dropped.
+
+    Args:
+        dosages: Genotypes of the N samples.
+        null: The trait without pairs.
+        pairs: (C, 2) candidates, strongest first.
+        statistic: (C,) exact t.
+        t_min: Smallest conditional \\|t\\| of a leader.
+        max_clumps: Most leaders.
+    """
+    most = max(1, CANDIDATE_ELEMENTS // max(1, dosages.num_samples))
+    pairs, statistic = pairs[:most], statistic[:most]
+    columns = torch.empty(dosages.num_samples, len(pairs), device=dosages.device)
+    for batch in batches(len(pairs), num_samples=dosages.num_samples):
+        columns[:, batch] = standardised_products(dosages, pairs[batch])
+    norm = (null.weight @ columns.square()).clamp(min=1e-12)
+    score = columns.T @ null.residual
+    # Conditioning changes the numerator; the exact test's variance stays.
+    t_per_score = torch.from_numpy(statistic).to(score) / torch.where(score == 0, 1.0, score)
+    conditional = score.clone()
+    free = torch.ones(len(pairs), dtype=torch.bool, device=dosages.device)
+    index: list[int] = []
+    found: list[float] = []
+    products: list[Tensor] = []
+    members: list[NDArray[np.int64]] = []
+    while len(index) < max_clumps and bool(free.any()):
+        t = (conditional * t_per_score).abs().masked_fill(~free, 0.0)
+        best = int(t.argmax())
+        if float(t[best]) < t_min:
+            break
+        index.append(best)
+        found.append(float((conditional * t_per_score)[best]))
+        products.append(columns.T @ (null.weight * columns[:, best]))
+        same = free & (products[-1].square() > SAME_SIGNAL_R2 * norm * norm[best])
+        same[best] = False
+        members.append(np.concatenate([[best], torch.nonzero(same)[:, 0].cpu().numpy()]).astype(np.int64))
+        free &= ~same
+        free[best] = False
+        conditional = score - torch.stack(products, 1) @ _joint(products, score, index)
+    return Leaders(np.array(index, dtype=np.int64), np.array(found), columns[:, index], members)
+
+
+def alternatives(
+    dosages: Dosages,
+    null: Null,
+    leaders: Leaders,
+    pairs: NDArray[np.int64],
+    *,
+    most: int,
+    testable: NDArray[np.bool_] | None = None,
+) -> list[NDArray[np.int64]]:
+    """Finds for each leader the pairs that may be meant in its stead.
+
+    All products of the SNPs linked with its one member and those linked with its other are tested on the
+    residual of the other leaders: those within ``SUPPORT`` of the best squared t stay, the strongest first.
+
+    Args:
+        dosages: Genotypes of the N samples.
+        null: The trait without pairs.
+        leaders: Of :func:`lead`.
+        pairs: (C, 2) candidates.
+        most: Most pairs of a clump, the leader among them.
+        testable: (V,) SNPs that may be in a pair.
+
+    Returns:
+        For each leader an array (at most `most`, 2), the leader first.
+    """
+    if not len(leaders.index):
+        return []
+    windows = _windows(dosages, np.unique(pairs[leaders.index]))
+    gram = leaders.columns.T @ (null.weight[:, None] * leaders.columns)
+    score = leaders.columns.T @ null.residual
+    out = []
+    for own, candidate in enumerate(leaders.index):
+        first, second = pairs[candidate]
+        others = [other for other in range(len(leaders.index)) if other != own]
+        residual = null.residual
+        if others:
+            effect = _solve(gram[others][:, others], score[others])
+            residual = residual - null.weight * (leaders.columns[:, others] @ effect)
+        left, right = windows[int(first)], windows[int(second)]
+        t = _products(dosages, residual, null, left, right)
+        strong = np.argwhere(t**2 >= max((t**2).max() - SUPPORT, 0.0))
+        order = np.argsort(-np.abs(t[strong[:, 0], strong[:, 1]]), kind="stable")
+        found = np.column_stack([left[strong[order, 0]], right[strong[order, 1]]])
+        found = np.sort(found[found[:, 0] != found[:, 1]], axis=1)
+        # A pair comes up twice where the two windows overlap.
+        _, once = np.unique(found, axis=0, return_index=True)
+        found = found[np.sort(once)]
+        others_found = found[~((found[:, 0] == first) & (found[:, 1] == second))]
+        out.append(np.concatenate([[[first, second]], others_found])[:most].astype(np.int64))
+    return out
+
+
+def _products(
+    dosages: Dosages, residual: Tensor, null: Null, left: NDArray[np.int64], right: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Homoscedastic t of all products of two windows, orthogonal to their members: (a,), (b,) -> (a, b).
+
+    With x and y the two members, centred, the product less its mean, a x and b y has to be orthogonal to x and
+    y; sums over samples of x y, x² y, x y² and x² y² then give its sum with the residual and its square.
+    """
+    weight, total = null.weight[:, None], null.weight.sum()
+    x, y = (
+        z - (weight * z).sum(0) / total for z in (dosages.columns(window) for window in (left, right))
+    )
+    xx, yy = (weight * x.square()).sum(0)[:, None], (weight * y.square()).sum(0)[None]
+    wx, wxx = (weight * x).T, (weight * x.square()).T
+    xy, xxy, xyy, xxyy = wx @ y, wxx @ y, wx @ y.square(), wxx @ y.square()
+    determinant = xx * yy - xy.square()
+    solvable = determinant > COLLINEAR * xx * yy
+    determinant = torch.where(solvable, determinant, 1.0)
+    a, b = (xxy * yy - xyy * xy) / determinant, (xyy * xx - xxy * xy) / determinant
+    score = (x * residual[:, None]).T @ y - xy / total * residual.sum()
+    score -= a * (residual @ x)[:, None] + b * (residual @ y)[None]
+    norm = xxyy - xy.square() / total - a * xxy - b * xyy
+    spread = 1.0 if null.mean is not None else residual.square().sum() / total
+    tested = solvable & (norm > COLLINEAR * xxyy)
+    t = torch.where(tested, score / (norm * spread).clamp(min=1e-12).sqrt(), 0.0)
+    return t.double().cpu().numpy()
+
+
+def _windows(dosages: Dosages, snps: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """SNPs linked with each of (s,) SNPs, the most linked first, itself among them."""
+    own = dosages.columns(snps)
+    num_variants = dosages.genotypes.num_variants
+    r2 = torch.empty(len(snps), num_variants, device=dosages.device)
+    for start in range(0, num_variants, LD_TILE):
+        stop = min(start + LD_TILE, num_variants)
+        r2[:, start:stop] = (own.T @ dosages.tile(start, stop) / dosages.num_samples).square()
+    out = {}
+    for s, snp in enumerate(snps):
+        linked = torch.nonzero(r2[s] > WINDOW_R2)[:, 0]
+        order = torch.argsort(r2[s, linked], descending=True, stable=True)[:WINDOW_SNPS]
+        out[int(snp)] = linked[order].cpu().numpy()
+    return out
+
+
+def _joint(products: list[Tensor], score: Tensor, index: list[int]) -> Tensor:
+    return _solve(torch.stack([product[index] for product in products], dim=1), score[index])
+
+
+def _solve(gram: Tensor, score: Tensor) -> Tensor:
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    return torch.linalg.solve((gram + ridge).double(), score.double()).to(score)

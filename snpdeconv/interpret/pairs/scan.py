@@ -1,0 +1,234 @@
+"""The pair scan: screen all pairs, test the strongest exactly, and keep one clump of pairs a signal.
+
+Owns the order of these steps and what counts as tested. Knows no posterior: that is the fit's that takes the
+pairs. Shapes: N samples, V variants, P pairs kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+from torch import Tensor
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.pairs.clump import Leaders, alternatives, lead
+from snpdeconv.interpret.pairs.columns import Dosages
+from snpdeconv.interpret.pairs.retest import Null, test_pairs
+from snpdeconv.interpret.pairs.screen import Screened, screen
+
+logger = logging.getLogger(__name__)
+
+SCREENED = 20_000
+# Of them, so many go to the exact test, and no more than a few of each square of so many SNPs.
+CANDIDATES = 6_000
+CELL_SNPS = 16
+MOST_OF_CELL = 4
+# Inflation of the screen that a second screen, of what the leaders leave, may explain.
+WIDE = 1.05
+# The screen is rougher than the exact test: it lets pass what falls short by this many standard errors.
+SCREEN_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class PairScan:
+    """Pairs of SNPs that may interact, clump by clump, the strongest clump first and its leader first.
+
+    Attributes:
+        i: (P,) first variant, smaller than `j`.
+        j: (P,) second variant.
+        effect: (P,) coefficient of the standardised product, as
+            :func:`~snpdeconv.interpret.pairs.columns.pair_columns` makes it.
+        t: (P,) exact statistic, a normal deviate under the null.
+        neg_log10_p: (P,) -log10 of its two-sided p-value, not corrected for the number of tests.
+        clump: (P,) number of the clump.
+        conditional_t: (P,) of a leader its t given the leaders before it; NaN of its alternatives.
+        num_tested: Pairs that the screen tested.
+        inflation: Factor by which all statistics were divided; 1 without inflation.
+        num_flop: Arithmetic of the screen's matrix products.
+    """
+
+    i: NDArray[np.int64]
+    j: NDArray[np.int64]
+    effect: NDArray[np.float64]
+    t: NDArray[np.float64]
+    neg_log10_p: NDArray[np.float64]
+    clump: NDArray[np.int64]
+    conditional_t: NDArray[np.float64]
+    num_tested: int
+    inflation: float
+    num_flop: float
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """(P, 2) variants."""
+        return np.column_stack([self.i, self.j])
+
+    @property
+    def leads(self) -> NDArray[np.bool_]:
+        """(P,) whether the pair leads its clump."""
+        return ~np.isnan(self.conditional_t)
+
+    def significant(self, alpha: float = 0.05) -> NDArray[np.bool_]:
+        """(P,) leaders whose p-value holds after Bonferroni's correction for all pairs tested."""
+        passed: NDArray[np.bool_] = self.neg_log10_p > np.log10(max(1, self.num_tested) / alpha)
+        return passed & self.leads
+
+
+def scan_pairs(
+    genotypes: PackedGenotypes,
+    residual: ArrayLike,
+    *,
+    chrom: NDArray[np.object_],
+    position_bp: NDArray[np.int64],
+    rows: NDArray[np.integer] | None = None,
+    mean: ArrayLike | None = None,
+    covariates: ArrayLike | None = None,
+    min_distance_bp: int = 50_000,
+    max_r: float = 0.3,
+    min_carriers: float = 10.0,
+    expected_false: float = 20.0,
+    max_clumps: int = 60,
+    clump_size: int = 12,
+    tile: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> PairScan:
+    dosages = Dosages.of(genotypes, rows=rows, device=device)
+    given = np.asarray(residual, dtype=np.float64)
+    if len(given) != dosages.num_samples:
+        raise InputError(
+            f"{len(given)} residuals for {dosages.num_samples} samples",
+            where="residual",
+            mend="give one for each sample in rows",
+        )
+    dev = dosages.device
+    null_mean = None if mean is None else torch.as_tensor(np.asarray(mean), dtype=torch.float32, device=dev)
+    r = torch.as_tensor(given - (given.mean() if mean is None else 0.0), dtype=torch.float32, device=dev)
+    null = Null.of(
+        r,
+        None if covariates is None else torch.as_tensor(np.asarray(covariates), device=dev),
+        mean=null_mean,
+    )
+    num_pairs = genotypes.num_variants * (genotypes.num_variants - 1) / 2
+    t_keep = _two_sided_deviate(min(1.0, expected_false / max(1.0, num_pairs)))
+    ask = _Screen(
+        dosages=dosages,
+        chrom_code=np.unique(chrom.astype(str), return_inverse=True)[1],
+        position_bp=position_bp,
+        min_distance_bp=min_distance_bp,
+        min_carriers=min_carriers,
+        max_r=max_r,
+        t_keep=t_keep,
+        max_clumps=max_clumps,
+        tile=tile,
+        dtype=dtype or (torch.bfloat16 if dev.type == "cuda" else torch.float32),
+    )
+    candidates, leaders, screened = ask.leaders(null)
+    groups = alternatives(dosages, null, leaders, candidates, most=clump_size)
+    pairs = np.concatenate(groups) if groups else np.empty((0, 2), dtype=np.int64)
+    clump = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    final = test_pairs(dosages, null, pairs, inflation=screened.inflation)
+    conditional = np.full(len(pairs), np.nan)
+    conditional[np.flatnonzero(np.r_[True, np.diff(clump) > 0][: len(pairs)])] = leaders.statistic
+    return PairScan(
+        i=pairs[:, 0],
+        j=pairs[:, 1],
+        effect=final.effect,
+        t=final.statistic,
+        neg_log10_p=final.neg_log10_p,
+        clump=clump,
+        conditional_t=conditional,
+        num_tested=screened.num_tested,
+        inflation=screened.inflation,
+        num_flop=screened.num_flop,
+    )
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """What is asked of every screen of one scan."""
+
+    dosages: Dosages
+    chrom_code: NDArray[np.int64]
+    position_bp: NDArray[np.int64]
+    min_distance_bp: int
+    min_carriers: float
+    max_r: float
+    t_keep: float
+    max_clumps: int
+    tile: int | None
+    dtype: torch.dtype
+
+    def leaders(self, null: Null) -> tuple[NDArray[np.int64], Leaders, Screened]:
+        """Candidates and leaders, and the screen that tells the inflation.
+
+        Strong pairs among dense SNPs cast a shadow on so many others that the bulk of the statistic widens. So
+        where the bulk is wide and there are leaders, a second screen is made of what they leave.
+        """
+        screened = self._screen(null, null.residual)
+        candidates, leaders = self._lead(null, screened, np.empty((0, 2), dtype=np.int64))
+        if screened.inflation <= WIDE or not len(leaders.index):
+            return candidates, leaders, screened
+        again = self._screen(null, leaders.leave(null))
+        screened = replace(again, num_flop=screened.num_flop + again.num_flop)
+        candidates, leaders = self._lead(null, screened, candidates[: len(candidates)])
+        return candidates, leaders, screened
+
+    def _screen(self, null: Null, residual: Tensor) -> Screened:
+        return screen(
+            self.dosages,
+            residual,
+            variance=None if null.mean is None else null.weight,
+            chrom_code=self.chrom_code,
+            position_bp=self.position_bp,
+            min_distance_bp=self.min_distance_bp,
+            min_carriers=self.min_carriers,
+            t_min=max(self.t_keep - SCREEN_MARGIN, 1.0),
+            keep=SCREENED,
+            tile=self.tile,
+            dtype=self.dtype,
+        )
+
+    def _lead(
+        self, null: Null, screened: Screened, before: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], Leaders]:
+        candidates = np.unique(np.concatenate([before, _thin(screened)]), axis=0)
+        tested = test_pairs(self.dosages, null, candidates, inflation=screened.inflation)
+        allowed = (np.abs(tested.r) <= self.max_r) & (tested.carriers >= self.min_carriers)
+        # Weak by itself, a pair can still be strong once another is accounted for.
+        passed = np.flatnonzero(allowed & (np.abs(tested.statistic) >= self.t_keep - SCREEN_MARGIN))
+        order = passed[np.argsort(-np.abs(tested.statistic[passed]), kind="stable")]
+        leaders = lead(
+            self.dosages,
+            null,
+            candidates[order],
+            tested.statistic[order],
+            t_min=self.t_keep,
+            max_clumps=self.max_clumps,
+        )
+        return candidates[order], leaders
+
+
+def _thin(screened: Screened) -> NDArray[np.int64]:
+    """Leaves of each small square of neighbouring SNPs the strongest pairs: the others show the same."""
+    cells = np.column_stack([screened.first // CELL_SNPS, screened.second // CELL_SNPS])
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    order = np.argsort(cell.reshape(-1), kind="stable")  # strongest first within each cell
+    starts = np.flatnonzero(np.r_[True, np.diff(cell.reshape(-1)[order]) > 0]) if len(order) else order
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    kept = np.flatnonzero(rank < MOST_OF_CELL)[:CANDIDATES]
+    return np.column_stack([screened.first[kept], screened.second[kept]])
+
+
+def _two_sided_deviate(p: float) -> float:
+    return float(-special.ndtri(p / 2))

@@ -1,0 +1,189 @@
+"""The exhaustive screen: all pairs of SNPs as matrix products, tile by tile, the strongest kept.
+
+Owns the screening statistic and its cost. Exact tests, p-values and clumps come after it.
+Shapes: N samples, V variants, b variants of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor
+
+from snpdeconv.interpret.pairs.columns import CODES_A_BYTE, Dosages
+
+# Five (N, b) arrays of float32 in 256 MiB.
+TILE_ELEMENTS = 2**26 // 5
+LARGEST_TILE_CPU = 512
+LARGEST_TILE_GPU = 8192
+# Of a pair's variance, the share that its own effect cannot be blamed for.
+SMALLEST_VARIANCE = 0.1
+BULK_SAMPLES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The strongest pairs of a screen.
+
+    Attributes:
+        first: (C,) variant, smaller than `second`.
+        second: (C,) variant.
+        statistic: (C,) screening t, strongest first.
+        num_tested: Pairs that were not excluded.
+        inflation: Standard deviation of the bulk of the statistic, at least 1.
+        num_flop: Arithmetic of the matrix products.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    statistic: NDArray[np.float64]
+    num_tested: int
+    inflation: float
+    num_flop: float
+
+
+@dataclass(frozen=True)
+class _Tile:
+    start: int
+    stop: int
+    z: Tensor  # (N, b)
+
+
+@dataclass
+class _Best:
+    """The strongest pairs seen so far."""
+
+    keep: int
+    first: Tensor
+    second: Tensor
+    statistic: Tensor
+
+    def add(self, first: Tensor, second: Tensor, statistic: Tensor) -> None:
+        self.first = torch.cat([self.first, first])
+        self.second = torch.cat([self.second, second])
+        self.statistic = torch.cat([self.statistic, statistic])
+        if len(self.statistic) > 2 * self.keep:
+            self.shrink()
+
+    def shrink(self) -> None:
+        # Ties are broken by place, so that the tiles' size has no say.
+        first, second, statistic = (x.cpu().numpy() for x in (self.first, self.second, self.statistic))
+        order = torch.from_numpy(np.lexsort((second, first, -np.abs(statistic)))[: self.keep]).to(
+            self.first.device
+        )
+        self.first, self.second, self.statistic = (
+            x[order] for x in (self.first, self.second, self.statistic)
+        )
+
+
+def screen(
+    dosages: Dosages,
+    residual: Tensor,
+    *,
+    variance: Tensor | None,
+    chrom_code: NDArray[np.int64],
+    position_bp: NDArray[np.int64],
+    min_distance_bp: int,
+    min_carriers: float,
+    t_min: float,
+    keep: int,
+    tile: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Screened:
+    """Computes a t statistic of every pair from two matrix products.
+
+    For residual r and standardised dosages z, T = Σ r z_i z_j and D = Σ r² z_i² z_j² (of a binary trait,
+    D = Σ μ(1 - μ) z_i² z_j²). D, the heteroscedasticity-robust variance of T, also holds the pair's own effect
+    T/N, whose share is N κ_i κ_j (T/N)² for unlinked SNPs of kurtosis κ: without taking it out, a pair with few
+    double carriers could never be strong. Yet the statistic's variance is never less than the
+    homoscedastic one, N var(r): a robust variance that is small by chance would otherwise make the list.
+
+        t = T / sqrt(max(D - T² κ_i κ_j / N, N var(r)))
+
+    The part of the product that its members explain is not taken out here, since r hardly correlates with
+    any one SNP; for linked members that is rough, and the exact test afterwards does it for whatever passes.
+
+    Work: 2 products of 2 N b² FLOP for each of the V²/(2 b²) + V/(2 b) tiles: 2 N V² FLOP in all for V >> b.
+    Memory: five (N, b) and about six (b, b) arrays.
+
+    Args:
+        dosages: Genotypes of the N samples.
+        residual: (N,) float32, mean 0.
+        variance: (N,) variance of each residual under the null of a binary trait, else None.
+        chrom_code: (V,) chromosome of each variant, as a number.
+        position_bp: (V,) places.
+        min_distance_bp: Pairs of one chromosome closer than this are not tested.
+        min_carriers: Smallest expected number of carriers of both minor alleles.
+        t_min: Smallest \\|t\\| kept.
+        keep: Most pairs kept.
+        tile: b, a multiple of four; by default as many as fit 256 MiB.
+        dtype: Of the products' inputs; sums are float32.
+    """
+    num_variants = dosages.genotypes.num_variants
+    device = dosages.device
+    size = tile or _tile_size(dosages.num_samples, on_gpu=device.type == "cuda")
+    n = dosages.num_samples
+    carrier = torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device)
+    kurtosis = torch.from_numpy(dosages.kurtosis.astype(np.float32)).to(device)
+    chrom = torch.from_numpy(chrom_code).to(device)
+    place = torch.from_numpy(position_bp.astype(np.int64)).to(device)
+    square = residual.square() if variance is None else variance
+    floor = 0.0 if variance is not None else float(residual.square().sum())
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    best = _Best(keep, none, none, torch.empty(0, device=device))
+    bulk: list[Tensor] = []
+    stride = max(1, round(num_variants**2 / 2 / BULK_SAMPLES))
+    num_tested, num_flop = 0, 0.0
+    for left in _tiles(dosages, size):
+        weighted = (left.z * residual[:, None]).to(dtype).T
+        weighted_square = (left.z.square() * square[:, None]).to(dtype).T
+        for right in _tiles(dosages, size, start=left.start):
+            total = (weighted @ right.z.to(dtype)).float()
+            spread = (weighted_square @ right.z.square().to(dtype)).float()
+            num_flop += 4.0 * n * total.numel()
+            rows, columns = slice(left.start, left.stop), slice(right.start, right.stop)
+            if variance is None:
+                own = total.square() * (kurtosis[rows, None] * (kurtosis[None, columns] / n))
+                spread = torch.maximum(spread - own, SMALLEST_VARIANCE * spread)
+            t = total / spread.clamp(min=max(floor, 1e-6)).sqrt()
+            tested = carrier[rows, None] * carrier[None, columns] * n >= min_carriers
+            near = (place[rows, None] - place[None, columns]).abs() < min_distance_bp
+            tested &= ~(near & (chrom[rows, None] == chrom[None, columns]))
+            if left.start == right.start:
+                tested = torch.triu(tested, diagonal=1)
+            num_tested += int(tested.sum())
+            bulk.append(t.flatten()[::stride][tested.flatten()[::stride]].abs())
+            i, j = torch.nonzero((t.abs() >= t_min) & tested, as_tuple=True)
+            best.add(i + left.start, j + right.start, t[i, j])
+    best.shrink()
+    return Screened(
+        first=best.first.cpu().numpy(),
+        second=best.second.cpu().numpy(),
+        statistic=best.statistic.double().cpu().numpy(),
+        num_tested=num_tested,
+        inflation=_inflation(torch.cat(bulk)) if num_tested else 1.0,
+        num_flop=num_flop,
+    )
+
+
+def _tiles(dosages: Dosages, size: int, *, start: int = 0) -> Iterator[_Tile]:
+    num_variants = dosages.genotypes.num_variants
+    for first in range(start, num_variants, size):
+        stop = min(first + size, num_variants)
+        yield _Tile(first, stop, dosages.tile(first, stop))
+
+
+def _tile_size(num_samples: int, *, on_gpu: bool) -> int:
+    largest = LARGEST_TILE_GPU if on_gpu else LARGEST_TILE_CPU
+    fitting = TILE_ELEMENTS // max(1, num_samples) // CODES_A_BYTE * CODES_A_BYTE
+    return min(largest, max(16 * CODES_A_BYTE, fitting))
+
+
+def _inflation(magnitude: Tensor) -> float:
+    """Median of the statistic's magnitude over that of a normal one, at least 1 (as genomic control)."""
+    return max(1.0, float(magnitude.median()) / float(special.ndtri(0.75)))

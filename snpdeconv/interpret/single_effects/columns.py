@@ -1,0 +1,348 @@
+"""The columns that compete for the trait: dosage and dominance of every SNP, and extra ones, straight from bits.
+
+Owns standardisation, mean imputation and projection off the covariates; knows no trait and no posterior.
+Shapes: N samples, V variants, P columns ([dosage V | dominance V | extra]), Q covariates and intercept, S taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.genetics.encoding import unpack_codes
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
+
+# A column that the covariates (or being constant) explain up to this share has nothing left to test; float32
+# products cannot tell a smaller share from none.
+COLLINEAR = 1e-5
+# With fewer samples than this in the rarest of the three genotypes, a dominance column rests on single people.
+DOMINANCE_MIN_SAMPLES = 5
+TILE_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class ExtraColumns:
+    """Columns that join those of single SNPs, such as products of two standardised dosages.
+
+    Attributes:
+        values: (N, E) float32, in any unit; covariates are projected out and the variance set to 1.
+        variants: (E, 2) the SNPs that take part in each column, -1 where there is only one.
+        weight: (E,) prior weight in the unit in which the dosages of all SNPs together weigh 1.
+    """
+
+    values: NDArray[np.float32]
+    variants: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What turns genotype codes into columns; learnt on the samples of the fit, used for any other.
+
+    Attributes:
+        dosage_mean: (V,) mean dosage of the called genotypes, which a missing one gets.
+        dosage_sd: (V,) standard deviation that the covariates leave; infinite where there is none.
+        het_mean: (V,) share of heterozygotes among the called genotypes.
+        het_slope: (V,) regression of the heterozygote indicator on the dosage, given the covariates.
+        het_sd: (V,) standard deviation that dosage and covariates leave of the indicator; infinite where the
+            column is left out.
+        extra_sd: (E,) the same of the extra columns.
+    """
+
+    dosage_mean: NDArray[np.float64]
+    dosage_sd: NDArray[np.float64]
+    het_mean: NDArray[np.float64]
+    het_slope: NDArray[np.float64]
+    het_sd: NDArray[np.float64]
+    extra_sd: NDArray[np.float64]
+
+    def coefficients(
+        self, index: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Weights of columns as weights of dosage (V,), heterozygote indicator (V,) and extra values (E,)."""
+        num = len(self.dosage_mean)
+        dense = np.bincount(index, weight, minlength=2 * num + len(self.extra_sd))
+        het = dense[num : 2 * num] / self.het_sd
+        return dense[:num] / self.dosage_sd - self.het_slope * het, het, dense[2 * num :] / self.extra_sd
+
+
+class Columns:
+    """Standardised, projected columns of a cohort, as products with them; decoded tile by tile.
+
+    Where all float tiles fit ``cache_bytes`` they are decoded once and kept, else at every pass.
+
+    Args:
+        genotypes: The samples of the fit.
+        basis: (N, Q) orthonormal basis of intercept and covariates.
+        extra: Extra columns, if any.
+        dominance: Whether SNPs have a dominance column.
+        device: Where tiles are multiplied.
+        cache_bytes: Most memory that decoded tiles may keep.
+        tile_variants: Variants in a tile; by default about 32 MiB of float32.
+    """
+
+    def __init__(
+        self,
+        genotypes: PackedGenotypes,
+        *,
+        basis: NDArray[np.float64],
+        extra: ExtraColumns | None = None,
+        dominance: bool = True,
+        device: str = "cpu",
+        cache_bytes: int = 2**30,
+        tile_variants: int | None = None,
+    ) -> None:
+        self.num_samples, self.num_variants = genotypes.num_samples, genotypes.num_variants
+        self.dominance = dominance
+        self.device = torch.device(device)
+        self.basis = self._send(basis)
+        self._genotypes = genotypes
+        self._packed = None if self.device.type == "cpu" else torch.from_numpy(genotypes.packed).to(device)
+        step = tile_variants or max(64, TILE_ELEMENTS // max(1, self.num_samples))
+        self._tile_variants = max(4, step // 4 * 4)
+        self._counts = genotypes.counts()
+        called = np.maximum(self._counts[:MISSING].sum(axis=0), 1)
+        mean = (self._counts[1] + 2 * self._counts[2]) / called
+        het_mean = self._counts[1] / called
+        self._mean, self._het_mean = self._send(mean), self._send(het_mean)
+        self._tiles: list[tuple[Tensor, Tensor | None]] | None = None
+        float_bytes = 4 * self.num_samples * self.num_variants * (1 + dominance)
+        self.is_cached = float_bytes <= cache_bytes
+        if self.is_cached:
+            self._tiles = [(dosage, het) for _, dosage, het in self._decoded()]
+        self.scaling, self._extra = self._standardise(mean, het_mean, extra)
+        self._sd, self._het_sd, self._slope = (
+            self._send(value)
+            for value in (self.scaling.dosage_sd, self.scaling.het_sd, self.scaling.het_slope)
+        )
+        self.variants = self._taking_part(extra)
+        self.usable = np.isfinite(self._by_column(self.scaling))
+        self.num_columns = len(self.usable)
+
+    def correlate(self, vectors: Tensor) -> Tensor:
+        """Products of every column with vectors over the samples; one pass.
+
+        Args:
+            vectors: (N, K).
+
+        Returns:
+            (P, K) float64.
+        """
+        seen = self.basis.T @ vectors.double()
+        dosage, het = self._raw(vectors)
+        dosage -= self._basis_dosage.T @ seen
+        parts = [dosage / self._sd[:, None]]
+        if self.dominance:
+            het -= self._basis_het.T @ seen
+            parts.append((het - self._slope[:, None] * dosage) / self._het_sd[:, None])
+        parts.append((self._extra.T @ vectors.float()).double())
+        return torch.cat(parts)
+
+    def combine(self, weight: Tensor) -> Tensor:
+        """Weighted sum of all columns; one pass.
+
+        Args:
+            weight: (P,) float64.
+
+        Returns:
+            (N,) float64.
+        """
+        num = self.num_variants
+        of_dosage = weight[:num] / self._sd
+        of_het = torch.zeros_like(of_dosage)
+        if self.dominance:
+            of_het = weight[num : 2 * num] / self._het_sd
+            of_dosage = of_dosage - self._slope * of_het
+        total = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
+        for start, dosage, het in self._walk():
+            columns = slice(start, start + dosage.shape[1])
+            total += (dosage @ of_dosage[columns].float()).double()
+            if het is not None:
+                total += (het @ of_het[columns].float()).double()
+        total -= self.basis @ (self.basis.T @ total)
+        return total + (self._extra @ weight[self._first_extra :].float()).double()
+
+    def take(self, index: NDArray[np.int64]) -> Tensor:
+        """Some columns by themselves.
+
+        Args:
+            index: (S,) columns.
+
+        Returns:
+            (N, S) float32.
+        """
+        out = torch.empty((self.num_samples, len(index)), dtype=torch.float32, device=self.device)
+        step = max(1, TILE_ELEMENTS // max(1, self.num_samples))
+        for start in range(0, len(index), step):
+            piece = slice(start, start + step)
+            out[:, piece] = self._take(index[piece])
+        return out
+
+    def weighted_squares(self, weight: Tensor, *, cross: Tensor, inverse: Tensor) -> Tensor:
+        """Weighted sum of squares of every column after weighted projection off the covariates; one pass.
+
+        Args:
+            weight: (N,) of the samples.
+            cross: (N, Q) the basis times the weights.
+            inverse: (Q, Q) inverse of the basis' weighted Gram matrix.
+
+        Returns:
+            (P,) float64.
+        """
+        num = self.num_variants
+        right = cross.float()
+        weight32 = weight.float()[:, None]
+        squares = torch.zeros((3, num), dtype=torch.float64, device=self.device)
+        along = torch.zeros((2, num, right.shape[1]), dtype=torch.float64, device=self.device)
+        for start, dosage, het in self._walk():
+            columns = slice(start, start + dosage.shape[1])
+            weighted = dosage * weight32
+            squares[0, columns] = (weighted * dosage).sum(dim=0).double()
+            along[0, columns] = (dosage.T @ right).double()
+            if het is not None:
+                squares[1, columns] = (weighted * het).sum(dim=0).double()
+                squares[2, columns] = (het * het * weight32).sum(dim=0).double()
+                along[1, columns] = (het.T @ right).double()
+        of_dosage, of_het = along
+        both = squares[0] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_dosage)
+        parts = [both / self._sd**2]
+        if self.dominance:
+            product = squares[1] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_het)
+            own = squares[2] - torch.einsum("vq,qr,vr->v", of_het, inverse, of_het)
+            parts.append((own - 2 * self._slope * product + self._slope**2 * both) / self._het_sd**2)
+        of_extra = (self._extra.T @ right).double()
+        square = (self._extra**2).T.double() @ weight
+        parts.append(square - torch.einsum("vq,qr,vr->v", of_extra, inverse, of_extra))
+        return torch.cat(parts)
+
+    @property
+    def _first_extra(self) -> int:
+        return self.num_variants * (1 + self.dominance)
+
+    def _by_column(self, scaling: Scaling) -> NDArray[np.float64]:
+        het = scaling.het_sd if self.dominance else np.empty(0)
+        return np.concatenate([scaling.dosage_sd, het, scaling.extra_sd])
+
+    def _taking_part(self, extra: ExtraColumns | None) -> NDArray[np.int64]:
+        """(P, 2) SNPs of each column, -1 where there is only one."""
+        own = np.tile(np.arange(self.num_variants), 1 + self.dominance)
+        single = np.stack([own, np.full(len(own), -1)], axis=1)
+        return single if extra is None else np.concatenate([single, extra.variants])
+
+    def _standardise(
+        self, mean: NDArray[np.float64], het_mean: NDArray[np.float64], extra: ExtraColumns | None
+    ) -> tuple[Scaling, Tensor]:
+        """Moments from the counts, which are exact, less what the covariates explain."""
+        # Of a constant the basis keeps nothing to see; centred, its float32 products lose no digits.
+        dosage, het = self._raw(self.basis)
+        ones = self.basis.sum(dim=0)
+        self._basis_dosage = dosage.T
+        self._basis_het = het.T
+        seen_dosage = (dosage - self._mean[:, None] * ones).T.cpu().numpy()
+        seen_het = (het - self._het_mean[:, None] * ones).T.cpu().numpy()
+        one, two = self._counts[1], self._counts[2]
+        called = self._counts[:MISSING].sum(axis=0)
+        dosage_square = one + 4 * two - called * mean**2
+        left = dosage_square - np.sum(seen_dosage**2, axis=0)
+        varies = left > COLLINEAR * np.maximum(dosage_square, 1.0)
+        product = one - called * mean * het_mean - np.sum(seen_dosage * seen_het, axis=0)
+        slope = np.divide(product, left, out=np.zeros_like(left), where=varies)
+        het_square = one - called * het_mean**2
+        het_left = het_square - np.sum(seen_het**2, axis=0) - slope * product
+        rarest = self._counts[:MISSING].min(axis=0)
+        has_dominance = varies & (rarest >= DOMINANCE_MIN_SAMPLES) & (het_left > COLLINEAR * het_square)
+        values, extra_sd = self._project_extra(extra)
+        scaling = Scaling(
+            dosage_mean=mean,
+            dosage_sd=np.sqrt(np.where(varies, left / self.num_samples, np.inf)),
+            het_mean=het_mean,
+            het_slope=slope,
+            het_sd=np.sqrt(np.where(has_dominance, het_left / self.num_samples, np.inf)),
+            extra_sd=extra_sd,
+        )
+        return scaling, values
+
+    def _project_extra(self, extra: ExtraColumns | None) -> tuple[Tensor, NDArray[np.float64]]:
+        if extra is None:
+            empty = torch.zeros((self.num_samples, 0), dtype=torch.float32, device=self.device)
+            return empty, np.empty(0)
+        values = self._send(extra.values)
+        total = (values - values.mean(dim=0)).square().sum(dim=0)
+        values = values - self.basis @ (self.basis.T @ values)
+        left = values.square().sum(dim=0)
+        varies = left > COLLINEAR * total
+        sd = torch.where(varies, (left / self.num_samples).sqrt(), torch.inf)
+        return (values / sd).float(), sd.cpu().numpy()
+
+    def _raw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of dosages and heterozygote indicators (V, K) with the vectors (N, K)."""
+        right = vectors.float().contiguous()
+        shape = (self.num_variants, right.shape[1])
+        dosage_sum, het_sum = (torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2))
+        for start, dosage, het in self._walk():
+            columns = slice(start, start + dosage.shape[1])
+            dosage_sum[columns] = (dosage.T @ right).double()
+            if het is not None:
+                het_sum[columns] = (het.T @ right).double()
+        return dosage_sum, het_sum
+
+    def _walk(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        if self._tiles is None:
+            yield from self._decoded()
+            return
+        start = 0
+        for dosage, het in self._tiles:
+            yield start, dosage, het
+            start += dosage.shape[1]
+
+    def _decoded(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """First variant, imputed dosages (N, v) and heterozygote indicators (N, v) of each tile."""
+        for start, codes in self._code_tiles():
+            columns = slice(start, start + codes.shape[1])
+            dosage = codes.float()
+            het = (codes == 1).float() if self.dominance else None
+            if self._counts[MISSING, columns].any():
+                missing = codes == MISSING
+                dosage = torch.where(missing, self._mean[columns].float(), dosage)
+                if het is not None:
+                    het = torch.where(missing, self._het_mean[columns].float(), het)
+            yield start, dosage, het
+
+    def _code_tiles(self) -> Iterator[tuple[int, Tensor]]:
+        step = self._tile_variants
+        if self._packed is None:
+            for start, codes in self._genotypes.column_chunks(max_variants=step):
+                yield start, torch.from_numpy(codes)
+            return
+        for start in range(0, self.num_variants, step):
+            stop = min(start + step, self.num_variants)
+            yield start, unpack_codes(self._packed[:, start // 4 : row_bytes(stop)], stop - start)
+
+    def _take(self, index: NDArray[np.int64]) -> Tensor:
+        num = self.num_variants
+        is_extra = index >= self._first_extra
+        variant = np.where(is_extra, -1, index % max(num, 1))
+        codes = torch.from_numpy(self._genotypes.codes(columns=variant)).to(self.device)
+        at = self._send(variant).clamp(min=0)
+        missing = codes == MISSING
+        dosage = torch.where(missing, 0.0, codes.double() - self._mean[at])
+        is_het = self._send((index >= num) & ~is_extra)
+        if bool(is_het.any()):
+            het = torch.where(missing, 0.0, (codes == 1).double() - self._het_mean[at])
+            het = (het - self._slope[at] * dosage) / self._het_sd[at]
+        else:
+            het = dosage
+        value = torch.where(is_het, het, dosage / self._sd[at])
+        value = (value - self.basis @ (self.basis.T @ value)).float()
+        extra = np.flatnonzero(is_extra)
+        value[:, self._send(extra)] = self._extra[:, self._send(index[extra] - self._first_extra)]
+        return value
+
+    def _send(self, values: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.array(values))
+        return tensor.to(self.device, torch.float64 if tensor.is_floating_point() else tensor.dtype)

@@ -1,0 +1,279 @@
+"""Fits a sum of single effects to a trait, straight from packed genotypes.
+
+Owns the settings, the prior and the way from arrays to a result; knows no file and no name.
+Shapes: N samples, V variants, P columns, C covariates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.single_effects.columns import Columns, ExtraColumns
+from snpdeconv.interpret.single_effects.effect import Effect
+from snpdeconv.interpret.single_effects.likelihood import Ascent, fit_logistic, fit_normal
+from snpdeconv.interpret.single_effects.result import SingleEffect, SingleEffectsFit, genotype_score
+from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
+
+Floats = NDArray[np.float64]
+
+# Columns of an effect that are kept; the rest together weighs less.
+ALPHA_LEFT_OUT = 1e-6
+LOGISTIC_VARIANCE = np.pi**2 / 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How single effects are fitted.
+
+    Attributes:
+        max_effects: Most effects; they are added while new ones are not zero.
+        entry: Natural logarithm of the Bayes factor from which on a further effect is added.
+        dominance_weight: Prior weight of a SNP's dominance column, its dosage being 1; 0 leaves them out.
+        max_sweeps: Most sweeps over all effects.
+        tolerance: Gain of the evidence bound at which to stop.
+        cache_bytes: Most memory for decoded genotypes; cohorts that need more are decoded at every pass.
+        gram_bytes: Most memory for products among columns.
+        tile_variants: Variants decoded at once; chosen by size where None.
+        device: Where to compute.
+    """
+
+    max_effects: int = 20
+    entry: float = 0.0
+    dominance_weight: float = 0.3
+    max_sweeps: int = 100
+    tolerance: float = 1e-3
+    cache_bytes: int = 2**30
+    gram_bytes: int = 2**29
+    tile_variants: int | None = None
+    device: str = "cpu"
+
+
+def fit_single_effects(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    kind: Literal["binary", "quantitative"],
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    extra: ExtraColumns | None = None,
+    settings: Settings | None = None,
+) -> SingleEffectsFit:
+    """Finds the SNPs that a trait rests on, as a sum of effects each of which one column carries.
+
+    The model is SuSiE (Wang et al. 2020, JRSS B 82:1273) over dosages and dominance columns, the prior
+    variance of each effect and the residual variance by maximum marginal likelihood; a binary trait has a
+    logistic likelihood. Missing genotypes count as the mean of their SNP; covariates are projected out.
+
+    Args:
+        genotypes: The cohort.
+        target: (n,) values, or zeros and ones, of the samples in `rows`.
+        kind: Kind of the trait.
+        rows: (n,) samples fitted, the training samples as a rule; all by default. They are copied, packed.
+        covariates: (n, C) of the samples in `rows`, without an intercept.
+        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
+        extra: Columns of the samples in `rows` that join those of the SNPs.
+        settings: How to fit.
+
+    Raises:
+        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    """
+    how = settings or Settings()
+    truth = np.asarray(target, dtype=np.float64)
+    cohort = genotypes if rows is None else genotypes.take(rows=rows)
+    given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+    basis = _basis(given)
+    _check(cohort, truth, basis=basis, kind=kind)
+    columns = Columns(
+        cohort,
+        basis=basis,
+        extra=extra,
+        dominance=how.dominance_weight > 0,
+        device=how.device,
+        cache_bytes=how.cache_bytes,
+        tile_variants=how.tile_variants,
+    )
+    log_prior = _log_prior(columns, prior_weights, extra=extra, dominance_weight=how.dominance_weight)
+    effects = SingleEffectSum(
+        log_prior=torch.from_numpy(log_prior).to(columns.device),
+        max_effects=how.max_effects,
+        entry=how.entry,
+        prefetch=not columns.is_cached,
+    )
+    ascend = fit_normal if kind == "quantitative" else fit_logistic
+    ascent = ascend(
+        columns,
+        torch.from_numpy(truth).to(columns.device),
+        effects,
+        max_sweeps=how.max_sweeps,
+        tolerance=how.tolerance,
+        gram_bytes=how.gram_bytes,
+    )
+    beside = np.empty((len(truth), 0)) if extra is None else extra.values
+    return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)
+
+
+def fit_one_against_rest(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    extra: ExtraColumns | None = None,
+    settings: Settings | None = None,
+) -> tuple[SingleEffectsFit, ...]:
+    """Fits each class of a trait against all others; `joint_pip` joins their inclusion probabilities.
+
+    Args:
+        genotypes: As in :func:`fit_single_effects`.
+        target: (n,) class indices 0 to K - 1.
+        rows: As above.
+        covariates: As above.
+        prior_weights: As above.
+        extra: As above.
+        settings: As above.
+
+    Returns:
+        K fits.
+    """
+    classes = np.asarray(target)
+    return tuple(
+        fit_single_effects(
+            genotypes,
+            classes == one,
+            kind="binary",
+            rows=rows,
+            covariates=covariates,
+            prior_weights=prior_weights,
+            extra=extra,
+            settings=settings,
+        )
+        for one in range(int(classes.max()) + 1)
+    )
+
+
+def _basis(covariates: Floats) -> Floats:
+    """Orthonormal (N, Q) basis of intercept and covariates; a covariate that others imply adds nothing."""
+    centred = covariates - covariates.mean(axis=0)
+    sd = centred.std(axis=0)
+    left, size, _ = np.linalg.svd(centred[:, sd > 0] / sd[sd > 0], full_matrices=False)
+    intercept = np.full((len(covariates), 1), len(covariates) ** -0.5)
+    return np.hstack([intercept, left[:, size > 1e-8 * max(size, default=0.0)]])
+
+
+def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) -> None:
+    if cohort.num_samples != len(truth):
+        raise InputError(
+            f"{len(truth)} values for {cohort.num_samples} samples",
+            where="target",
+            mend="give one value a sample",
+        )
+    if kind == "binary" and set(np.unique(truth)) != {0.0, 1.0}:
+        raise InputError(
+            f"values {sorted(set(truth))[:4]}", where="target", mend="give zeros and ones, and both of them"
+        )
+    centred = truth - truth.mean()
+    left = centred - basis @ (basis.T @ centred)
+    if left @ left <= 1e-9 * (truth @ truth) or len(truth) <= basis.shape[1] + 1:
+        raise InputError(
+            f"the {basis.shape[1] - 1} covariates leave nothing of the trait of {len(truth)} samples",
+            where="covariates",
+            mend="leave some out, or give more samples",
+        )
+
+
+def _log_prior(
+    columns: Columns, prior_weights: ArrayLike | None, *, extra: ExtraColumns | None, dominance_weight: float
+) -> Floats:
+    """(P,) logarithm of prior weights that sum to 1 over the columns that vary."""
+    num = columns.num_variants
+    own = np.ones(num) if prior_weights is None else np.asarray(prior_weights, dtype=np.float64)
+    if own.shape != (num,) or not (np.isfinite(own).all() and own.min() >= 0 and own.sum() > 0):
+        raise InputError(
+            f"prior weights of shape {own.shape} for {num} SNPs, or not all finite and positive",
+            where="prior_weights",
+            mend="give one weight a SNP, none below zero",
+        )
+    own = own / own.sum()
+    parts = [own, dominance_weight * own] if columns.dominance else [own]
+    weight = np.concatenate([*parts, np.empty(0) if extra is None else extra.weight]) * columns.usable
+    if not weight.sum() > 0:
+        raise InputError("no SNP varies", where="genotypes", mend="give SNPs with more than one genotype")
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(weight / weight.sum()))
+
+
+def _result(
+    ascent: Ascent,
+    columns: Columns,
+    cohort: PackedGenotypes,
+    *,
+    covariates: Floats,
+    extra: NDArray[np.generic],
+    kind: str,
+) -> SingleEffectsFit:
+    found = ascent.effects.effects
+    explained = [float((effect.alpha * effect.mean**2).sum()) for effect in found]
+    weight, response = ascent.weight.cpu().numpy(), ascent.response.cpu().numpy()
+    left = response - columns.basis.cpu().numpy() @ (columns.basis.cpu().numpy().T @ response)
+    total = float(left @ left) / len(left) if kind == "quantitative" else sum(explained) + LOGISTIC_VARIANCE
+    effects = tuple(
+        _sparse(effect, columns, pve=variance / total)
+        for effect, variance in zip(found, explained, strict=True)
+    )
+    missed = np.ones(columns.num_variants)
+    column_missed = np.ones(columns.num_columns)
+    for effect in found:
+        alpha = effect.alpha.cpu().numpy()
+        missed *= 1 - np.minimum(by_snp(alpha, columns.variants, num_variants=columns.num_variants), 1)
+        column_missed *= 1 - alpha
+    typical = float(np.median([effect.prior_variance for effect in found])) if found else ascent.noise * 1e-2
+    alpha = ascent.effects.next_effect(noise=ascent.noise, prior_variance=typical).cpu().numpy()
+    score = genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
+    design = np.hstack([np.ones((len(score), 1)), covariates])
+    root = np.sqrt(weight)
+    coefficients = np.linalg.lstsq(root[:, None] * design, root * (response - score), rcond=None)[0]
+    return SingleEffectsFit(
+        pip=1 - missed,
+        next_effect=np.minimum(by_snp(alpha, columns.variants, num_variants=columns.num_variants), 1),
+        column_pip=1 - column_missed,
+        effects=effects,
+        noise=ascent.noise,
+        fitted=design @ coefficients + score,
+        elbo=ascent.elbo,
+        num_passes=ascent.num_passes,
+        scaling=columns.scaling,
+        intercept=float(coefficients[0]),
+        covariate_coefficients=coefficients[1:],
+    )
+
+
+def by_snp(weight: Floats, variants: NDArray[np.int64], *, num_variants: int) -> Floats:
+    """Sum of columns' weights (S,) over the SNPs that take part in them (S, 2); -1 is none. (V,)."""
+    first = np.bincount(variants[:, 0], weight, minlength=num_variants)
+    paired = variants[:, 1] >= 0
+    return first + np.bincount(variants[paired, 1], weight[paired], minlength=num_variants)
+
+
+def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
+    alpha = effect.alpha.cpu().numpy()
+    order = np.argsort(-alpha, kind="stable")
+    num_kept = int(np.searchsorted(np.cumsum(alpha[order]), 1 - ALPHA_LEFT_OUT)) + 1
+    chosen = order[:num_kept]
+    return SingleEffect(
+        columns=chosen,
+        alpha=alpha[chosen],
+        mean=effect.mean.cpu().numpy()[chosen],
+        variants=columns.variants[chosen],
+        prior_variance=effect.prior_variance,
+        log_bayes_factor=effect.log_bayes_factor,
+        pve=pve,
+    )

@@ -1,0 +1,117 @@
+"""Products of all columns with the few that carry the posterior: a Gram matrix computed where it is asked for.
+
+Owns sample weights, the cache and when a pass over the genotypes is worth it; knows no trait.
+Shapes: N samples, P columns, S columns held.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.interpret.single_effects.columns import Columns
+
+# Fetching so many columns costs about as much as the passes that a dense product would take in all sweeps.
+MOST_FETCHED = 512
+
+
+class LazyGram:
+    """Rows of X'WX, where X is projected off the covariates under the weights W.
+
+    Args:
+        columns: The columns X.
+        weight: (N,) of the samples; None for equal weights of 1.
+        cache_bytes: Most memory that rows may keep.
+    """
+
+    def __init__(self, columns: Columns, *, weight: Tensor | None = None, cache_bytes: int = 2**29) -> None:
+        self._columns = columns
+        self._weight = weight
+        basis = columns.basis
+        self.cross = basis if weight is None else basis * weight[:, None]
+        self.inverse = torch.linalg.inv(basis.T @ self.cross)
+        if weight is None:
+            squares = torch.full((columns.num_columns,), float(columns.num_samples), dtype=torch.float64)
+            self.diagonal = squares.to(columns.device)
+        else:
+            self.diagonal = columns.weighted_squares(weight, cross=self.cross, inverse=self.inverse)
+        usable = torch.from_numpy(columns.usable).to(columns.device)
+        # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
+        self.diagonal = torch.where(usable & (self.diagonal > 0), self.diagonal, 1.0)
+        self.most_rows = max(MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
+        self._row_of = np.full(columns.num_columns, -1)
+        self._rows = torch.empty((0, columns.num_columns), dtype=torch.float32, device=columns.device)
+        self._num_rows = 0
+        self.num_passes = 0
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Vectors (N, K) less what the covariates explain under the weights."""
+        values = vectors.double()
+        return values - self._columns.basis @ (self.inverse @ (self.cross.T @ values))
+
+    def correlate(self, vectors: Tensor) -> Tensor:
+        """X'v of vectors (N, K) as they are, (P, K); one pass."""
+        self.num_passes += 1
+        return self._columns.correlate(vectors)
+
+    def fetch(self, index: NDArray[np.int64]) -> None:
+        """Makes rows available; those missing cost one pass together.
+
+        Args:
+            index: Columns, in any order.
+        """
+        absent = np.unique(index[self._row_of[index] < 0])
+        if not len(absent):
+            return
+        if self._num_rows + len(absent) > self.most_rows:
+            # All that the last effects used comes again within a sweep; older rows are unlikely to.
+            self._row_of[:] = -1
+            self._num_rows = 0
+            absent = np.unique(index)
+        values = self._columns.take(absent)
+        weighted = values if self._weight is None else self.project(values) * self._weight[:, None]
+        self._append(absent, self.correlate(weighted).T.float())
+
+    def times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+        """X'WX b of a vector b with few entries other than zero.
+
+        Args:
+            index: (S,) where.
+            weight: (S,) float64 what.
+
+        Returns:
+            (P,) float64.
+        """
+        if len(index) > MOST_FETCHED:
+            return self.dense_times(index, weight)
+        self.fetch(index)
+        rows = self._rows[torch.from_numpy(self._row_of[index]).to(self._rows.device)]
+        # Row by row in float64 would double the traffic; the entries are counts of samples and need six digits.
+        return (weight.float() @ rows).double()
+
+    def dense_times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+        """The same by two passes over the genotypes, for many entries."""
+        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
+        full[torch.from_numpy(index).to(weight.device)] = weight
+        self.num_passes += 1
+        score = self._columns.combine(full)[:, None]
+        if self._weight is not None:
+            score = self.project(score) * self._weight[:, None]
+        return self.correlate(score)[:, 0]
+
+    def has(self, index: NDArray[np.int64]) -> bool:
+        """Whether all these rows are there."""
+        return bool((self._row_of[index] >= 0).all())
+
+    def _append(self, index: NDArray[np.int64], rows: Tensor) -> None:
+        needed = self._num_rows + len(index)
+        if needed > len(self._rows):
+            capacity = min(max(2 * len(self._rows), needed, 64), max(self.most_rows, needed))
+            grown = torch.empty((capacity, rows.shape[1]), dtype=torch.float32, device=rows.device)
+            grown[: self._num_rows] = self._rows[: self._num_rows]
+            self._rows = grown
+        self._rows[self._num_rows : needed] = rows
+        self._row_of[index] = np.arange(self._num_rows, needed)
+        self._num_rows = needed

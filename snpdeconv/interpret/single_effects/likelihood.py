@@ -1,0 +1,235 @@
+"""How a trait comes out of the sum of effects: normal with estimated variance, or logistic.
+
+Owns weights, residual variance, the bound and when it has converged; knows no variants.
+Shapes: N samples, P columns, S columns that carry an effect, Q covariates and intercept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.interpret.single_effects.columns import Columns
+from snpdeconv.interpret.single_effects.effect import Effect
+from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
+from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
+
+logger = logging.getLogger(__name__)
+
+HERMITE_NODES, HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
+HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
+# A sample whose outcome is certain would have weight 0 and no response.
+LEAST_WEIGHT = 1e-6
+LEAST_MIXED = 1 / 32
+# Products with new weights cost a pass over the genotypes, a sweep under the old ones next to nothing.
+SWEEPS_A_WEIGHTING = 3
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """A fit that has come to rest.
+
+    Attributes:
+        effects: The posterior.
+        noise: Residual variance; 1 for a logistic likelihood.
+        weight: (N,) weights of the samples, and
+        response: (N,) what the effects explain under them: `weight * (response - scores)` is orthogonal to the
+            covariates at their best coefficients.
+        elbo: The bound after each sweep.
+        num_passes: Passes over the genotypes.
+    """
+
+    effects: SingleEffectSum
+    noise: float
+    weight: Tensor
+    response: Tensor
+    elbo: tuple[float, ...]
+    num_passes: int
+
+
+def fit_normal(
+    columns: Columns,
+    target: Tensor,
+    effects: SingleEffectSum,
+    *,
+    max_sweeps: int,
+    tolerance: float,
+    gram_bytes: int,
+) -> Ascent:
+    """Linear regression; the residual variance is set to its best value after each sweep.
+
+    Args:
+        columns: Columns, projected off the covariates.
+        target: (N,) float64 trait.
+        effects: To be fitted.
+        max_sweeps: Most sweeps.
+        tolerance: Gain of the bound at which to stop.
+        gram_bytes: Most memory for products among columns.
+    """
+    gram = LazyGram(columns, cache_bytes=gram_bytes)
+    residual = gram.project(target[:, None])
+    total = float(residual.square().sum())
+    effects.rebase(gram, gram.correlate(residual)[:, 0])
+    # The mean takes no degree of freedom, as in the reference implementation; every covariate takes one.
+    df = len(target) - (columns.basis.shape[1] - 1)
+    noise = total / df
+    elbo: list[float] = []
+    while len(elbo) < max_sweeps:
+        effects.sweep(noise)
+        squares = effects.expected_squares(total)
+        elbo.append(-0.5 * df * math.log(2 * math.pi * noise) - 0.5 * squares / noise - effects.divergence())
+        if _has_converged(elbo, tolerance):
+            break
+        noise = squares / df
+    _warn_unless_converged(elbo, tolerance)
+    return Ascent(
+        effects=effects,
+        noise=noise,
+        weight=torch.ones_like(target),
+        response=target,
+        elbo=tuple(elbo),
+        num_passes=gram.num_passes,
+    )
+
+
+def fit_logistic(
+    columns: Columns,
+    case: Tensor,
+    effects: SingleEffectSum,
+    *,
+    max_sweeps: int,
+    tolerance: float,
+    gram_bytes: int,
+) -> Ascent:
+    """Logistic regression by variational inference with each sample's predictor taken as normal.
+
+    Each round is a linear regression on pseudo-observations, whose weight is the expected curvature of the
+    log likelihood and whose residual its expected slope (conjugate-computation variational inference, Khan
+    and Lin 2017); the covariates' coefficients, under a flat prior, are integrated out of it. A round that
+    lowers the bound is taken back and its pseudo-observations mixed half with the last ones, so that the
+    bound never falls. The quadratic bound of Jaakkola and Jordan is not used: among few cases its curvature
+    is twice the real one, which halves every chi-square.
+
+    Args:
+        columns: Columns.
+        case: (N,) float64 zeros and ones.
+        effects: To be fitted.
+        max_sweeps: Most sweeps.
+        tolerance: Gain of the bound at which to stop.
+        gram_bytes: Most memory for products among columns.
+    """
+    prevalence = float(case.mean())
+    now = _Predictor(torch.full_like(case, math.log(prevalence / (1 - prevalence))), torch.zeros_like(case))
+    weight, product = now.pseudo_observations(case)
+    last = _Round(weight, product, effects.effects, now)
+    elbo: list[float] = []
+    num_passes, num_sweeps, mixed = 0, 0, 1.0
+    while True:
+        gram = LazyGram(columns, weight=weight, cache_bytes=gram_bytes)
+        offset = gram.inverse @ (columns.basis.T @ product)
+        left = product - gram.cross @ offset
+        effects.rebase(gram, gram.correlate(left[:, None])[:, 0])
+        for _ in range(SWEEPS_A_WEIGHTING):
+            effects.sweep(1.0)
+        num_sweeps += SWEEPS_A_WEIGHTING
+        num_passes += gram.num_passes
+        now = _predictor(columns, gram, effects, offset=offset)
+        entropy = 0.5 * float(torch.logdet(2 * math.pi * math.e * gram.inverse))
+        bound = now.expected_log_likelihood(case) + entropy - effects.divergence()
+        if elbo and bound < elbo[-1]:
+            mixed /= 2
+            effects.effects, now = list(last.effects), last.predictor
+        else:
+            elbo.append(bound)
+            last = _Round(weight, product, list(effects.effects), now)
+        if _has_converged(elbo, tolerance) or mixed < LEAST_MIXED or num_sweeps >= max_sweeps:
+            break
+        weight, product = now.pseudo_observations(case)
+        weight = last.weight + mixed * (weight - last.weight)
+        product = last.product + mixed * (product - last.product)
+    _warn_unless_converged(elbo, tolerance)
+    return Ascent(
+        effects=effects,
+        noise=1.0,
+        weight=last.weight,
+        response=last.product / last.weight,
+        elbo=tuple(elbo),
+        num_passes=num_passes,
+    )
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """Posterior mean and variance (N,) of each sample's linear predictor."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def pseudo_observations(self, case: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights, and weights times responses, (N,) each."""
+        probability = torch.sigmoid(self._nodes())
+        quadrature = self._quadrature()
+        expected = probability @ quadrature
+        weight = ((probability * (1 - probability)) @ quadrature).clamp(min=LEAST_WEIGHT)
+        return weight, weight * self.mean + case - expected
+
+    def expected_log_likelihood(self, case: Tensor) -> float:
+        sign = (2 * case - 1)[:, None]
+        return float((torch.nn.functional.logsigmoid(sign * self._nodes()) @ self._quadrature()).sum())
+
+    def _nodes(self) -> Tensor:
+        nodes = torch.from_numpy(HERMITE_NODES).to(self.mean.device)
+        return self.mean[:, None] + self.variance.sqrt()[:, None] * nodes
+
+    def _quadrature(self) -> Tensor:
+        return torch.from_numpy(HERMITE_WEIGHTS).to(self.mean.device)
+
+
+@dataclass(frozen=True)
+class _Round:
+    weight: Tensor
+    product: Tensor
+    effects: list[Effect]
+    predictor: _Predictor
+
+
+def _predictor(columns: Columns, gram: LazyGram, effects: SingleEffectSum, *, offset: Tensor) -> _Predictor:
+    basis = columns.basis
+    mean = basis @ offset
+    variance = ((basis @ gram.inverse) * basis).sum(dim=1)
+    supports = [effects.support(effect, noise=1.0) for effect in effects.effects]
+    index = _union([support for support in supports if len(support) <= MOST_FETCHED])
+    taken = gram.project(columns.take(index))
+    for effect, support in zip(effects.effects, supports, strict=True):
+        contribution, second = effect.alpha * effect.mean, effect.alpha * effect.second
+        if len(support) > MOST_FETCHED:
+            # Spread over so many columns, each of mean square 1, the variance is the same for every sample.
+            mean = mean + gram.project(columns.combine(contribution)[:, None])[:, 0]
+            variance = variance + second.sum()
+            continue
+        own = taken[:, torch.from_numpy(np.searchsorted(index, support)).to(mean.device)]
+        chosen = torch.from_numpy(support).to(mean.device)
+        score = own @ contribution[chosen]
+        rest = (second.sum() - second[chosen].sum()).clamp(min=0)
+        mean = mean + score
+        variance = variance + (own.square() @ second[chosen] + rest - score**2).clamp(min=0)
+    return _Predictor(mean, variance)
+
+
+def _union(supports: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *supports]))
+
+
+def _has_converged(elbo: list[float], tolerance: float) -> bool:
+    return len(elbo) > 1 and elbo[-1] - elbo[-2] < tolerance
+
+
+def _warn_unless_converged(elbo: list[float], tolerance: float) -> None:
+    if not _has_converged(elbo, tolerance):
+        logger.warning("single effects: the bound still rises after %d sweeps", len(elbo))

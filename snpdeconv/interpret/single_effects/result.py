@@ -1,0 +1,159 @@
+"""What a fit of single effects says: inclusion probabilities, effects, and predictions for other samples.
+
+Owns the sparse form of the posterior; knows not how it was found.
+Shapes: N samples, V variants, S columns an effect may rest on, E extra columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret.single_effects.columns import Scaling
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SingleEffect:
+    """One effect: which column acts, and how strongly.
+
+    Attributes:
+        columns: (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first.
+        alpha: (S,) probability of each; what is left out sums to less than ``ALPHA_LEFT_OUT``.
+        mean: (S,) posterior mean of the effect of one standard deviation of the column.
+        variants: (S, 2) SNPs that take part in each column, -1 where there is only one.
+        prior_variance: Of the effect.
+        log_bayes_factor: Natural logarithm, of this effect against none given the others.
+        pve: Share of the trait's variance (of a binary trait, of its logistic liability) beside covariates.
+    """
+
+    columns: NDArray[np.int64]
+    alpha: Floats
+    mean: Floats
+    variants: NDArray[np.int64]
+    prior_variance: float
+    log_bayes_factor: float
+    pve: float
+
+
+@dataclass(frozen=True)
+class SingleEffectsFit:
+    """A sum of single effects fitted to one trait.
+
+    Attributes:
+        pip: (V,) probability that the SNP takes part in any effect, by any of its columns.
+        next_effect: (V,) probability that a further effect, did one exist, were this SNP's; it orders the
+            SNPs whose `pip` says nothing.
+        column_pip: (P,) the same as `pip` of each column in [dosage V | dominance V | extra E].
+        effects: The effects that are not zero, in the order found.
+        noise: Residual variance; 1 of a binary trait.
+        fitted: (N,) linear predictor of the samples of the fit, covariates included.
+        elbo: Lower bound on the log marginal likelihood after each sweep.
+        num_passes: Passes over the genotypes.
+        scaling: What turns genotypes into columns.
+        intercept: Of the linear predictor.
+        covariate_coefficients: (C,) of the covariates as they were given.
+    """
+
+    pip: Floats
+    next_effect: Floats
+    column_pip: Floats
+    effects: tuple[SingleEffect, ...]
+    noise: float
+    fitted: Floats
+    elbo: tuple[float, ...]
+    num_passes: int
+    scaling: Scaling
+    intercept: float
+    covariate_coefficients: Floats
+
+    @property
+    def num_sweeps(self) -> int:
+        """Sweeps over all effects until the bound stood still."""
+        return len(self.elbo)
+
+    @property
+    def prior_variances(self) -> Floats:
+        """Prior variance of each effect."""
+        return np.array([effect.prior_variance for effect in self.effects])
+
+    def predict(
+        self,
+        genotypes: PackedGenotypes,
+        covariates: ArrayLike | None = None,
+        *,
+        extra: ArrayLike | None = None,
+    ) -> Floats:
+        """Linear predictor of other samples: the trait's mean, or its log odds.
+
+        Args:
+            genotypes: The variants of the fit in its order; missing dosages count as the mean of the fit.
+            covariates: (n, C) as given to the fit.
+            extra: (n, E) values of the extra columns of the fit, made in the same way.
+
+        Raises:
+            InputError: Variants, covariates or extra columns are not those of the fit.
+        """
+        self._check_width("genotypes", genotypes.num_variants, expected=len(self.pip))
+        given = np.empty((genotypes.num_samples, 0)) if covariates is None else np.asarray(covariates)
+        self._check_width("covariates", given.shape[1], expected=len(self.covariate_coefficients))
+        beside = np.empty((genotypes.num_samples, 0)) if extra is None else np.asarray(extra)
+        self._check_width("extra", beside.shape[1], expected=len(self.scaling.extra_sd))
+        score = genotype_score(genotypes, effects=self.effects, scaling=self.scaling, extra=beside)
+        return self.intercept + given @ self.covariate_coefficients + score
+
+    def _check_width(self, what: str, width: int, *, expected: int) -> None:
+        if width != expected:
+            raise InputError(
+                f"{width} columns, but the fit had {expected}",
+                where=what,
+                mend="give those of the fit in its order",
+            )
+
+
+def genotype_score(
+    genotypes: PackedGenotypes,
+    *,
+    effects: tuple[SingleEffect, ...],
+    scaling: Scaling,
+    extra: NDArray[np.generic],
+) -> Floats:
+    """Expected sum of all effects, up to a constant and the covariates.
+
+    Args:
+        genotypes: N samples.
+        effects: The effects.
+        scaling: What turns genotypes into columns.
+        extra: (N, E) values of the extra columns.
+
+    Returns:
+        (N,) scores.
+    """
+    index = np.concatenate([np.empty(0, dtype=np.int64), *(effect.columns for effect in effects)])
+    weight = np.concatenate([np.empty(0), *(effect.alpha * effect.mean for effect in effects)])
+    of_dosage, of_het, of_extra = scaling.coefficients(index, weight)
+    used = np.flatnonzero((of_dosage != 0) | (of_het != 0))
+    score: Floats = extra.astype(np.float64) @ of_extra
+    for start in range(0, len(used), 256):
+        chosen = used[start : start + 256]
+        codes = genotypes.codes(columns=chosen)
+        # The value of each code: of a missing one, that of the means.
+        means = of_dosage[chosen] * scaling.dosage_mean[chosen] + of_het[chosen] * scaling.het_mean[chosen]
+        for code, value in (
+            (1, of_dosage[chosen] + of_het[chosen]),
+            (2, 2 * of_dosage[chosen]),
+            (MISSING, means),
+        ):
+            score += (codes == code) @ value
+        score -= means.sum()
+    return score
+
+
+def joint_pip(fits: tuple[SingleEffectsFit, ...]) -> Floats:
+    """Probability that a SNP takes part in any of several fits, such as those of one class against the rest."""
+    return np.asarray(1 - np.prod([1 - fit.pip for fit in fits], axis=0))

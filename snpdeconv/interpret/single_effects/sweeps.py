@@ -1,0 +1,157 @@
+"""Coordinate ascent over a sum of single effects (IBSS), from products alone; effects come and go.
+
+Owns the order of updates, the truncation and the evidence bound; knows neither genotypes nor likelihoods.
+Source: Wang et al. 2020 (JRSS B 82:1273), algorithm 1 and appendix B. Shapes: P columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.interpret.single_effects.effect import Effect, Evidence, best_prior_variance, posterior
+from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
+
+# What is left out of an effect's expected contribution moves the z score of no column by more than this.
+MOST_Z_LEFT_OUT = 1e-3
+PREFETCHED = 32
+PEAK_WIDTH = 64
+
+
+class SingleEffectSum:
+    """The posterior of a sum of single effects, updated one at a time against the residual of the others.
+
+    Args:
+        log_prior: (P,) logarithm of the prior weights, which sum to 1.
+        max_effects: Most effects.
+        entry: Log Bayes factor from which on a new effect is added; one that is in stays while its best prior
+            variance is not zero, so that the bound never falls.
+        prefetch: Whether a pass for one effect also fetches the columns that the next ones will likely need;
+            worth it where a pass decodes the cohort.
+    """
+
+    def __init__(self, *, log_prior: Tensor, max_effects: int, entry: float, prefetch: bool) -> None:
+        self.effects: list[Effect] = []
+        self._log_prior = log_prior
+        self._max_effects = max_effects
+        self._entry = entry
+        self._prefetch = prefetch
+
+    def rebase(self, gram: LazyGram, correlation: Tensor) -> None:
+        """Takes new products, after the weights of the samples changed.
+
+        Args:
+            gram: Products among columns.
+            correlation: (P,) products of the columns with the trait.
+        """
+        self._gram = gram
+        self._correlation = correlation
+        supports = [self.support(effect, noise=1.0) for effect in self.effects]
+        held = [index for index in supports if len(index) <= MOST_FETCHED]
+        if held:
+            gram.fetch(np.concatenate(held))
+        for effect, index in zip(self.effects, supports, strict=True):
+            effect.fitted = gram.times(index, _at(effect.alpha * effect.mean, index))
+        self._residual = self._remaining()
+
+    def sweep(self, noise: float) -> None:
+        """Updates every effect once, drops those that became zero, and adds new ones while they are not.
+
+        Args:
+            noise: Residual variance.
+        """
+        # Summed anew, so that rounding does not pile up over sweeps.
+        self._residual = self._remaining()
+        kept: list[Effect] = []
+        for old in self.effects:
+            new = self._update(old, noise=noise)
+            if new is not None:
+                kept.append(new)
+        while len(kept) < self._max_effects:
+            new = self._update(None, noise=noise)
+            if new is None:
+                break
+            kept.append(new)
+        self.effects = kept
+
+    def expected_squares(self, total: float) -> float:
+        """Expected residual sum of squares.
+
+        Args:
+            total: Sum of squares of the trait.
+        """
+        squares = total
+        fitted = torch.zeros_like(self._correlation)
+        for effect in self.effects:
+            contribution = effect.alpha * effect.mean
+            squares -= 2 * float(contribution @ self._correlation)
+            squares += float((effect.alpha * effect.second) @ self._gram.diagonal)
+            squares += 2 * float(contribution @ fitted)
+            fitted = fitted + effect.fitted
+        return squares
+
+    def divergence(self) -> float:
+        """Sum of the effects' divergences of posterior from prior."""
+        return sum(effect.divergence for effect in self.effects)
+
+    def next_effect(self, *, noise: float, prior_variance: float) -> Tensor:
+        """(P,) probability of each column to be the next effect, did one exist, of a given prior variance."""
+        evidence = self._evidence(self._residual, noise=noise)
+        return torch.softmax(evidence.log_bayes_factors(prior_variance) + self._log_prior, 0)
+
+    def support(self, effect: Effect, *, noise: float) -> NDArray[np.int64]:
+        """Columns without which no z score would move by more than MOST_Z_LEFT_OUT."""
+        size = (effect.alpha * effect.mean).abs() * (self._gram.diagonal / noise).sqrt()
+        order = torch.topk(size, min(MOST_FETCHED, len(size)))
+        left_out = size.sum() - order.values.cumsum(0)
+        num_needed = int((left_out > MOST_Z_LEFT_OUT).sum()) + 1
+        if num_needed <= len(order.indices):
+            chosen = order.indices[:num_needed]
+        else:
+            chosen = torch.nonzero(size > MOST_Z_LEFT_OUT / len(size))[:, 0]
+        return np.sort(chosen.cpu().numpy())
+
+    def _update(self, old: Effect | None, *, noise: float) -> Effect | None:
+        """The effect against the residual of all others; None where its best prior variance is zero."""
+        residual = self._residual if old is None else self._residual + old.fitted
+        evidence = self._evidence(residual, noise=noise)
+        start = 0.0 if old is None else old.prior_variance
+        prior_variance = best_prior_variance(evidence, start=start)
+        if prior_variance == 0.0:
+            self._residual = residual
+            return None
+        if old is None and evidence.marginal(prior_variance) < self._entry:
+            return None
+        new = posterior(evidence, correlation=residual / noise, prior_variance=prior_variance)
+        index = self.support(new, noise=noise)
+        if self._prefetch and len(index) <= MOST_FETCHED and not self._gram.has(index):
+            self._gram.fetch(np.union1d(index, self._peaks(evidence)))
+        new.fitted = self._gram.times(index, _at(new.alpha * new.mean, index))
+        self._residual = residual - new.fitted
+        return new
+
+    def _evidence(self, residual: Tensor, *, noise: float) -> Evidence:
+        variance = noise / self._gram.diagonal
+        return Evidence(z2=residual**2 * variance / noise**2, variance=variance, log_prior=self._log_prior)
+
+    def _remaining(self) -> Tensor:
+        remaining = self._correlation.clone()
+        for effect in self.effects:
+            remaining -= effect.fitted
+        return remaining
+
+    def _peaks(self, evidence: Evidence) -> NDArray[np.int64]:
+        """The best columns of the best stretches of columns."""
+        score = torch.where(self._log_prior > -torch.inf, evidence.z2, -1.0)
+        padding = -len(score) % PEAK_WIDTH
+        stretches = torch.nn.functional.pad(score, (0, padding), value=-1.0).view(-1, PEAK_WIDTH)
+        best, where = stretches.max(dim=1)
+        top = torch.topk(best, min(PREFETCHED, len(best))).indices
+        index = top * PEAK_WIDTH + where[top]
+        return index[score[index] >= 0].cpu().numpy()
+
+
+def _at(values: Tensor, index: NDArray[np.int64]) -> Tensor:
+    return values[torch.from_numpy(index).to(values.device)]
