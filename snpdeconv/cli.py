@@ -164,7 +164,6 @@ def train(
 
     from snpdeconv.pipelines.inputs import Inputs
     from snpdeconv.pipelines.train import train as run
-
     from snpdeconv.training.preemption import Preempted
 
     inputs = Inputs.from_paths(
@@ -268,7 +267,17 @@ def sync() -> None:
     """Send what the tracking server has not received yet."""
     from snpdeconv.tracking.sync import sync as run
 
-    print(run())
+    report = run()
+    for spool in report.spools:
+        print(f"{spool.name}  {spool.outcome}" + (f"  {spool.note}" if spool.note else ""))
+        for problem in spool.problems:
+            print(f"  {problem}")
+    if not report.spools:
+        print("nothing to send")
+    if not report.complete:
+        raise ResourceError(
+            "not everything could be sent", where="sync", mend="try again when the server answers"
+        )
 
 
 @app.command()

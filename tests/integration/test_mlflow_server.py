@@ -9,12 +9,13 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Ran, train_words
 
 from snpdeconv.tracking import TrackedRun, Ui, download, get_run_info, resolve, serve_ui, sync, tracking_uri
 from snpdeconv.tracking.connection import connect
@@ -275,3 +276,47 @@ def test_the_ui_shows_runs_and_files_of_the_embedded_store(
     with pytest.raises(OSError):
         get(ui.url)
     assert sorted(path.name for path in (tmp_path / "home").iterdir() if "mlruns" in path.name) == []
+
+
+@pytest.mark.slow
+def test_a_training_whose_server_is_killed_loses_nothing(
+    tmp_path: Path, served_home: Path, server: Server, cohort: Path, run: Callable[..., Ran]
+) -> None:
+    """The whole program, as a user meets it: train, the server dies, training ends well, sync."""
+    words = [str(word) for word in train_words(cohort, tmp_path / "run", "--name", "orphan", "--json")]
+    words += ["--set", "training.epochs=6", "--set", "tracking.log_every_steps=1"]
+    words += ["--set", "tracking.flush_timeout_s=1"]
+    training = subprocess.Popen(
+        [sys.executable, "-c", "from snpdeconv.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any('"val/loss"' in path.read_text() for path in served_home.glob("spool/*/events.jsonl")):
+        assert training.poll() is None, training.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.kill()
+    out, err = training.communicate(timeout=200)
+    assert training.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["version"] is None
+    assert "snpdeconv sync" in err
+    (spool,) = (path for path in (served_home / "spool").iterdir() if (path / "events.jsonl").exists())
+    lines = [json.loads(line) for line in (spool / "events.jsonl").read_text().splitlines()]
+    written = [
+        (name, event["step"], value)
+        for event in lines
+        if event["kind"] == "metrics"
+        for name, value in event["values"].items()
+    ]
+
+    server.start()
+    synced = run("sync")
+    assert synced.code == 0, synced.err
+    model = resolve("orphan@champion")
+    assert model.run_id is not None
+    names = {name for name, _, _ in written}
+    assert {"train/loss", "val/loss", "test/r2"} <= names
+    stored = [(name, step, value) for name in names for step, value in points(model.run_id, name)]
+    assert sorted(stored) == sorted(written)

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 SCREENED = 20_000
 # Of them, so many go to the exact test, and no more than a few of each square of so many SNPs.
-CANDIDATES = 6_000
+CANDIDATES = 3_000
 CELL_SNPS = 16
-MOST_OF_CELL = 4
+MOST_OF_CELL = 3
 # Inflation of the screen that a second screen, of what the leaders leave, may explain.
 WIDE = 1.05
 # The screen is rougher than the exact test: it lets pass what falls short by this many standard errors.
@@ -180,7 +180,7 @@ class _Screen:
             return candidates, leaders, screened
         again = self._screen(null, leaders.leave(null))
         screened = replace(again, num_flop=screened.num_flop + again.num_flop)
-        candidates, leaders = self._lead(null, screened, candidates[: len(candidates)])
+        candidates, leaders = self._lead(null, screened, candidates[leaders.index])
         return candidates, leaders, screened
 
     def _screen(self, null: Null, residual: Tensor) -> Screened:

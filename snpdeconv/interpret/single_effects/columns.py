@@ -1,12 +1,11 @@
-"""The columns that compete for the trait: dosage and dominance of every SNP, and extra ones, straight from bits.
+"""The columns that compete for the trait: dosage and dominance of every SNP, and extra ones.
 
-Owns standardisation, mean imputation and projection off the covariates; knows no trait and no posterior.
-Shapes: N samples, V variants, P columns ([dosage V | dominance V | extra]), Q covariates and intercept, S taken.
+Owns decoding, standardisation, mean imputation and projection off the covariates; knows no trait.
+Shapes: N samples, V variants, P columns ([dosage V | dominance V | extra E]), Q covariates and intercept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.genetics.encoding import unpack_codes
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret.single_effects.tiles import TILE_ELEMENTS, Tiles
 
 # A column that the covariates (or being constant) explain up to this share has nothing left to test; float32
 # products cannot tell a smaller share from none.
 COLLINEAR = 1e-5
-# With fewer samples than this in the rarest of the three genotypes, a dominance column rests on single people.
+# With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single people.
 DOMINANCE_MIN_SAMPLES = 5
-TILE_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class Scaling:
 
 
 class Columns:
-    """Standardised, projected columns of a cohort, as products with them; decoded tile by tile.
-
-    Where all float tiles fit ``cache_bytes`` they are decoded once and kept, else at every pass.
+    """Standardised, projected columns of a cohort, as products with them; made tile by tile.
 
     Args:
         genotypes: The samples of the fit.
@@ -102,19 +98,16 @@ class Columns:
         self.device = torch.device(device)
         self.basis = self._send(basis)
         self._genotypes = genotypes
-        self._packed = None if self.device.type == "cpu" else torch.from_numpy(genotypes.packed).to(device)
-        step = tile_variants or max(64, TILE_ELEMENTS // max(1, self.num_samples))
-        self._tile_variants = max(4, step // 4 * 4)
-        self._counts = genotypes.counts()
-        called = np.maximum(self._counts[:MISSING].sum(axis=0), 1)
-        mean = (self._counts[1] + 2 * self._counts[2]) / called
-        het_mean = self._counts[1] / called
+        self._tiles = Tiles(
+            genotypes,
+            with_het=dominance,
+            device=self.device,
+            cache_bytes=cache_bytes,
+            tile_variants=tile_variants,
+        )
+        self.is_cached = self._tiles.is_cached
+        mean, het_mean = self._tiles.dosage_mean, self._tiles.het_mean
         self._mean, self._het_mean = self._send(mean), self._send(het_mean)
-        self._tiles: list[tuple[Tensor, Tensor | None]] | None = None
-        float_bytes = 4 * self.num_samples * self.num_variants * (1 + dominance)
-        self.is_cached = float_bytes <= cache_bytes
-        if self.is_cached:
-            self._tiles = [(dosage, het) for _, dosage, het in self._decoded()]
         self.scaling, self._extra = self._standardise(mean, het_mean, extra)
         self._sd, self._het_sd, self._slope = (
             self._send(value)
@@ -159,8 +152,7 @@ class Columns:
             of_het = weight[num : 2 * num] / self._het_sd
             of_dosage = of_dosage - self._slope * of_het
         total = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
-        for start, dosage, het in self._walk():
-            columns = slice(start, start + dosage.shape[1])
+        for columns, dosage, het in self._tiles:
             total += (dosage @ of_dosage[columns].float()).double()
             if het is not None:
                 total += (het @ of_het[columns].float()).double()
@@ -199,8 +191,7 @@ class Columns:
         weight32 = weight.float()[:, None]
         squares = torch.zeros((3, num), dtype=torch.float64, device=self.device)
         along = torch.zeros((2, num, right.shape[1]), dtype=torch.float64, device=self.device)
-        for start, dosage, het in self._walk():
-            columns = slice(start, start + dosage.shape[1])
+        for columns, dosage, het in self._tiles:
             weighted = dosage * weight32
             squares[0, columns] = (weighted * dosage).sum(dim=0).double()
             along[0, columns] = (dosage.T @ right).double()
@@ -238,15 +229,14 @@ class Columns:
         self, mean: NDArray[np.float64], het_mean: NDArray[np.float64], extra: ExtraColumns | None
     ) -> tuple[Scaling, Tensor]:
         """Moments from the counts, which are exact, less what the covariates explain."""
-        # Of a constant the basis keeps nothing to see; centred, its float32 products lose no digits.
         dosage, het = self._raw(self.basis)
         ones = self.basis.sum(dim=0)
         self._basis_dosage = dosage.T
         self._basis_het = het.T
         seen_dosage = (dosage - self._mean[:, None] * ones).T.cpu().numpy()
         seen_het = (het - self._het_mean[:, None] * ones).T.cpu().numpy()
-        one, two = self._counts[1], self._counts[2]
-        called = self._counts[:MISSING].sum(axis=0)
+        counts = self._tiles.counts
+        one, two, called = counts[1], counts[2], counts[:MISSING].sum(axis=0)
         dosage_square = one + 4 * two - called * mean**2
         left = dosage_square - np.sum(seen_dosage**2, axis=0)
         varies = left > COLLINEAR * np.maximum(dosage_square, 1.0)
@@ -254,7 +244,7 @@ class Columns:
         slope = np.divide(product, left, out=np.zeros_like(left), where=varies)
         het_square = one - called * het_mean**2
         het_left = het_square - np.sum(seen_het**2, axis=0) - slope * product
-        rarest = self._counts[:MISSING].min(axis=0)
+        rarest = counts[:MISSING].min(axis=0)
         has_dominance = varies & (rarest >= DOMINANCE_MIN_SAMPLES) & (het_left > COLLINEAR * het_square)
         values, extra_sd = self._project_extra(extra)
         scaling = Scaling(
@@ -284,44 +274,11 @@ class Columns:
         right = vectors.float().contiguous()
         shape = (self.num_variants, right.shape[1])
         dosage_sum, het_sum = (torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2))
-        for start, dosage, het in self._walk():
-            columns = slice(start, start + dosage.shape[1])
+        for columns, dosage, het in self._tiles:
             dosage_sum[columns] = (dosage.T @ right).double()
             if het is not None:
                 het_sum[columns] = (het.T @ right).double()
         return dosage_sum, het_sum
-
-    def _walk(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        if self._tiles is None:
-            yield from self._decoded()
-            return
-        start = 0
-        for dosage, het in self._tiles:
-            yield start, dosage, het
-            start += dosage.shape[1]
-
-    def _decoded(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """First variant, imputed dosages (N, v) and heterozygote indicators (N, v) of each tile."""
-        for start, codes in self._code_tiles():
-            columns = slice(start, start + codes.shape[1])
-            dosage = codes.float()
-            het = (codes == 1).float() if self.dominance else None
-            if self._counts[MISSING, columns].any():
-                missing = codes == MISSING
-                dosage = torch.where(missing, self._mean[columns].float(), dosage)
-                if het is not None:
-                    het = torch.where(missing, self._het_mean[columns].float(), het)
-            yield start, dosage, het
-
-    def _code_tiles(self) -> Iterator[tuple[int, Tensor]]:
-        step = self._tile_variants
-        if self._packed is None:
-            for start, codes in self._genotypes.column_chunks(max_variants=step):
-                yield start, torch.from_numpy(codes)
-            return
-        for start in range(0, self.num_variants, step):
-            stop = min(start + step, self.num_variants)
-            yield start, unpack_codes(self._packed[:, start // 4 : row_bytes(stop)], stop - start)
 
     def _take(self, index: NDArray[np.int64]) -> Tensor:
         num = self.num_variants

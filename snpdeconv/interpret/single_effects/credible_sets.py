@@ -99,16 +99,15 @@ def credible_sets(
 def _smallest(
     effect: SingleEffect, *, side: int, coverage: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """SNPs of one side of the columns, most probable first, until they hold ``coverage``; none if they never do."""
+    """Most probable SNPs of one side of the columns that hold ``coverage``; none where all hold less."""
     taking_part = effect.variants[:, side] >= 0
-    snps, where = np.unique(effect.variants[taking_part, side], return_inverse=True)
-    probability = np.bincount(where, effect.alpha[taking_part], minlength=len(snps))
+    probability = np.bincount(effect.variants[taking_part, side], effect.alpha[taking_part])
     order = np.argsort(-probability, kind="stable")
     held = np.cumsum(probability[order])
     if not len(held) or held[-1] < coverage:
         return np.empty(0, dtype=np.int64), np.empty(0)
     chosen = order[: int(np.searchsorted(held, coverage)) + 1]
-    return snps[chosen], probability[chosen]
+    return chosen.astype(np.int64), probability[chosen]
 
 
 def _purity(

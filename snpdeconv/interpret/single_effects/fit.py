@@ -258,9 +258,9 @@ def _result(
 
 def by_snp(weight: Floats, variants: NDArray[np.int64], *, num_variants: int) -> Floats:
     """Sum of columns' weights (S,) over the SNPs that take part in them (S, 2); -1 is none. (V,)."""
-    first = np.bincount(variants[:, 0], weight, minlength=num_variants)
     paired = variants[:, 1] >= 0
-    return first + np.bincount(variants[paired, 1], weight[paired], minlength=num_variants)
+    taking_part = np.concatenate([variants[:, 0], variants[paired, 1]])
+    return np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=num_variants)
 
 
 def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:

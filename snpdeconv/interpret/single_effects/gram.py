@@ -1,4 +1,4 @@
-"""Products of all columns with the few that carry the posterior: a Gram matrix computed where it is asked for.
+"""Products of all columns with the few that carry the posterior: a Gram matrix made where it is asked for.
 
 Owns sample weights, the cache and when a pass over the genotypes is worth it; knows no trait.
 Shapes: N samples, P columns, S columns held.
@@ -15,6 +15,8 @@ from snpdeconv.interpret.single_effects.columns import Columns
 
 # Fetching so many columns costs about as much as the passes that a dense product would take in all sweeps.
 MOST_FETCHED = 512
+# Products (P, K) of a pass in float64; with what is made of them they exist about three times.
+BLOCK_BYTES = 2**28
 
 
 class LazyGram:
@@ -48,8 +50,8 @@ class LazyGram:
 
     def project(self, vectors: Tensor) -> Tensor:
         """Vectors (N, K) less what the covariates explain under the weights."""
-        values = vectors.double()
-        return values - self._columns.basis @ (self.inverse @ (self.cross.T @ values))
+        values: Tensor = vectors.double()
+        return values.sub(self._columns.basis @ (self.inverse @ (self.cross.T @ values)))
 
     def correlate(self, vectors: Tensor) -> Tensor:
         """X'v of vectors (N, K) as they are, (P, K); one pass."""
@@ -57,10 +59,10 @@ class LazyGram:
         return self._columns.correlate(vectors)
 
     def fetch(self, index: NDArray[np.int64]) -> None:
-        """Makes rows available; those missing cost one pass together.
+        """Makes rows available; those missing are made together.
 
         Args:
-            index: Columns, in any order.
+            index: Columns, in any order; at most ``most_rows`` of them.
         """
         absent = np.unique(index[self._row_of[index] < 0])
         if not len(absent):
@@ -70,9 +72,12 @@ class LazyGram:
             self._row_of[:] = -1
             self._num_rows = 0
             absent = np.unique(index)
-        values = self._columns.take(absent)
-        weighted = values if self._weight is None else self.project(values) * self._weight[:, None]
-        self._append(absent, self.correlate(weighted).T.float())
+        step = max(16, BLOCK_BYTES // (8 * self._columns.num_columns))
+        for start in range(0, len(absent), step):
+            block = absent[start : start + step]
+            values = self._columns.take(block)
+            weighted = values if self._weight is None else self.project(values) * self._weight[:, None]
+            self._append(block, self.correlate(weighted).T.float())
 
     def times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
         """X'WX b of a vector b with few entries other than zero.
@@ -88,7 +93,7 @@ class LazyGram:
             return self.dense_times(index, weight)
         self.fetch(index)
         rows = self._rows[torch.from_numpy(self._row_of[index]).to(self._rows.device)]
-        # Row by row in float64 would double the traffic; the entries are counts of samples and need six digits.
+        # In float64 this would move twice the memory for digits that the rows do not have.
         return (weight.float() @ rows).double()
 
     def dense_times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:

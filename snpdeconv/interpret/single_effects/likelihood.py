@@ -38,9 +38,8 @@ class Ascent:
     Attributes:
         effects: The posterior.
         noise: Residual variance; 1 for a logistic likelihood.
-        weight: (N,) weights of the samples, and
-        response: (N,) what the effects explain under them: `weight * (response - scores)` is orthogonal to the
-            covariates at their best coefficients.
+        weight: (N,) weights of the samples.
+        response: (N,) what effects and covariates explain under these weights.
         elbo: The bound after each sweep.
         num_passes: Passes over the genotypes.
     """

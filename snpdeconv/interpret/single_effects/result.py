@@ -155,5 +155,5 @@ def genotype_score(
 
 
 def joint_pip(fits: tuple[SingleEffectsFit, ...]) -> Floats:
-    """Probability that a SNP takes part in any of several fits, such as those of one class against the rest."""
+    """(V,) probability that a SNP takes part in any of several fits, as of each class against the rest."""
     return np.asarray(1 - np.prod([1 - fit.pip for fit in fits], axis=0))
