@@ -91,7 +91,7 @@ def replicate(
         panel: One of :data:`PANELS`: variants thinned to the density of an array, neighbouring variants of
             sequence density, or thinned variants of three populations.
         trait: One of :data:`TRAITS`, or "ancestry".
-        seed: The replicate; the same seed gives the same study, and different traits of one panel share people.
+        seed: The replicate; the same seed gives the same study, and traits of one panel share people.
         num_samples: N.
         num_variants: V.
         num_causal: Causal variants.

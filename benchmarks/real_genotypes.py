@@ -31,7 +31,7 @@ NUM_COMPONENTS = 20
 
 
 def components_and_regression(dataset: Dataset) -> float:
-    """Macro-F1 on the test people of logistic regression on components, both fitted on the training people."""
+    """Macro-F1 on the test people of logistic regression on components; training people fit both."""
     rows = dataset.trait.rows
     frequency = np.full(len(dataset.cohort.variants), np.nan)
     frequency[dataset.columns] = dataset.frequency

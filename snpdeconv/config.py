@@ -56,6 +56,7 @@ class ModelConfig(Section):
 
     architecture: Architecture
     encoding_dim: Literal[1, 2, 4, 8]
+    linear: Literal["fitted", "trained"]
     channels: tuple[int, int]
     width: int = Field(ge=8)
     num_layers: int = Field(ge=1)

@@ -17,8 +17,8 @@ from snpdeconv.errors import ConfigError, InputError
 
 MISSING = 3
 ENCODING_DIMS = (1, 2, 4, 8)
-# Standardised dominance of a rare homozygote is -(1 - p) / p, which at MAF 0.5 % would be a value of -199 in one
-# sample and ruin a gradient; below a MAF of about 11 % the rare homozygote is held at this value instead.
+# Standardised dominance of a rare homozygote is -(1 - p) / p, which at MAF 0.5 % would be a value of -199 in
+# one sample and ruin a gradient; below a MAF of about 11 % the rare homozygote is held at this value instead.
 DOMINANCE_FLOOR = -8.0
 
 ArrayLike = Tensor | NDArray[np.generic]
@@ -68,8 +68,8 @@ def inverse_sd(frequency: Tensor) -> Tensor:
 def dominance_values(frequency: Tensor) -> Tensor:
     """Value of the dominance channel for 0, 1 and 2 copies.
 
-    The heterozygote deviation of quantitative genetics (Falconer and Mackay, table 7.3), scaled to unit variance:
-    -p/q, 1, -q/p, uncorrelated with the dosage under Hardy-Weinberg proportions. Values are held at
+    The heterozygote deviation of quantitative genetics (Falconer and Mackay, table 7.3), scaled to unit
+    variance: -p/q, 1, -q/p, uncorrelated with the dosage under Hardy-Weinberg proportions. Values are held at
     ``DOMINANCE_FLOOR`` and centred again.
 
     Args:
@@ -87,7 +87,7 @@ def dominance_values(frequency: Tensor) -> Tensor:
 
 
 def _neighbour_products(count: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected haplotypes (of two) that carry the counted allele here and at the previous / next SNP. (B, S)."""
+    """Expected haplotypes, of two, with the counted allele here and at the previous / next SNP. (B, S)."""
     joint = count[:, :-1] * count[:, 1:] / 2
     edge = joint.new_zeros(len(count), 1)
     return torch.cat([edge, joint], dim=1), torch.cat([joint, edge], dim=1)
@@ -97,7 +97,8 @@ def channels(codes: Tensor, frequency: Tensor, encoding_dim: int) -> list[Tensor
     """The channels of an encoding, each (B, S) float32; a missing genotype takes the mean of its SNP.
 
     1: standardised dosage. 2: that and the dominance deviation. 4: indicators of 0, 1, 2 copies and missing.
-    8: the four indicators, centred dosage, standardised dosage, and the expected number of haplotypes that carry
+    8: the four indicators, centred dosage, standardised dosage, and the expected number of haplotypes that
+        carry
     the counted allele at both this SNP and the previous, and the next (0 past the ends).
 
     Args:
@@ -157,11 +158,12 @@ class GenotypeEncoder:
     """Encodes genotype matrices of a whole cohort, as numpy arrays or tensors, into float32 tensors.
 
     Genotypes are (samples, SNPs) copies of the counted allele, 0, 1 or 2; negative, 3 and NaN are missing.
-    Everything that needs frequencies takes those of ``fit`` (training samples), or else those of the matrix given.
+    Everything that needs frequencies takes those of ``fit`` (training samples), or else those of the matrix
+    given.
 
     Args:
-        frequency: (SNPs,) frequencies of the counted allele that were stored at training. The standard deviation
-            of a SNP is then taken as sqrt(2p(1 - p)).
+        frequency: (SNPs,) frequencies of the counted allele that were stored at training. The standard
+            deviation of a SNP is then taken as sqrt(2p(1 - p)).
     """
 
     def __init__(self, frequency: ArrayLike | None = None) -> None:
@@ -190,12 +192,14 @@ class GenotypeEncoder:
             X: (samples, SNPs) codes or fractional dosages.
 
         Returns:
-            (samples, SNPs) float32 with mean 0 and variance 1 over the samples fitted on; SNPs that do not vary
-            there, or were missing in all of them, are 0.
+            (samples, SNPs) float32 with mean 0 and variance 1 over the samples fitted on; SNPs that do not
+            vary there, or were missing in all of them, are 0.
         """
         dosage = _dosages(X)
         frequency, sd = (
-            (self.frequency, self._sd) if self.frequency is not None and self._sd is not None else _moments(dosage)
+            (self.frequency, self._sd)
+            if self.frequency is not None and self._sd is not None
+            else _moments(dosage)
         )
         self._check_width(dosage.shape[1])
         centred = (dosage - 2 * frequency).nan_to_num(0.0)
@@ -217,8 +221,9 @@ class GenotypeEncoder:
         """Encodes each genotype with its dosage and what it shares with the SNPs beside it.
 
         Channels: 0-3 indicators of 0, 1, 2 copies and of missing; 4 dosage less its mean; 5 that over
-        sqrt(2p(1 - p)); 6 and 7 the number of haplotypes, 0 to 2, that carry the counted allele at this SNP and
-        at the previous (6) or next (7) one: expected, g_j g_k / 2, from unphased genotypes, exact from phased ones.
+        sqrt(2p(1 - p)); 6 and 7 the number of haplotypes, 0 to 2, that carry the counted allele at this SNP
+        and at the previous (6) or next (7) one: expected, g_j g_k / 2, from unphased genotypes, exact from
+        phased ones.
 
         Args:
             genotypes: (samples, SNPs) copies, or (samples, SNPs, 2) phased alleles 0 and 1, negative missing.

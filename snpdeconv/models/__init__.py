@@ -1,4 +1,4 @@
-"""Networks over genotypes: encoder, three bodies, heads, and how they are run. Knows no training and no file."""
+"""Networks over genotypes: encoder, bodies, heads, and how they are run. Knows no training and no file."""
 
 from __future__ import annotations
 

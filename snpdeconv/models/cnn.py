@@ -1,7 +1,7 @@
 """Multi-scale convolutions over the genome (kernels 3, 5, 7; batch normalisation; ELU) that halve early.
 
-Filters are shared along the genome, but which allele is counted is arbitrary: a learned scale a slot lets each SNP
-choose its sign and size before them, and the readout has weights of its own for each window.
+Filters are shared along the genome, but which allele is counted is arbitrary: a learned scale a slot lets
+each SNP choose its sign and size before them, and the readout has weights of its own for each window.
 Shape suffixes: B batch, C channels, S slots, K windows, P slots of a window, D width.
 """
 
@@ -15,36 +15,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
-KERNELS = (3, 5, 7)
 
-
-class MultiScale(nn.Module):
-    """Convolutions of three widths beside each other with stride 2, batch normalisation, ELU, mean of two.
+class Stage(nn.Module):
+    """Multi-scale convolution, batch normalisation, ELU, mean of ``pool`` positions.
 
     Args:
         channels_in: Input channels.
-        channels_out: Output channels, shared out among the three kernels.
+        channels_out: Output channels.
+        stride: Of the convolution.
+        pool: Positions that are averaged.
     """
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int, pool: int) -> None:
         super().__init__()
-        share = [len(part) for part in torch.arange(channels_out).tensor_split(len(KERNELS))]
-        self.convs = nn.ModuleList(
-            nn.Conv1d(channels_in, part, kernel, stride=2, padding=kernel // 2, bias=False)
-            for part, kernel in zip(share, KERNELS, strict=True)
-        )
+        self.pool = pool
+        self.conv = MultiScaleConv(channels_in, channels_out, stride=stride, bias=False)
         self.norm = nn.BatchNorm1d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, S) -> (B, C_out, S / 4)."""
-        mixed = self.norm(torch.cat([conv(x) for conv in self.convs], dim=1).float())
-        return F.avg_pool1d(F.elu(mixed), 2)
+        """(B, C_in, S) -> (B, C_out, S / (stride pool))."""
+        h = F.elu(self.norm(self.conv(x).float()))
+        return h.view(*h.shape[:2], -1, self.pool).mean(-1)
 
 
 @contextmanager
-def _frozen_statistics(module: MultiScale) -> Iterator[None]:
+def _frozen_statistics(module: Stage) -> Iterator[None]:
     """Keeps the recomputation of a checkpoint from counting its batch a second time."""
     momentum, module.norm.momentum = module.norm.momentum, 0.0
     try:
@@ -79,10 +77,15 @@ class CNNBody(nn.Module):
         num_windows = num_slots // patch
         self.checkpoint_activations = False
         self.scale = nn.Parameter(torch.ones(encoding_dim, num_slots))
-        self.gate = nn.Conv1d(encoding_dim, 1, 7, padding=3)
+        self.gate = nn.Conv1d(encoding_dim, 1, 7, padding=3, bias=False)
+        nn.init.zeros_(self.gate.weight)
         self.slot_attention = SlotAttention(num_slots, patch)
+        stride = 2 if patch % 8 == 0 else 1
         self.stages = nn.ModuleList(
-            [MultiScale(encoding_dim, channels[0]), MultiScale(channels[0], channels[1])]
+            [
+                Stage(encoding_dim, channels[0], stride=2, pool=2),
+                Stage(channels[0], channels[1], stride=stride, pool=patch // (4 * stride)),
+            ]
         )
         self.readout = nn.Parameter(torch.randn(num_windows, channels[1], width) * channels[1] ** -0.5)
         self.position = nn.Parameter(torch.zeros(num_windows, width))
@@ -96,7 +99,7 @@ class CNNBody(nn.Module):
         h = x * self.scale * (slot_attention * patch).flatten(1).unsqueeze(1)
         for stage in self.stages:
             h = self._run(stage, h)
-        windows = F.adaptive_avg_pool1d(h, num_windows).permute(2, 0, 1)
+        windows = h.permute(2, 0, 1)
         tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
         tokens = self.dropout(F.elu(tokens.float() + self.position))
         features, token_attention = self.pool(tokens, slot_mask.view(num_windows, patch).any(-1))
@@ -107,7 +110,7 @@ class CNNBody(nn.Module):
             return stage(h)  # type: ignore[no-any-return]
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            assert isinstance(stage, MultiScale)
+            assert isinstance(stage, Stage)
             return nullcontext(), _frozen_statistics(stage)
 
         return checkpoint(stage, h, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]

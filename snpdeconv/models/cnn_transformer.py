@@ -1,7 +1,7 @@
 """Convolutional stem, one token an LD block, transformer over the tokens, attention pool.
 
-Full-resolution activations decide time and memory, so the stem keeps few channels and every wide layer sees tokens.
-Shape suffixes: B batch, C channels, S slots, K tokens, P slots of a token, D width, H heads.
+Full-resolution activations decide time and memory, so the stem keeps few channels and every wide layer sees
+tokens. Shape suffixes: B batch, C channels, S slots, K tokens, P slots of a token, D width, H heads.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
-KERNELS = (3, 5, 7)
-STEM_CHANNELS = 2
+STEM_CHANNELS = 6
 MIXED_CHANNELS = 2
 
 
@@ -27,16 +27,19 @@ class ConvStem(nn.Module):
 
     def __init__(self, encoding_dim: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv1d(encoding_dim, STEM_CHANNELS, kernel, padding=kernel // 2) for kernel in KERNELS
-        )
-        self.skip = nn.Conv1d(encoding_dim, MIXED_CHANNELS, 1, bias=False)
-        self.mix = nn.Conv1d(STEM_CHANNELS * len(KERNELS), MIXED_CHANNELS + 1, 1)
+        self.skip = nn.Parameter(torch.eye(MIXED_CHANNELS, encoding_dim))
+        if encoding_dim > MIXED_CHANNELS:
+            nn.init.normal_(self.skip, std=encoding_dim**-0.5)
+        self.conv = MultiScaleConv(encoding_dim, STEM_CHANNELS)
+        # Pointwise convolutions as matrix products: on so few channels a convolution takes three times as
+        # long.
+        self.mix = nn.Parameter(torch.randn(MIXED_CHANNELS, STEM_CHANNELS) * STEM_CHANNELS**-0.5)
+        self.score = nn.Parameter(torch.zeros(1, STEM_CHANNELS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, S) -> (B, 2, S) mixed channels, (B, S) attention logits."""
-        mixed = self.mix(F.elu(torch.cat([conv(x) for conv in self.convs], dim=1)))
-        return self.skip(x) + mixed[:, :-1], mixed[:, -1]
+        h = torch.matmul(torch.cat([self.mix, self.score]), F.elu(self.conv(x)))
+        return torch.matmul(self.skip, x) + h[:, :-1], h[:, -1]
 
 
 class TransformerLayer(nn.Module):
@@ -60,7 +63,8 @@ class TransformerLayer(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self.dropout(self.out(mixed)).float()
-        return x + self.dropout(self.feed(self.feed_norm(x))).float()
+        fed: Tensor = self.dropout(self.feed(self.feed_norm(x)))
+        return x + fed.float()
 
 
 class CNNTransformerBody(nn.Module):

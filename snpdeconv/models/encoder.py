@@ -73,7 +73,7 @@ class SlotEncoder(nn.Module):
         return (x * self.slot_mask).contiguous()
 
     def dosage(self, genotypes: Tensor, start: int, stop: int) -> Tensor:
-        """Standardised dosages of some slots of many samples, on the model's device; 0 where missing or padding.
+        """Standardised dosages of some slots, on the model's device; 0 where missing or padding.
 
         Args:
             genotypes: (N, ...) packed rows, codes or an encoded array, on any device.

@@ -28,7 +28,8 @@ class GPUOptimizedSNPModel(nn.Module):
         use_amp: Run under autocast, on GPUs and on CPUs.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16``; float16 needs a gradient scaler in the trainer.
         compile: Compile the base model with torch.compile, at its first call.
-        checkpoint_activations: Recompute activations in the backward pass; None leaves the base model's setting.
+        checkpoint_activations: Recompute activations in the backward pass; None leaves the base model's
+            setting.
 
     Raises:
         ConfigError: ``amp_dtype`` is no half precision.
@@ -46,7 +47,9 @@ class GPUOptimizedSNPModel(nn.Module):
         super().__init__()
         if amp_dtype not in (torch.bfloat16, torch.float16):
             raise ConfigError(
-                f"{amp_dtype}", where="amp_dtype", mend="choose torch.bfloat16 or torch.float16, or use_amp=False"
+                f"{amp_dtype}",
+                where="amp_dtype",
+                mend="choose torch.bfloat16 or torch.float16, or use_amp=False",
             )
         self.base = base
         self.use_amp, self.amp_dtype = use_amp, amp_dtype
@@ -116,16 +119,16 @@ def create_gpu_optimized_model(
 def create_multi_gpu_model(model: nn.Module, gpu_ids: Sequence[int] = (0, 1, 2, 3)) -> nn.Module:
     """Puts a model on this process's device, in DistributedDataParallel where a process group runs.
 
-    One process drives one GPU (``torchrun --nproc-per-node 4``, or one SLURM task a GPU): the process of local rank
-    i takes ``gpu_ids[i]``. Without GPUs the ranks share the CPU (gloo).
+    One process drives one GPU (``torchrun --nproc-per-node 4``, or one SLURM task a GPU): the process of
+    local rank i takes ``gpu_ids[i]``. Without GPUs the ranks share the CPU (gloo).
 
     Args:
         model: The model, on any device.
         gpu_ids: GPUs of this machine to use.
 
     Returns:
-        The wrapped model in a process group; otherwise the model itself on the first GPU of ``gpu_ids``, or on the
-        CPU.
+        The wrapped model in a process group; otherwise the model itself on the first GPU of ``gpu_ids``, or
+        on the CPU.
 
     Raises:
         ConfigError: GPUs that this machine does not have, or fewer GPUs than processes.

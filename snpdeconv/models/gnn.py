@@ -1,8 +1,8 @@
 """Message passing on the LD graph: a SNP is a node, its strongest correlations are its edges.
 
-Owns the node embeddings, the rounds and the readout by windows of slots; the graph is made elsewhere and comes in
-as tables. Shape suffixes: B batch, C channels, S slots (nodes), E neighbours of a node, K windows, P slots of a
-window, D width, d node width.
+Owns the node embeddings, the rounds and the readout by windows of slots; the graph is made elsewhere and
+comes in as tables. Shape suffixes: B batch, C channels, S slots (nodes), E neighbours of a node, K windows,
+P slots of a window, D width, d node width. Nodes are (d, S, B).
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ def chain_neighbors(num_slots: int, num_neighbors: int) -> tuple[Tensor, Tensor]
 
 
 class GatherNeighbors(torch.autograd.Function):
-    """sum_e weight[:, e] * h[neighbors[:, e]], one neighbour at a time in both directions.
+    """sum_e weight[s, e] * h[:, neighbors[s, e]], one neighbour at a time in both directions.
 
-    Autograd would keep the (S, E, B d) gathered nodes for the gradient of the weights; here they are gathered again.
+    Autograd would keep E gathered copies of the nodes for the gradient of the weights; here they are
+    gathered again.
     """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
-        """(S, F) nodes, (S, E) indices, (S, E) weights -> (S, F)."""
+        """(d, S, B) nodes, (S, E) indices, (S, E) weights -> (d, S, B)."""
         ctx.save_for_backward(h, neighbors, weight)
         out = torch.zeros_like(h)
         for index, scale in zip(neighbors.unbind(1), weight.unbind(1), strict=True):
-            out.addcmul_(h.index_select(0, index), scale.unsqueeze(1))
+            out.addcmul_(h.index_select(1, index), scale.unsqueeze(1))
         return out
 
     @staticmethod
@@ -55,9 +56,21 @@ class GatherNeighbors(torch.autograd.Function):
         h, neighbors, weight = ctx.saved_tensors
         h_gradient, weight_gradient = torch.zeros_like(h), torch.empty_like(weight)
         for e, index in enumerate(neighbors.unbind(1)):
-            h_gradient.index_add_(0, index, gradient * weight[:, e : e + 1])
-            weight_gradient[:, e] = torch.linalg.vecdot(gradient, h.index_select(0, index))
+            h_gradient.index_add_(1, index, gradient * weight[:, e : e + 1])
+            weight_gradient[:, e] = (gradient * h.index_select(1, index)).sum((0, 2))
         return h_gradient, None, weight_gradient
+
+
+class NodeNorm(nn.Module):
+    """Root-mean-square normalisation over the node width, which is the first dimension here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(NODE_WIDTH, 1, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(d, S, B) -> (d, S, B)."""
+        return h * torch.rsqrt(h.square().mean(0, keepdim=True) + 1e-5) * self.weight
 
 
 class Round(nn.Module):
@@ -66,24 +79,25 @@ class Round(nn.Module):
     Args:
         num_slots: S.
         num_neighbors: E.
-        dropout: On what is added.
+        dropout: Share of nodes of a sample that add nothing in a training step.
     """
 
     def __init__(self, num_slots: int, num_neighbors: int, dropout: float) -> None:
         super().__init__()
         self.edge = nn.Parameter(torch.ones(num_slots, num_neighbors))
-        self.norm = nn.LayerNorm(NODE_WIDTH)
-        self.own = nn.Linear(NODE_WIDTH, NODE_WIDTH)
-        self.message = nn.Linear(NODE_WIDTH, NODE_WIDTH, bias=False)
+        self.norm = NodeNorm()
+        self.update = nn.Linear(2 * NODE_WIDTH, NODE_WIDTH)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
-        """(S, B, d) nodes and the graph -> (S, B, d)."""
+        """(d, S, B) nodes and the graph -> (d, S, B)."""
         normed = self.norm(h)
-        with torch.autocast(h.device.type, enabled=False):
-            gathered: Tensor = GatherNeighbors.apply(normed.flatten(1), neighbors, weight * self.edge)  # type: ignore[no-untyped-call]
-        update = self.own(normed) + self.message(gathered.view_as(normed))
-        return h + self.dropout(F.elu(update)).float()
+        edges = weight * self.edge
+        message: Tensor = GatherNeighbors.apply(normed, neighbors, edges)  # type: ignore[no-untyped-call]
+        both = torch.cat([normed, message]).flatten(1)
+        update = F.elu(torch.addmm(self.update.bias.unsqueeze(1), self.update.weight, both)).view_as(h)
+        kept = self.dropout(torch.ones_like(h[0])) if self.training else 1.0
+        return h + update * kept
 
 
 class GNNBody(nn.Module):
@@ -120,12 +134,14 @@ class GNNBody(nn.Module):
         # Sums to at most 1 over a node's edges, whatever the number of SNPs in LD with it.
         total = neighbor_weights.abs().sum(1, keepdim=True).clamp(min=1.0)
         self.register_buffer("neighbor_weights", neighbor_weights / total)
-        self.embedding = nn.Parameter(torch.randn(num_slots, encoding_dim, NODE_WIDTH) * encoding_dim**-0.5)
+        self.embedding = nn.Parameter(
+            torch.randn(encoding_dim, NODE_WIDTH, num_slots, 1) * encoding_dim**-0.5
+        )
         self.rounds = nn.ModuleList(Round(num_slots, neighbors.shape[1], dropout) for _ in range(ROUNDS))
-        self.node_norm = nn.LayerNorm(NODE_WIDTH)
-        self.node_score = nn.Linear(NODE_WIDTH, 1)
+        self.node_norm = NodeNorm()
+        self.node_score = nn.Parameter(torch.zeros(1, NODE_WIDTH))
         self.slot_attention = SlotAttention(num_slots, patch)
-        self.node_scale = nn.Parameter(torch.randn(num_slots, NODE_WIDTH))
+        self.node_scale = nn.Parameter(torch.randn(NODE_WIDTH, num_slots, 1))
         self.readout = nn.Parameter(torch.randn(num_windows, NODE_WIDTH, width) * NODE_WIDTH**-0.5)
         self.position = nn.Parameter(torch.zeros(num_windows, width))
         self.dropout = nn.Dropout(dropout)
@@ -133,18 +149,32 @@ class GNNBody(nn.Module):
 
     def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:
         """(B, C, S) centred input and the (S,) mask -> pooled features and attention."""
-        h = torch.bmm(x.permute(2, 0, 1), self.embedding.to(x.dtype)).float()
+        with torch.autocast(x.device.type, enabled=False):
+            windows, slot_attention = self._windows(x.float(), slot_mask)
+        tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
+        tokens = self.dropout(F.elu(tokens.float() + self.position))
+        features, token_attention = self.pool(tokens, slot_mask.view(slot_attention.shape[1:]).any(-1))
+        return Pooled(features, slot_attention, token_attention)
+
+    def _windows(self, x: Tensor, slot_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, B, d) attended sums of nodes and the (B, K, P) attention, in float32.
+
+        The work is memory traffic, so samples are the innermost dimension: rows that are gathered lie
+        together, and products over the node width are plain matrix products.
+        """
+        columns = x.permute(1, 2, 0).contiguous()
+        h = self.embedding[0] * columns[0]
+        for embedding, column in zip(self.embedding[1:], columns[1:], strict=True):
+            h = h + embedding * column
         for layer in self.rounds:
             if self.checkpoint_activations and self.training:
                 h = checkpoint(layer, h, self.neighbors, self.neighbor_weights, use_reentrant=False)
             else:
                 h = layer(h, self.neighbors, self.neighbor_weights)
         h = self.node_norm(h)
-        slot_attention = self.slot_attention(self.node_score(h).squeeze(-1).t(), slot_mask)
-        patch = slot_attention.shape[-1]
-        weighted = h * self.node_scale.unsqueeze(1) * slot_attention.flatten(1).t().unsqueeze(-1) * patch**0.5
-        windows = weighted.unflatten(0, (-1, patch)).sum(1)
-        tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
-        tokens = self.dropout(F.elu(tokens.float() + self.position))
-        features, token_attention = self.pool(tokens, slot_mask.view(-1, patch).any(-1))
-        return Pooled(features, slot_attention, token_attention)
+        logits = torch.mm(self.node_score, h.flatten(1)).view(h.shape[1:])
+        attention = self.slot_attention(logits.t(), slot_mask)
+        patch = attention.shape[-1]
+        weight = (attention * patch**0.5).flatten(1).t().contiguous()
+        windows = (h * self.node_scale * weight).unflatten(1, (-1, patch)).sum(2)
+        return windows.permute(1, 2, 0), attention

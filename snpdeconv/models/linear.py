@@ -1,4 +1,4 @@
-"""The linear model in closed form: genomic ridge regression with leave-one-out calibration, as a model's wide path.
+"""The linear model in closed form: genomic ridge regression, calibrated on samples left out, as a wide path.
 
 Owns how the fixed weights of ``linear="fitted"`` come about; needs the training samples only, as one tensor.
 Shape suffixes: N samples, S slots, C channels, O outputs, Q covariates with the intercept.
@@ -55,18 +55,22 @@ def fit_linear(
 ) -> LinearFit:
     """Fills the wide path of a model with a ridge regression on all SNPs (GBLUP; Meuwissen et al. 2001).
 
-    The penalty is the one with the least leave-one-out error (exact for a linear smoother: residual / (1 - leverage)).
-    For classes the regression is on class indicators, and a logistic regression turns its leave-one-out scores into
+    The penalty is the one with the least leave-one-out error (exact for a linear smoother: residual / (1 -
+    leverage)). For classes the regression is on class indicators, and a logistic regression turns its
+    leave-one-out scores into
     logits: scores of the samples that were fitted on are too good, the more so the smaller their class, and
     a calibration on them misplaces rare classes.
 
+    The model's attention starts at each SNP's share of the variance that this regression explains.
+
     Args:
-        model: The model; its wide path is overwritten.
+        model: The model; its wide path and the places' part of its attention are overwritten.
         genotypes: (N, ...) training samples, as ``model`` takes them.
         target: (N,) as the model is trained on: a quantity, 0 / 1, or class numbers.
         covariates: (N, num_covariates), where the model has them.
         kind: What the trait is.
-        seed: Of the random choice of ``MAX_SAMPLES`` samples, where there are more: the work grows with N cubed.
+        seed: Of the random choice of ``MAX_SAMPLES`` samples, where there are more: the work grows with N
+            cubed.
 
     Returns:
         The chosen penalty and how well the fit predicts samples left out.
@@ -89,12 +93,16 @@ def fit_linear(
     full = functional * weight.t().float().unsqueeze(1)
     full = torch.nn.functional.pad(full, (0, model.padding)) / model.wide.scale
     model.wide.weight.copy_(full.flatten(1))
+    model.start_attention(weight.square().sum(1).float())
     model.wide.bias.copy_(intercept)
     if model.wide.covariate_weight is not None:
         model.wide.covariate_weight.copy_(fixed_slope)
     fit = LinearFit(penalty=ridge.penalty, loo_r2=ridge.loo_r2, num_samples=len(response))
     logger.info(
-        "linear fit: penalty %.3g, leave-one-out R2 %.3f, %d samples", fit.penalty, fit.loo_r2, fit.num_samples
+        "linear fit: penalty %.3g, leave-one-out R2 %.3f, %d samples",
+        fit.penalty,
+        fit.loo_r2,
+        fit.num_samples,
     )
     return fit
 
@@ -131,12 +139,13 @@ class _Ridge:
 
 
 def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor) -> _Ridge:
-    """Ridge regression with unpenalised fixed effects, by the eigenvectors of the projected relationship matrix."""
+    """Ridge regression with unpenalised fixed effects, by eigenvectors of the projected relationship."""
     basis = torch.linalg.svd(fixed, full_matrices=False)
-    q = basis.U[:, basis.S > 1e-8 * basis.S[0]]
+    q = basis.U[:, 1e-8 * basis.S[0] < basis.S]
 
     def project(values: Tensor) -> Tensor:
-        return values - q @ (q.t() @ values)
+        along: Tensor = q @ (q.t() @ values)
+        return values - along
 
     values, vectors = torch.linalg.eigh(project(project(relationship).t()))
     values = values.clamp(min=0.0)
@@ -163,7 +172,7 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor) -> _Ridge:
 def _calibrate(
     ridge: _Ridge, target: Tensor, covariates: list[Tensor], kind: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From scores to logits: slope (O, O) on the genetic values, intercept (O,), slope (O, Q - 1) on covariates."""
+    """From scores to logits: slope (O, O) on genetic values, intercept (O,), covariates' slope (O, Q - 1)."""
     outputs = ridge.loo.shape[1]
     if kind == "quantitative":
         identity = torch.eye(outputs, dtype=torch.float64, device=ridge.loo.device)

@@ -1,7 +1,8 @@
 """The network that users build: genotypes and covariates in, logits and SNP attention out.
 
-Owns how encoder, body and heads are put together and the configuration that rebuilds them; the bodies are modules
-beside this one. Shape suffixes: B batch, S slots, P slots of a token, K tokens, C channels, O outputs.
+Owns how encoder, body and heads are put together and the configuration that rebuilds them; the bodies are
+modules beside this one. Shape suffixes: B batch, S slots, P slots of a token, K tokens, C channels, O
+outputs.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ class InterpretableSNPModel(nn.Module):
         channels: Channels of the two stages (cnn).
         dropout: On residual branches and features.
         patch: P, slots of a token, a multiple of 4.
-        allele_frequency: (S,) frequency of the counted allele among training samples. Missing genotypes take its
-            mean. 0.5 by default; it travels in the state dict.
+        allele_frequency: (S,) frequency of the counted allele among training samples. Missing genotypes take
+            its mean. 0.5 by default; it travels in the state dict.
         slot_mask: (S,) False where a slot is padding.
         neighbors: (S, num_neighbors) int64, the graph of the gnn; by default the SNPs beside each SNP.
         neighbor_weights: (S, num_neighbors), for example r squared; by default 1 for given neighbours.
         num_neighbors: Neighbours of a node when no graph is given.
         checkpoint_activations: Recompute the body's activations in the backward pass to save memory.
-        linear: ``trained``: the SNPs' additive weights are learned with the network, from zero. ``fitted``: they are
-            fixed, to be filled by ``fit_linear`` before training; the network learns what they leave.
+        linear: ``trained``: the SNPs' additive weights are learned with the network, from zero. ``fitted``:
+            they are fixed, to be filled by ``fit_linear`` before training; the network learns what they
+            leave.
 
     Raises:
         ConfigError: An unknown architecture, or sizes that do not hold together.
@@ -129,8 +131,8 @@ class InterpretableSNPModel(nn.Module):
         """Logits, or predictions of a quantitative trait.
 
         Args:
-            genotypes: (B, ceil(n_snps / 4)) uint8 packed, (B, n_snps) integer codes (negative or 3 is missing), or
-                (B, n_snps, C) floating encoded.
+            genotypes: (B, ceil(n_snps / 4)) uint8 packed, (B, n_snps) integer codes (negative or 3 is
+                missing), or (B, n_snps, C) floating encoded.
             covariates: (B, num_covariates), where the model was built with covariates.
 
         Returns:
@@ -177,6 +179,19 @@ class InterpretableSNPModel(nn.Module):
         attention = pooled.slot_attention * pooled.token_attention.unsqueeze(-1)
         return attention.flatten(1)[:, : self.n_snps]
 
+    @torch.no_grad()
+    def start_attention(self, share: Tensor) -> None:
+        """Sets the part of the attention that does not depend on content; in a new model that is all.
+
+        Args:
+            share: (n_snps,) non-negative, on any scale. A hundredth of its mean is added, so that no SNP is
+                shut out.
+        """
+        share = (share / share.mean().clamp(min=1e-30) + 0.01) * self.encoder.slot_mask
+        split = F.pad(share, (0, self.padding)).view(-1, self.patch)
+        self.body.slot_attention.place.copy_(split.flatten().clamp(min=1e-6).log())
+        self.body.pool.place.copy_(split.sum(1).clamp(min=1e-6).log())
+
     def _input(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         x, mask = self.encoder.centre(encoded), self.encoder.slot_mask
         return (F.pad(x, (0, self.padding)), F.pad(mask, (0, self.padding))) if self.padding else (x, mask)
@@ -217,7 +232,9 @@ def _check_sizes(architecture: str, *, n_snps: int, patch: int, width: int, num_
     if n_snps < 1:
         raise ConfigError(f"{n_snps} SNPs", where="n_snps", mend="give at least one")
     if patch < 4 or patch % 4:
-        raise ConfigError(f"{patch}", where="patch", mend="give a multiple of 4: slots are packed four a byte")
+        raise ConfigError(
+            f"{patch}", where="patch", mend="give a multiple of 4: slots are packed four a byte"
+        )
     if architecture == "cnn_transformer" and width % num_heads:
         raise ConfigError(
             f"{num_heads} heads do not divide a width of {width}",

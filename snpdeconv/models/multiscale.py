@@ -1,4 +1,4 @@
-"""Convolutions of three widths beside each other along the genome, cheap on few channels.
+"""Convolutions of three widths beside each other along the genome.
 
 Shape suffixes: B batch, C channels, S slots.
 """
@@ -15,15 +15,15 @@ KERNELS = (3, 5, 7)
 
 
 class MultiScaleConv(nn.Module):
-    """Kernels 3, 5 and 7 as one matrix product over shifted copies of the input.
+    """Kernels 3, 5 and 7, run as one convolution of width 7.
 
-    Convolution libraries are made for many channels: on the two or three of a genotype their backward pass took
-    three quarters of a training step on a CPU, some five times as long as this.
+    The shorter kernels are padded with zeros: on few channels one call is about three times as fast as three
+    and saves putting their outputs together.
 
     Args:
         channels_in: Input channels.
         channels_out: Output channels, shared out among the kernels as evenly as they go.
-        stride: 1 or 2; S is then a multiple of it.
+        stride: S is a multiple of it.
         bias: Whether each output channel has one.
     """
 
@@ -35,15 +35,10 @@ class MultiScaleConv(nn.Module):
             torch.empty(part, channels_in, kernel).uniform_(-1, 1) / math.sqrt(channels_in * kernel)
             for part, kernel in zip(share, KERNELS, strict=True)
         )
-        self.bias = nn.Parameter(torch.zeros(channels_out, 1)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, S) -> (B, C_out, S / stride)."""
         widest = KERNELS[-1]
-        padded = F.pad(x, (widest // 2, widest // 2))
-        stop = x.shape[-1]
-        shifted = torch.cat([padded[:, :, i : i + stop : self.stride] for i in range(widest)], dim=1)
-        kernels = [F.pad(w, ((widest - w.shape[2]) // 2,) * 2) for w in self.weights]
-        # Shifts are the outer and channels the inner part of the contracted dimension.
-        out = torch.matmul(torch.cat(kernels).transpose(1, 2).flatten(1), shifted)
-        return out if self.bias is None else out + self.bias
+        merged = torch.cat([F.pad(weight, ((widest - weight.shape[2]) // 2,) * 2) for weight in self.weights])
+        return F.conv1d(x, merged, self.bias, stride=self.stride, padding=widest // 2)

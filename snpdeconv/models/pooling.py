@@ -27,7 +27,7 @@ class Pooled(NamedTuple):
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension in float32 with exact zeros where the mask is False, also where all are."""
+    """Softmax over the last dimension in float32; exactly 0 where the mask is False, even all of it."""
     lowest = torch.finfo(torch.float32).min
     return torch.softmax(logits.float().masked_fill(~mask, lowest), dim=-1) * mask
 
@@ -43,14 +43,15 @@ class TokenPool(nn.Module):
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.score = nn.Linear(width, 1)
+        # Zero, here and in the bodies' slot logits: a new model's attention is that of its places alone.
+        self.score = nn.Parameter(torch.zeros(width))
         self.place = nn.Parameter(torch.zeros(num_tokens))
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) tokens and their (K,) mask -> (B, D) features, (B, K) attention."""
-        normed = self.norm(tokens.float())
-        attention = masked_softmax(self.score(normed).squeeze(-1).float() + self.place, token_mask)
         with torch.autocast(tokens.device.type, enabled=False):
+            normed = self.norm(tokens.float())
+            attention = masked_softmax(normed @ self.score + self.place, token_mask)
             return torch.einsum("bk,bkd->bd", attention, normed), attention
 
 
@@ -69,5 +70,5 @@ class SlotAttention(nn.Module):
 
     def forward(self, logits: Tensor, slot_mask: Tensor) -> Tensor:
         """(B, S) logits and the (S,) mask -> (B, K, P) attention."""
-        split = (logits.float() + self.place).unflatten(-1, (-1, self.patch))
+        split = (logits.float() + self.place).reshape(len(logits), -1, self.patch)
         return masked_softmax(split, slot_mask.view(-1, self.patch))

@@ -18,6 +18,7 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ld import ld_neighbors
 from snpdeconv.models.factory import GPUOptimizedSNPModel
+from snpdeconv.models.linear import fit_linear
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, slot_genotypes
 from snpdeconv.training.data import PackedLoader
@@ -62,6 +63,7 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
         layout.num_slots,
         config.model.architecture,
         encoding_dim=config.model.encoding_dim,
+        linear=config.model.linear,
         num_outputs=dataset.num_outputs,
         num_covariates=dataset.covariates.shape[1],
         width=config.model.width,
@@ -126,6 +128,8 @@ def fit(
         TrainingError: The loss is not finite, or a batch of one does not fit into memory.
     """
     base = build_model(config, dataset).to(device)
+    if config.model.linear == "fitted":
+        _fit_linear(base, dataset)
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     model = GPUOptimizedSNPModel(
@@ -169,6 +173,17 @@ def loader(dataset: Dataset, part: str, *, batch_size: int, seed: int, device: t
         batch_size=batch_size,
         shuffle=part == "train",
         seed=seed,
+    )
+
+
+def _fit_linear(model: InterpretableSNPModel, dataset: Dataset) -> None:
+    train = dataset.split.train
+    fit_linear(
+        model,
+        torch.from_numpy(dataset.packed[train]),
+        torch.from_numpy(dataset.target[train]),
+        torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
+        kind=dataset.trait.kind,
     )
 
 

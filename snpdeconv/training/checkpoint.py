@@ -61,42 +61,18 @@ class CheckpointStore:
         return self._save("best", contents)
 
     def newest(self) -> Path | None:
-        """The newest undamaged `last`, or None if there was never one.
-
-        A damaged one is set aside with a warning, and the one before it is taken.
-
-        Raises:
-            ResourceError: There are some, and all are damaged.
-        """
-        paths = self._files("last")
-        for path in reversed(paths):
-            try:
-                read_checkpoint(path)
-            except DamagedCheckpoint as error:
-                logger.warning("%s; taking the checkpoint before it", error)
-                path.rename(path.with_name(f"damaged-{path.name}"))
-            else:
-                return path
-        if paths:
-            mend = "give another checkpoint folder, or empty this one, to start anew"
-            raise ResourceError("every checkpoint is damaged", where=self.folder, mend=mend)
-        return None
+        """The checkpoint to go on from; see `newest_checkpoint`."""
+        return newest_checkpoint(self.folder)
 
     def best(self) -> Path | None:
         """The file of the best epoch, if one was written."""
-        return next(iter(self._files("best")), None)
-
-    def _files(self, kind: str) -> list[Path]:
-        """Complete files of a kind, oldest first."""
-        return sorted(
-            path for path in self.folder.iterdir() if (m := _NAME.fullmatch(path.name)) and m["kind"] == kind
-        )
+        return next(iter(_files(self.folder, "best")), None)
 
     def _save(self, kind: str, contents: dict[str, Any]) -> Path:
         buffer = io.BytesIO()
         torch.save(contents, buffer)
         data = buffer.getbuffer()
-        older = self._files(kind)
+        older = _files(self.folder, kind)
         serial = int(older[-1].name.split("-")[1]) + 1 if older else 1
         path = self.folder / f"{kind}-{serial:08d}-{_digest(data)}.pt"
         temporary = self.folder / f"{_TEMPORARY}{path.name}"
@@ -149,6 +125,29 @@ def read_state(path: Path) -> TrainingState:
     return TrainingState(**read_checkpoint(path))
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest undamaged `last` of a folder, or None if there was never one.
+
+    A damaged one is set aside with a warning, and the one before it is taken.
+
+    Raises:
+        ResourceError: There are some, and all are damaged.
+    """
+    paths = _files(folder, "last")
+    for path in reversed(paths):
+        try:
+            read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            logger.warning("%s; taking the checkpoint before it", error)
+            path.rename(path.with_name(f"damaged-{path.name}"))
+        else:
+            return path
+    if paths:
+        mend = "give another checkpoint folder, or empty this one, to start anew"
+        raise ResourceError("every checkpoint is damaged", where=folder, mend=mend)
+    return None
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a user asked for: the file itself, or the newest one of a folder.
 
@@ -157,13 +156,20 @@ def find_checkpoint(path: Path) -> Path:
         ResourceError: All of the folder's are damaged.
     """
     if path.is_dir():
-        newest = CheckpointStore(path).newest()
+        newest = newest_checkpoint(path)
         if newest is None:
             raise InputError("no complete checkpoint in this folder", where=path)
         return newest
     if not path.is_file():
         raise InputError("no such checkpoint", where=path)
     return path
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    """Complete files of a kind, oldest first."""
+    return sorted(
+        path for path in folder.iterdir() if (m := _NAME.fullmatch(path.name)) and m["kind"] == kind
+    )
 
 
 def _digest(data: memoryview) -> str:

@@ -74,15 +74,11 @@ class SquaredErrorLoss(nn.Module):
         return (values - target.reshape(-1).to(values.dtype)).square()
 
 
-def make_loss(
-    name: str, *, alpha: float = 0.25, gamma: float = 2.0, class_weights: Tensor | None = None
-) -> nn.Module:
+def make_loss(name: str, *, class_weights: Tensor | None = None) -> nn.Module:
     """The loss of a name.
 
     Args:
         name: `focal`, `cross_entropy` or `mse`.
-        alpha: Of the focal loss.
-        gamma: Of the focal loss.
         class_weights: (classes,) for the first two losses.
 
     Returns:
@@ -92,7 +88,7 @@ def make_loss(
         ConfigError: No loss has that name.
     """
     if name == "focal":
-        return FocalLoss(alpha=alpha, gamma=gamma, class_weights=class_weights)
+        return FocalLoss(class_weights=class_weights)
     if name == "cross_entropy":
         return CrossEntropyLoss(class_weights=class_weights)
     if name == "mse":

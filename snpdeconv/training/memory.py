@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Two samples, since batch normalisation refuses one.
 _SMALLEST_BATCH = 2
 # The two measurements must differ by more than the noise of a resident size.
-_CLEAR_DIFFERENCE = 32 * 2**20
+_CLEAR_DIFFERENCE = 64 * 2**20
 _MEND = "use a smaller model, checkpointed activations or a larger device"
 _SHARE_OF_SAFE_MEMORY = {"careful": 0.5, "balanced": 0.75, "bold": 1.0}
 

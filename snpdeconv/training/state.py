@@ -58,7 +58,7 @@ class Progress:
         Returns:
             Whether this epoch is the best so far.
         """
-        for name in self.history.keys() | values.keys():
+        for name in dict.fromkeys([*self.history, *values]):
             past = self.history.setdefault(name, [math.nan] * self.epoch)
             past.append(values.get(name, math.nan))
         best = self.best_value

@@ -167,7 +167,7 @@ class MultiGPUSNPTrainer:
             started = time.perf_counter()
             with PeakMemory(self.device) as memory:
                 values = self._train_epoch(run)
-                values |= self._validate()
+                values |= self._validate(run)
                 values["peak_gib"] = memory.peak_bytes() / GIB
             values["seconds"] = time.perf_counter() - started
             self._finish_epoch(run, values)
@@ -207,7 +207,7 @@ class MultiGPUSNPTrainer:
         speed = (losses.num_samples - done_before) / (time.perf_counter() - started)
         return {"train_loss": losses.loss_sum / losses.num_samples, "samples_per_second": speed}
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, run: Run) -> dict[str, float]:
         return validate(
             self.model,
             self.val_loader,
@@ -215,11 +215,12 @@ class MultiGPUSNPTrainer:
             metrics=self._metrics,
             precision=self.precision,
             device=self.device,
+            micro_batch_size=run.window.micro_batch_size,
         )
 
     def _finish_epoch(self, run: Run, values: dict[str, float]) -> None:
         progress = run.progress
-        values |= {"epoch": float(progress.epoch), "lr": progress.learning_rate}
+        values = {"epoch": float(progress.epoch), **values, "lr": progress.learning_rate}
         monitor = self.optimization.monitor
         if monitor not in values and progress.epoch == 0:
             raise ConfigError(
@@ -264,9 +265,9 @@ class MultiGPUSNPTrainer:
         source = distributed.from_first_rank(source)
         if source is not None:
             run.restore(read_state(source), source=source)
-            logger.info(
-                "going on from %s: epoch %d, step %d", source, run.progress.epoch + 1, run.progress.step
-            )
+            if distributed.is_first():
+                progress = run.progress
+                logger.info("going on from %s: epoch %d, step %d", source, progress.epoch + 1, progress.step)
         return run
 
     def get_snp_importance(
@@ -294,7 +295,8 @@ class MultiGPUSNPTrainer:
         # The one step sideways, to a package on the same floor: the public interface has this method here.
         from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 
-        model = cast(Any, self.model)
+        # Without the wrapper that sets precision and compilation: attribution is in full precision.
+        model = cast(Any, getattr(self.model, "base", self.model))
         options = {("attention", "mean"), ("attention", "max"), ("integrated_gradients", "mean")}
         if (method, aggregate) not in options:
             choices = nearest(f"{method}, {aggregate}", [", ".join(pair) for pair in options])

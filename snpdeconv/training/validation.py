@@ -30,6 +30,7 @@ def validate(
     metrics: Metrics | None,
     precision: Precision,
     device: torch.device,
+    micro_batch_size: int | None = None,
 ) -> dict[str, float]:
     """Loss and metrics on a loader's samples.
 
@@ -41,6 +42,7 @@ def validate(
         metrics: Takes logits (N, O) float32 and targets (N,), on the CPU, of all ranks.
         precision: For the forward pass.
         device: Where the model is.
+        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
 
     Returns:
         `val_loss` and, with the prefix `val_`, what `metrics` gave.
@@ -55,9 +57,7 @@ def validate(
     logits: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.inference_mode():
-        for batch in map(as_batch, loader):
-            if len(batch) == 0:
-                continue
+        for batch in (piece for item in loader for piece in as_batch(item).split(micro_batch_size)):
             on_device = batch.to(device)
             given = on_device.tensors()
             with precision.autocast():

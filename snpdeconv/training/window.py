@@ -92,7 +92,7 @@ class WindowStep:
             window: Batches of this rank; some or all may hold no sample.
 
         Raises:
-            TrainingError: No memory even for one sample at a time.
+            TrainingError: No memory even for one sample at a time, or for the optimiser's state.
         """
         if not self._is_rehearsed:
             self._rehearse(window)
@@ -102,7 +102,13 @@ class WindowStep:
         if self._gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_clip)
-        self._scaler.step(self._optimizer)
+        try:
+            self._scaler.step(self._optimizer)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Some weights may have moved: there is no going back, and smaller batches would not help either.
+            raise _no_memory("for the optimiser's state", str(error)) from error
         self._scaler.update()
         return StepResult(losses.total, num_samples, losses.inputs_are_finite, norm)
 
@@ -199,11 +205,7 @@ class WindowStep:
     def _halve(self, window: list[Batch], reason: str) -> None:
         tried = min(self.micro_batch_size or 2**31, max(map(len, window)))
         if tried <= 1:
-            raise TrainingError(
-                f"no memory for a single sample ({reason})",
-                where="training",
-                mend="use fewer SNPs, a smaller model, checkpointed activations or a larger device",
-            )
+            raise _no_memory("for a single sample", reason)
         self.micro_batch_size = tried // 2
         logger.warning(
             "out of memory with %d samples at once; going on with %d, accumulated to the same step (%s)",
@@ -223,6 +225,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _placeholder(batch: Batch) -> Batch:
     # Two samples, since batch normalisation refuses one.
     return Batch(*(tensor.new_zeros((2, *tensor.shape[1:])) for tensor in batch.tensors()))
+
+
+def _no_memory(what: str, reason: str) -> TrainingError:
+    mend = "use fewer SNPs, a smaller model, checkpointed activations or a larger device"
+    return TrainingError(f"no memory {what} ({reason.splitlines()[0]})", where="training", mend=mend)
 
 
 def _lost_to_others(size: int) -> TrainingError:

@@ -88,6 +88,17 @@ def test_one_rank_goes_on_where_two_stopped(tmp_path):
         assert resumed["history"][name] == pytest.approx(values, abs=1e-6), name
 
 
+def test_two_ranks_go_on_bit_for_bit_each_with_its_own_dropout(tmp_path):
+    run("stop_dropout", tmp_path / "both", world=2)
+    resumed = run("dropout", tmp_path / "both", world=2)
+    whole = run("dropout", tmp_path / "whole", world=2)
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert ours["history"] == theirs["history"]
+    for rank in range(2):
+        ours, theirs = (torch.load(tmp_path / name / f"model-2-{rank}.pt") for name in ("both", "whole"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_one_rank_out_of_memory_in_the_first_step_leaves_the_result_as_it_is(tmp_path, alone):
     results = run("out_of_memory", tmp_path, world=2)
     assert_like_one(results, tmp_path, alone("plain"))

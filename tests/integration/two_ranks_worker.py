@@ -48,14 +48,14 @@ def train(scenario, folder, environment):
 
     # 25 samples in batches of 8: the last batch has one sample, and the second rank none of it. Validation in
     # batches of one leaves the second rank without any sample.
-    model = Network()
+    model = Network(dropout=0.3 if "dropout" in scenario else 0.0)
     train_loader = loader(25, 1, 8, shuffle=True, seed=4)
     options = {"accumulation": 2} if scenario == "accumulation" else {}
     if scenario == "different_lengths":
         train_loader.batch_size = 8 + rank * 8
     if scenario.startswith("out_of_memory") and rank == 1:
         break_memory(model, after=4 if scenario.endswith("later") else 0)
-    if scenario == "stop":  # only the second rank hears the signal, and the ranks agree at step 10
+    if scenario.startswith("stop"):  # only the second rank hears the signal, and the ranks agree at step 10
         options["should_stop"] = lambda: rank == 1
     if scenario == "nan" and rank == 1:
         train_loader.packed[:] = float("nan")

@@ -1,4 +1,4 @@
-"""Clumps: of many pairs that show one interaction the strongest leads, and its likely alternatives stay with it.
+"""Clumps: of many pairs that show one interaction the strongest leads, likely alternatives stay with it.
 
 Owns which pairs stand for a signal of their own. Knows no p-value and no file.
 Shapes: N samples, V variants, C candidates, L clumps.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches, standardised_products
+from snpdeconv.interpret.pairs.local import Surroundings
 from snpdeconv.interpret.pairs.retest import Null
 
 # One float32 array of (N, C) candidate columns: 256 MiB.
@@ -34,19 +35,23 @@ class Leaders:
 
     Attributes:
         index: (L,) candidate, strongest first.
-        statistic: (L,) t given the leaders before it.
+        statistic: (L,) t given the leaders before it and the surroundings.
+        discount: (L,) factor of t that the surroundings leave.
+        kept: (L,) whether that is still strong. The others only take their shadows out.
         columns: (N, L) their standardised products.
-        members: For each leader, candidates of its clump, itself first.
     """
 
     index: NDArray[np.int64]
     statistic: NDArray[np.float64]
+    discount: NDArray[np.float64]
+    kept: NDArray[np.bool_]
     columns: Tensor
-    members: list[NDArray[np.int64]]
 
     def leave(self, null: Null) -> Tensor:
         """(N,) what the leaders leave of the residual."""
-        effect = _solve(self.columns.T @ (null.weight[:, None] * self.columns), self.columns.T @ null.residual)
+        effect = _solve(
+            self.columns.T @ (null.weight[:, None] * self.columns), self.columns.T @ null.residual
+        )
         return null.residual - null.weight * (self.columns @ effect)
 
 
@@ -56,6 +61,7 @@ def lead(
     pairs: NDArray[np.int64],
     statistic: NDArray[np.float64],
     *,
+    surroundings: Surroundings,
     t_min: float,
     max_clumps: int,
 ) -> Leaders:
@@ -69,6 +75,7 @@ def lead(
         null: The trait without pairs.
         pairs: (C, 2) candidates, strongest first.
         statistic: (C,) exact t.
+        surroundings: Of which a leader has to be independent.
         t_min: Smallest conditional \\|t\\| of a leader.
         max_clumps: Most leaders.
     """
@@ -86,22 +93,35 @@ def lead(
     index: list[int] = []
     found: list[float] = []
     products: list[Tensor] = []
-    members: list[NDArray[np.int64]] = []
+    discount: list[float] = []
+    kept: list[bool] = []
+    residual = null.residual
     while len(index) < max_clumps and bool(free.any()):
         t = (conditional * t_per_score).abs().masked_fill(~free, 0.0)
         best = int(t.argmax())
         if float(t[best]) < t_min:
             break
+        share = 1.0
+        if surroundings.near(pairs[best]):
+            share = surroundings.discount(null, residual, pairs[best], columns[:, best])
+        discount.append(share)
+        own = float((conditional * t_per_score)[best]) * share
         index.append(best)
-        found.append(float((conditional * t_per_score)[best]))
+        found.append(own)
+        kept.append(abs(own) >= t_min)
         products.append(columns.T @ (null.weight * columns[:, best]))
-        same = free & (products[-1].square() > SAME_SIGNAL_R2 * norm * norm[best])
-        same[best] = False
-        members.append(np.concatenate([[best], torch.nonzero(same)[:, 0].cpu().numpy()]).astype(np.int64))
-        free &= ~same
+        free &= products[-1].square() <= SAME_SIGNAL_R2 * norm * norm[best]
         free[best] = False
-        conditional = score - torch.stack(products, 1) @ _joint(products, score, index)
-    return Leaders(np.array(index, dtype=np.int64), np.array(found), columns[:, index], members)
+        effect = _solve(torch.stack([product[index] for product in products], dim=1), score[index])
+        conditional = score - torch.stack(products, dim=1) @ effect
+        residual = null.residual - null.weight * (columns[:, index] @ effect)
+    return Leaders(
+        index=np.array(index, dtype=np.int64),
+        statistic=np.array(found),
+        discount=np.array(discount),
+        kept=np.array(kept, dtype=bool),
+        columns=columns[:, index],
+    )
 
 
 def alternatives(
@@ -111,7 +131,6 @@ def alternatives(
     pairs: NDArray[np.int64],
     *,
     most: int,
-    testable: NDArray[np.bool_] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Finds for each leader the pairs that may be meant in its stead.
 
@@ -124,19 +143,18 @@ def alternatives(
         leaders: Of :func:`lead`.
         pairs: (C, 2) candidates.
         most: Most pairs of a clump, the leader among them.
-        testable: (V,) SNPs that may be in a pair.
 
     Returns:
-        For each leader an array (at most `most`, 2), the leader first.
+        For each leader that was kept an array (at most `most`, 2), the leader first.
     """
-    if not len(leaders.index):
+    if not leaders.kept.any():
         return []
-    windows = _windows(dosages, np.unique(pairs[leaders.index]))
+    windows = _windows(dosages, np.unique(pairs[leaders.index[leaders.kept]]))
     gram = leaders.columns.T @ (null.weight[:, None] * leaders.columns)
     score = leaders.columns.T @ null.residual
     out = []
-    for own, candidate in enumerate(leaders.index):
-        first, second = pairs[candidate]
+    for own in np.flatnonzero(leaders.kept):
+        first, second = pairs[leaders.index[own]]
         others = [other for other in range(len(leaders.index)) if other != own]
         residual = null.residual
         if others:
@@ -161,13 +179,11 @@ def _products(
 ) -> NDArray[np.float64]:
     """Homoscedastic t of all products of two windows, orthogonal to their members: (a,), (b,) -> (a, b).
 
-    With x and y the two members, centred, the product less its mean, a x and b y has to be orthogonal to x and
-    y; sums over samples of x y, x² y, x y² and x² y² then give its sum with the residual and its square.
+    With x and y the two members, centred, the product less its mean, a x and b y has to be orthogonal to x
+    and y; sums over samples of x y, x² y, x y² and x² y² then give its sum with the residual and its square.
     """
     weight, total = null.weight[:, None], null.weight.sum()
-    x, y = (
-        z - (weight * z).sum(0) / total for z in (dosages.columns(window) for window in (left, right))
-    )
+    x, y = (z - (weight * z).sum(0) / total for z in (dosages.columns(window) for window in (left, right)))
     xx, yy = (weight * x.square()).sum(0)[:, None], (weight * y.square()).sum(0)[None]
     wx, wxx = (weight * x).T, (weight * x.square()).T
     xy, xxy, xyy, xxyy = wx @ y, wxx @ y, wx @ y.square(), wxx @ y.square()
@@ -200,10 +216,7 @@ def _windows(dosages: Dosages, snps: NDArray[np.int64]) -> dict[int, NDArray[np.
     return out
 
 
-def _joint(products: list[Tensor], score: Tensor, index: list[int]) -> Tensor:
-    return _solve(torch.stack([product[index] for product in products], dim=1), score[index])
-
-
 def _solve(gram: Tensor, score: Tensor) -> Tensor:
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    return torch.linalg.solve((gram + ridge).double(), score.double()).to(score)
+    solution: Tensor = torch.linalg.solve((gram + ridge).double(), score.double())
+    return solution.to(score)

@@ -136,8 +136,8 @@ def pair_columns(
     """Makes the columns by which pairs join a regression.
 
     Each is the product of the two standardised dosages (missing ones at the mean) without what intercept and
-    either dosage explain of it, scaled to mean 0 and variance 1: its coefficient is an interaction alone, in the
-    unit of the trait for one standard deviation.
+    either dosage explain of it, scaled to mean 0 and variance 1: its coefficient is an interaction alone, in
+    the unit of the trait for one standard deviation.
 
     Args:
         genotypes: The cohort.
@@ -167,7 +167,7 @@ def standardised_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Tensor:
     rest = (1 - r**2).clamp(min=COLLINEAR)
     product -= ((on_first - r * on_second) / rest)[:, None] * first
     product -= ((on_second - r * on_first) / rest)[:, None] * second
-    # Of members in perfect LD the solution above is not one; they have no interaction that could be told apart.
+    # Of members in perfect LD the solution above is not one: no interaction could be told apart.
     sd = product.square().mean(1).sqrt()
     tested = (1 - r**2 > COLLINEAR) & (sd > COLLINEAR)
     return (product * torch.where(tested, 1 / sd.clamp(min=COLLINEAR), 0.0)[:, None]).T

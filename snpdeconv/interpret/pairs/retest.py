@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches
 from snpdeconv.interpret.pairs.saddlepoint import binary_score_tail
 
 RIDGE = 1e-6
+# A fitted probability of 0 or 1 would let a single sample decide.
+SMALLEST_MEAN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,37 @@ class Null:
     weight: Tensor
 
     @classmethod
-    def of(cls, residual: Tensor, covariates: Tensor | None, *, mean: Tensor | None) -> Null:
-        """Makes the covariates' basis."""
-        n = len(residual)
-        weight = torch.ones_like(residual) if mean is None else mean * (1 - mean)
-        columns = torch.ones(n, 1, dtype=torch.float64, device=residual.device)
+    def of(
+        cls,
+        residual: ArrayLike,
+        *,
+        covariates: ArrayLike | None = None,
+        mean: ArrayLike | None = None,
+        device: torch.device,
+    ) -> Null:
+        """Makes it from (N,) residuals, (N, any number) covariates and (N,) probabilities."""
+        r = np.asarray(residual, dtype=np.float64)
+        if mean is None:
+            weight, probability = np.ones_like(r), None
+        else:
+            probability = np.clip(np.asarray(mean, dtype=np.float64), SMALLEST_MEAN, 1 - SMALLEST_MEAN)
+            weight = probability * (1 - probability)
+        columns = [np.ones((len(r), 1))]
         if covariates is not None:
-            centred = covariates.double() - covariates.double().mean(0)
-            sd = centred.std(0)
-            columns = torch.cat([columns, centred[:, sd > 0] / sd[sd > 0]], dim=1)
-        root = weight.double().sqrt()[:, None]
-        left, size, _ = torch.linalg.svd(root * columns, full_matrices=False)
-        basis = left[:, size > 1e-8 * size[0]] / root.clamp(min=1e-12)
-        return cls(residual, mean, basis.float(), weight)
+            given = np.asarray(covariates, dtype=np.float64)
+            sd = given.std(axis=0)
+            columns.append(((given - given.mean(axis=0)) / np.where(sd > 0, sd, 1))[:, sd > 0])
+        root = np.sqrt(weight)[:, None]
+        left, size, _ = np.linalg.svd(root * np.hstack(columns), full_matrices=False)
+        basis = left[:, size > 1e-8 * size[0]] / root
+        if mean is None:  # A binary residual has to stay case - mean, and the score needs no more than that.
+            r = r - basis @ (basis.T @ r)
+        return cls(
+            residual=_float32(r, device),
+            mean=None if probability is None else _float32(probability, device),
+            basis=_float32(basis, device),
+            weight=_float32(weight, device),
+        )
 
     def project(self, columns: Tensor) -> Tensor:
         """Takes the covariates out of (N, v) columns."""
@@ -76,28 +96,32 @@ class Tested:
     carriers: NDArray[np.float64]
 
 
-def test_pairs(dosages: Dosages, null: Null, pairs: NDArray[np.int64], *, inflation: float = 1.0) -> Tested:
+def retest_pairs(
+    dosages: Dosages, null: Null, pairs: NDArray[np.int64], *, factor: float | NDArray[np.float64]
+) -> Tested:
     """Tests (P, 2) pairs, each by itself.
 
     Quantitative: least squares of the residual on the product, both dosages, both heterozygote indicators and
-    the covariates. The standard error is the larger of the homoscedastic and the HC3 one (MacKinnon and White
-    1985): the latter is needed where a SNP of a strong pair meets others, the former where few double carriers
-    make the latter noisy. Binary: score test with saddlepoint tail.
+    the covariates. The standard error is the larger of the homoscedastic and the HC3 one (MacKinnon and
+    White 1985): the latter is needed where a SNP of a strong pair meets others, the former where few double
+    carriers make the latter noisy. Binary: score test with saddlepoint tail.
 
     Args:
         dosages: Genotypes of the N samples.
         null: The trait without pairs.
         pairs: (P, 2) variants.
-        inflation: Divides every statistic.
+        factor: One or (P,) factors of the statistic.
     """
-    parts = [_test_batch(dosages, null, pairs[b]) for b in batches(len(pairs), num_samples=4 * dosages.num_samples)]
+    parts = [
+        _test_batch(dosages, null, pairs[b]) for b in batches(len(pairs), num_samples=4 * dosages.num_samples)
+    ]
     if not parts:
         nothing = np.empty(0)
         return Tested(nothing, nothing, nothing, nothing, nothing)
     effect, statistic, r, carriers = (
         torch.cat(column).double().cpu().numpy() for column in zip(*parts, strict=True)
     )
-    statistic = statistic / inflation
+    statistic = statistic * factor
     df = dosages.num_samples - null.basis.shape[1] - 5
     neg_log10_p = (
         tails.normal_tail(statistic) if null.mean is not None else tails.t_tail(statistic, df=max(1, df))
@@ -154,3 +178,7 @@ def _deviate(neg_log10_p: Tensor) -> Tensor:
     """Normal deviate of two-sided p-values."""
     log_upper = -neg_log10_p.cpu().numpy() * np.log(10) - np.log(2)
     return torch.from_numpy(-special.ndtri_exp(log_upper))
+
+
+def _float32(values: NDArray[np.float64], device: torch.device) -> Tensor:
+    return torch.as_tensor(values.astype(np.float32), device=device)

@@ -77,4 +77,5 @@ def _upper_tail(x: Tensor, q: Tensor, mean: Tensor) -> Tensor:
 
 def _two_sided(z: Tensor) -> Tensor:
     log_tail = torch.special.log_ndtr(-z.abs())
-    return (-(log_tail + math.log(2)) / math.log(10)).clamp(min=0.0)
+    neg_log10_p: Tensor = (-(log_tail + math.log(2)) / math.log(10)).clamp(min=0.0)
+    return neg_log10_p

@@ -19,7 +19,8 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.interpret.pairs.clump import Leaders, alternatives, lead
 from snpdeconv.interpret.pairs.columns import Dosages
-from snpdeconv.interpret.pairs.retest import Null, test_pairs
+from snpdeconv.interpret.pairs.local import Surroundings
+from snpdeconv.interpret.pairs.retest import Null, retest_pairs
 from snpdeconv.interpret.pairs.screen import Screened, screen
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class PairScan:
         j: (P,) second variant.
         effect: (P,) coefficient of the standardised product, as
             :func:`~snpdeconv.interpret.pairs.columns.pair_columns` makes it.
-        t: (P,) exact statistic, a normal deviate under the null.
+        t: (P,) exact statistic, divided by the inflation and discounted for what the surroundings of a close
+            pair explain; a normal deviate under the null.
         neg_log10_p: (P,) -log10 of its two-sided p-value, not corrected for the number of tests.
         clump: (P,) number of the clump.
         conditional_t: (P,) of a leader its t given the leaders before it; NaN of its alternatives.
@@ -82,6 +84,20 @@ class PairScan:
         passed: NDArray[np.bool_] = self.neg_log10_p > np.log10(max(1, self.num_tested) / alpha)
         return passed & self.leads
 
+    @property
+    def q_value(self) -> NDArray[np.float64]:
+        """(P,) false discovery rate of the leaders (Benjamini and Hochberg 1995) among all pairs tested.
+
+        NaN of alternatives. A clump counts as one discovery, which is conservative.
+        """
+        q = np.full(len(self), np.nan)
+        leaders = np.flatnonzero(self.leads)
+        order = leaders[np.argsort(-self.neg_log10_p[leaders], kind="stable")]
+        expected = 10.0 ** -self.neg_log10_p[order] * self.num_tested
+        rates = expected / np.arange(1, len(order) + 1)
+        q[order] = np.minimum.accumulate(np.minimum(rates, 1.0)[::-1])[::-1]
+        return q
+
 
 def scan_pairs(
     genotypes: PackedGenotypes,
@@ -92,7 +108,7 @@ def scan_pairs(
     rows: NDArray[np.integer] | None = None,
     mean: ArrayLike | None = None,
     covariates: ArrayLike | None = None,
-    min_distance_bp: int = 50_000,
+    min_distance_bp: int = 10_000,
     max_r: float = 0.3,
     min_carriers: float = 10.0,
     expected_false: float = 20.0,
@@ -102,6 +118,37 @@ def scan_pairs(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> PairScan:
+    """Scans all pairs of SNPs for interactions in what single SNPs leave of a trait.
+
+    Screens every pair by matrix products (:func:`~snpdeconv.interpret.pairs.screen.screen`, which tells its
+    cost), tests the strongest exactly, selects leaders forward, guards close ones against being one
+    ungenotyped SNP, and adds to each leader the pairs that may be meant in its stead. Call it a second time
+    with the residual of the fit that took these pairs: weaker ones come out then.
+
+    Args:
+        genotypes: The cohort.
+        residual: (N,) what dosages, dominance and covariates leave of the trait; of a binary trait y - mean.
+        chrom: (V,) chromosomes.
+        position_bp: (V,) places.
+        rows: (N,) samples; None for all.
+        mean: (N,) fitted probabilities of a binary trait; None for a quantitative one.
+        covariates: (N, any number), without an intercept; the products are made independent of them.
+        min_distance_bp: Pairs of one chromosome closer than this are not tested.
+        max_r: Largest correlation of the two dosages.
+        min_carriers: Smallest number, expected and seen, of samples that carry both minor alleles.
+        expected_false: Pairs are kept down to the p-value that so many of independent pairs would reach.
+        max_clumps: Most clumps.
+        clump_size: Most pairs of a clump.
+        tile: Variants of a tile, a multiple of four; by default what fits memory. No result depends on it.
+        device: Where to compute.
+        dtype: Of the screen's products; float32, and bfloat16 on a GPU. All that is returned is tested anew.
+
+    Returns:
+        The pairs kept, none if there are none.
+
+    Raises:
+        InputError: The residual does not fit the samples.
+    """
     dosages = Dosages.of(genotypes, rows=rows, device=device)
     given = np.asarray(residual, dtype=np.float64)
     if len(given) != dosages.num_samples:
@@ -110,14 +157,7 @@ def scan_pairs(
             where="residual",
             mend="give one for each sample in rows",
         )
-    dev = dosages.device
-    null_mean = None if mean is None else torch.as_tensor(np.asarray(mean), dtype=torch.float32, device=dev)
-    r = torch.as_tensor(given - (given.mean() if mean is None else 0.0), dtype=torch.float32, device=dev)
-    null = Null.of(
-        r,
-        None if covariates is None else torch.as_tensor(np.asarray(covariates), device=dev),
-        mean=null_mean,
-    )
+    null = Null.of(given, covariates=covariates, mean=mean, device=dosages.device)
     num_pairs = genotypes.num_variants * (genotypes.num_variants - 1) / 2
     t_keep = _two_sided_deviate(min(1.0, expected_false / max(1.0, num_pairs)))
     ask = _Screen(
@@ -130,22 +170,23 @@ def scan_pairs(
         t_keep=t_keep,
         max_clumps=max_clumps,
         tile=tile,
-        dtype=dtype or (torch.bfloat16 if dev.type == "cuda" else torch.float32),
+        dtype=dtype or (torch.bfloat16 if dosages.device.type == "cuda" else torch.float32),
     )
     candidates, leaders, screened = ask.leaders(null)
     groups = alternatives(dosages, null, leaders, candidates, most=clump_size)
     pairs = np.concatenate(groups) if groups else np.empty((0, 2), dtype=np.int64)
-    clump = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    final = test_pairs(dosages, null, pairs, inflation=screened.inflation)
+    sizes = [len(group) for group in groups]
+    discount = np.repeat(leaders.discount[leaders.kept], sizes)
+    final = retest_pairs(dosages, null, pairs, factor=discount / screened.inflation)
     conditional = np.full(len(pairs), np.nan)
-    conditional[np.flatnonzero(np.r_[True, np.diff(clump) > 0][: len(pairs)])] = leaders.statistic
+    conditional[np.cumsum([0, *sizes[:-1]])[: len(sizes)]] = leaders.statistic[leaders.kept]
     return PairScan(
         i=pairs[:, 0],
         j=pairs[:, 1],
         effect=final.effect,
         t=final.statistic,
         neg_log10_p=final.neg_log10_p,
-        clump=clump,
+        clump=np.repeat(np.arange(len(groups)), sizes),
         conditional_t=conditional,
         num_tested=screened.num_tested,
         inflation=screened.inflation,
@@ -171,8 +212,8 @@ class _Screen:
     def leaders(self, null: Null) -> tuple[NDArray[np.int64], Leaders, Screened]:
         """Candidates and leaders, and the screen that tells the inflation.
 
-        Strong pairs among dense SNPs cast a shadow on so many others that the bulk of the statistic widens. So
-        where the bulk is wide and there are leaders, a second screen is made of what they leave.
+        Strong pairs among dense SNPs cast a shadow on so many others that the bulk of the statistic widens.
+        So where the bulk is wide and there are leaders, a second screen is made of what they leave.
         """
         screened = self._screen(null, null.residual)
         candidates, leaders = self._lead(null, screened, np.empty((0, 2), dtype=np.int64))
@@ -202,7 +243,7 @@ class _Screen:
         self, null: Null, screened: Screened, before: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], Leaders]:
         candidates = np.unique(np.concatenate([before, _thin(screened)]), axis=0)
-        tested = test_pairs(self.dosages, null, candidates, inflation=screened.inflation)
+        tested = retest_pairs(self.dosages, null, candidates, factor=1 / screened.inflation)
         allowed = (np.abs(tested.r) <= self.max_r) & (tested.carriers >= self.min_carriers)
         # Weak by itself, a pair can still be strong once another is accounted for.
         passed = np.flatnonzero(allowed & (np.abs(tested.statistic) >= self.t_keep - SCREEN_MARGIN))
@@ -212,6 +253,7 @@ class _Screen:
             null,
             candidates[order],
             tested.statistic[order],
+            surroundings=Surroundings(self.dosages, self.chrom_code, self.position_bp),
             t_min=self.t_keep,
             max_clumps=self.max_clumps,
         )

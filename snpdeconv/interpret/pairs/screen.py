@@ -17,9 +17,10 @@ from torch import Tensor
 
 from snpdeconv.interpret.pairs.columns import CODES_A_BYTE, Dosages
 
-# Five (N, b) arrays of float32 in 256 MiB.
-TILE_ELEMENTS = 2**26 // 5
-LARGEST_TILE_CPU = 512
+# Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU.
+TILE_ELEMENTS_CPU = 2**27 // 5
+TILE_ELEMENTS_GPU = 2**30 // 5
+LARGEST_TILE_CPU = 1024
 LARGEST_TILE_GPU = 8192
 # Of a pair's variance, the share that its own effect cannot be blamed for.
 SMALLEST_VARIANCE = 0.1
@@ -52,6 +53,36 @@ class _Tile:
     start: int
     stop: int
     z: Tensor  # (N, b)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which pairs lie too close together."""
+
+    chrom_code: NDArray[np.int64]
+    position_bp: NDArray[np.int64]
+    min_distance_bp: int
+    device: torch.device
+
+    def may_be_near(self, left: _Tile, right: _Tile) -> bool:
+        """Whether two tiles hold such pairs at all, which most do not."""
+        shared = np.intersect1d(
+            self.chrom_code[left.start : left.stop], self.chrom_code[right.start : right.stop]
+        )
+        for chrom in shared:
+            first, second = (
+                self.position_bp[tile.start : tile.stop][self.chrom_code[tile.start : tile.stop] == chrom]
+                for tile in (left, right)
+            )
+            if max(first.min(), second.min()) - min(first.max(), second.max()) < self.min_distance_bp:
+                return True
+        return False
+
+    def near(self, rows: slice, columns: slice) -> Tensor:
+        """(b, b) whether a pair is too close."""
+        first, second = (torch.from_numpy(self.position_bp[part]).to(self.device) for part in (rows, columns))
+        own, other = (torch.from_numpy(self.chrom_code[part]).to(self.device) for part in (rows, columns))
+        return ((first[:, None] - second).abs() < self.min_distance_bp) & (own[:, None] == other)
 
 
 @dataclass
@@ -98,10 +129,10 @@ def screen(
     """Computes a t statistic of every pair from two matrix products.
 
     For residual r and standardised dosages z, T = Σ r z_i z_j and D = Σ r² z_i² z_j² (of a binary trait,
-    D = Σ μ(1 - μ) z_i² z_j²). D, the heteroscedasticity-robust variance of T, also holds the pair's own effect
-    T/N, whose share is N κ_i κ_j (T/N)² for unlinked SNPs of kurtosis κ: without taking it out, a pair with few
-    double carriers could never be strong. Yet the statistic's variance is never less than the
-    homoscedastic one, N var(r): a robust variance that is small by chance would otherwise make the list.
+    D = Σ μ(1 - μ) z_i² z_j²). D, the heteroscedasticity-robust variance of T, also holds the pair's own
+    effect T/N, whose share is N κ_i κ_j (T/N)² for unlinked SNPs of kurtosis κ: without taking it out, a pair
+    with few double carriers could never be strong. Yet the variance is never less than the homoscedastic
+    one, N var(r): a robust variance that is small by chance would otherwise make the list.
 
         t = T / sqrt(max(D - T² κ_i κ_j / N, N var(r)))
 
@@ -121,7 +152,7 @@ def screen(
         min_carriers: Smallest expected number of carriers of both minor alleles.
         t_min: Smallest \\|t\\| kept.
         keep: Most pairs kept.
-        tile: b, a multiple of four; by default as many as fit 256 MiB.
+        tile: b, a multiple of four; by default as many as fit the memory budget above.
         dtype: Of the products' inputs; sums are float32.
     """
     num_variants = dosages.genotypes.num_variants
@@ -130,8 +161,7 @@ def screen(
     n = dosages.num_samples
     carrier = torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device)
     kurtosis = torch.from_numpy(dosages.kurtosis.astype(np.float32)).to(device)
-    chrom = torch.from_numpy(chrom_code).to(device)
-    place = torch.from_numpy(position_bp.astype(np.int64)).to(device)
+    place = _Place(chrom_code, position_bp, min_distance_bp, device)
     square = residual.square() if variance is None else variance
     floor = 0.0 if variance is not None else float(residual.square().sum())
     none = torch.empty(0, dtype=torch.int64, device=device)
@@ -147,19 +177,22 @@ def screen(
             spread = (weighted_square @ right.z.square().to(dtype)).float()
             num_flop += 4.0 * n * total.numel()
             rows, columns = slice(left.start, left.stop), slice(right.start, right.stop)
+            squared = total.square()
             if variance is None:
-                own = total.square() * (kurtosis[rows, None] * (kurtosis[None, columns] / n))
-                spread = torch.maximum(spread - own, SMALLEST_VARIANCE * spread)
-            t = total / spread.clamp(min=max(floor, 1e-6)).sqrt()
-            tested = carrier[rows, None] * carrier[None, columns] * n >= min_carriers
-            near = (place[rows, None] - place[None, columns]).abs() < min_distance_bp
-            tested &= ~(near & (chrom[rows, None] == chrom[None, columns]))
+                own = squared * (kurtosis[rows, None] / n)
+                own *= kurtosis[columns]
+                spread -= torch.minimum(own, (1 - SMALLEST_VARIANCE) * spread)
+            squared /= spread.clamp_(min=max(floor, 1e-6))
+            tested = n * carrier[rows, None] * carrier[columns] >= min_carriers
+            if place.may_be_near(left, right):
+                tested &= ~place.near(rows, columns)
             if left.start == right.start:
                 tested = torch.triu(tested, diagonal=1)
             num_tested += int(tested.sum())
-            bulk.append(t.flatten()[::stride][tested.flatten()[::stride]].abs())
-            i, j = torch.nonzero((t.abs() >= t_min) & tested, as_tuple=True)
-            best.add(i + left.start, j + right.start, t[i, j])
+            bulk.append(squared.flatten()[::stride][tested.flatten()[::stride]].sqrt())
+            i, j = torch.nonzero((squared >= t_min**2) & tested, as_tuple=True)
+            statistic = squared[i, j].sqrt() * torch.sign(total[i, j])
+            best.add(i + left.start, j + right.start, statistic)
     best.shrink()
     return Screened(
         first=best.first.cpu().numpy(),
@@ -180,7 +213,8 @@ def _tiles(dosages: Dosages, size: int, *, start: int = 0) -> Iterator[_Tile]:
 
 def _tile_size(num_samples: int, *, on_gpu: bool) -> int:
     largest = LARGEST_TILE_GPU if on_gpu else LARGEST_TILE_CPU
-    fitting = TILE_ELEMENTS // max(1, num_samples) // CODES_A_BYTE * CODES_A_BYTE
+    elements = TILE_ELEMENTS_GPU if on_gpu else TILE_ELEMENTS_CPU
+    fitting = elements // max(1, num_samples) // CODES_A_BYTE * CODES_A_BYTE
     return min(largest, max(16 * CODES_A_BYTE, fitting))
 
 

@@ -79,7 +79,7 @@ class Columns:
         dominance: Whether SNPs have a dominance column.
         device: Where tiles are multiplied.
         cache_bytes: Most memory that decoded tiles may keep.
-        tile_variants: Variants in a tile; by default about 32 MiB of float32.
+        tile_variants: Variants in a tile; chosen by size where None.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class Columns:
             of_het = weight[num : 2 * num] / self._het_sd
             of_dosage = of_dosage - self._slope * of_het
         total = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
-        for columns, dosage, het in self._tiles:
-            total += (dosage @ of_dosage[columns].float()).double()
+        for rows, columns, dosage, het in self._tiles:
+            total[rows] += (dosage @ of_dosage[columns].float()).double()
             if het is not None:
-                total += (het @ of_het[columns].float()).double()
+                total[rows] += (het @ of_het[columns].float()).double()
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
@@ -191,14 +191,14 @@ class Columns:
         weight32 = weight.float()[:, None]
         squares = torch.zeros((3, num), dtype=torch.float64, device=self.device)
         along = torch.zeros((2, num, right.shape[1]), dtype=torch.float64, device=self.device)
-        for columns, dosage, het in self._tiles:
-            weighted = dosage * weight32
-            squares[0, columns] = (weighted * dosage).sum(dim=0).double()
-            along[0, columns] = (dosage.T @ right).double()
+        for rows, columns, dosage, het in self._tiles:
+            weighted = dosage * weight32[rows]
+            squares[0, columns] += (weighted * dosage).sum(dim=0).double()
+            along[0, columns] += (dosage.T @ right[rows]).double()
             if het is not None:
-                squares[1, columns] = (weighted * het).sum(dim=0).double()
-                squares[2, columns] = (het * het * weight32).sum(dim=0).double()
-                along[1, columns] = (het.T @ right).double()
+                squares[1, columns] += (weighted * het).sum(dim=0).double()
+                squares[2, columns] += (het * het * weight32[rows]).sum(dim=0).double()
+                along[1, columns] += (het.T @ right[rows]).double()
         of_dosage, of_het = along
         both = squares[0] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_dosage)
         parts = [both / self._sd**2]
@@ -274,10 +274,10 @@ class Columns:
         right = vectors.float().contiguous()
         shape = (self.num_variants, right.shape[1])
         dosage_sum, het_sum = (torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2))
-        for columns, dosage, het in self._tiles:
-            dosage_sum[columns] = (dosage.T @ right).double()
+        for rows, columns, dosage, het in self._tiles:
+            dosage_sum[columns] += (dosage.T @ right[rows]).double()
             if het is not None:
-                het_sum[columns] = (het.T @ right).double()
+                het_sum[columns] += (het.T @ right[rows]).double()
         return dosage_sum, het_sum
 
     def _take(self, index: NDArray[np.int64]) -> Tensor:

@@ -107,7 +107,7 @@ def _smallest(
     if not len(held) or held[-1] < coverage:
         return np.empty(0, dtype=np.int64), np.empty(0)
     chosen = order[: int(np.searchsorted(held, coverage)) + 1]
-    return chosen.astype(np.int64), probability[chosen]
+    return chosen.astype(np.int64), probability[chosen].astype(np.float64)
 
 
 def _purity(
@@ -124,7 +124,7 @@ def _purity(
     centred = np.where(called, dosage - mean, 0).astype(np.float32)
     length = np.sqrt(np.sum(centred**2, axis=0, dtype=np.float64))
     product = (centred.T @ centred) / np.outer(length, length)
-    return float(np.abs(product).min())
+    return min(1.0, float(np.abs(product).min()))
 
 
 def _add(found: list[CredibleSet], new: CredibleSet) -> None:

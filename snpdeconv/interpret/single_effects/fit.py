@@ -105,7 +105,7 @@ def fit_single_effects(
         log_prior=torch.from_numpy(log_prior).to(columns.device),
         max_effects=how.max_effects,
         entry=how.entry,
-        prefetch=not columns.is_cached,
+        spare_passes=not columns.is_cached,
     )
     ascend = fit_normal if kind == "quantitative" else fit_logistic
     ascent = ascend(
@@ -260,7 +260,8 @@ def by_snp(weight: Floats, variants: NDArray[np.int64], *, num_variants: int) ->
     """Sum of columns' weights (S,) over the SNPs that take part in them (S, 2); -1 is none. (V,)."""
     paired = variants[:, 1] >= 0
     taking_part = np.concatenate([variants[:, 0], variants[paired, 1]])
-    return np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=num_variants)
+    total = np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=num_variants)
+    return total.astype(np.float64)
 
 
 def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:

@@ -14,7 +14,7 @@ from torch import Tensor
 from snpdeconv.interpret.single_effects.columns import Columns
 
 # Fetching so many columns costs about as much as the passes that a dense product would take in all sweeps.
-MOST_FETCHED = 512
+MOST_FETCHED = 256
 # Products (P, K) of a pass in float64; with what is made of them they exist about three times.
 BLOCK_BYTES = 2**28
 
@@ -42,7 +42,7 @@ class LazyGram:
         usable = torch.from_numpy(columns.usable).to(columns.device)
         # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
         self.diagonal = torch.where(usable & (self.diagonal > 0), self.diagonal, 1.0)
-        self.most_rows = max(MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
+        self.most_rows = max(2 * MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
         self._row_of = np.full(columns.num_columns, -1)
         self._rows = torch.empty((0, columns.num_columns), dtype=torch.float32, device=columns.device)
         self._num_rows = 0
@@ -62,16 +62,17 @@ class LazyGram:
         """Makes rows available; those missing are made together.
 
         Args:
-            index: Columns, in any order; at most ``most_rows`` of them.
+            index: Columns, in any order; at most ``most_rows`` of them count.
         """
-        absent = np.unique(index[self._row_of[index] < 0])
+        index = np.unique(index)[: self.most_rows]
+        absent = index[self._row_of[index] < 0]
         if not len(absent):
             return
         if self._num_rows + len(absent) > self.most_rows:
             # All that the last effects used comes again within a sweep; older rows are unlikely to.
             self._row_of[:] = -1
             self._num_rows = 0
-            absent = np.unique(index)
+            absent = index
         step = max(16, BLOCK_BYTES // (8 * self._columns.num_columns))
         for start in range(0, len(absent), step):
             block = absent[start : start + step]

@@ -27,8 +27,9 @@ HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
 # A sample whose outcome is certain would have weight 0 and no response.
 LEAST_WEIGHT = 1e-6
 LEAST_MIXED = 1 / 32
-# Products with new weights cost a pass over the genotypes, a sweep under the old ones next to nothing.
-SWEEPS_A_WEIGHTING = 3
+# Gain of the bound at which, where passes are dear, effects spread over very many columns are left alone:
+# they creep on for many sweeps, each of which takes two passes an effect.
+SPREAD_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Ascent:
         noise: Residual variance; 1 for a logistic likelihood.
         weight: (N,) weights of the samples.
         response: (N,) what effects and covariates explain under these weights.
-        elbo: The bound after each sweep.
+        elbo: The bound after each sweep, or round of a logistic likelihood.
         num_passes: Passes over the genotypes.
     """
 
@@ -79,14 +80,19 @@ def fit_normal(
     df = len(target) - (columns.basis.shape[1] - 1)
     noise = total / df
     elbo: list[float] = []
+    spread = not effects.spare_passes
     while len(elbo) < max_sweeps:
-        effects.sweep(noise)
+        effects.sweep(noise, spread=spread)
         squares = effects.expected_squares(total)
         elbo.append(-0.5 * df * math.log(2 * math.pi * noise) - 0.5 * squares / noise - effects.divergence())
-        if _has_converged(elbo, tolerance):
+        dear = spread and effects.spare_passes
+        settled = _has_converged(elbo, max(tolerance, SPREAD_TOLERANCE) if dear else tolerance)
+        if settled and spread:
             break
+        spread = settled or not effects.spare_passes
         noise = squares / df
-    _warn_unless_converged(elbo, tolerance)
+    else:
+        _warn_of_stop(max_sweeps)
     return Ascent(
         effects=effects,
         noise=noise,
@@ -134,9 +140,8 @@ def fit_logistic(
         offset = gram.inverse @ (columns.basis.T @ product)
         left = product - gram.cross @ offset
         effects.rebase(gram, gram.correlate(left[:, None])[:, 0])
-        for _ in range(SWEEPS_A_WEIGHTING):
-            effects.sweep(1.0)
-        num_sweeps += SWEEPS_A_WEIGHTING
+        effects.sweep(1.0)
+        num_sweeps += 1
         num_passes += gram.num_passes
         now = _predictor(columns, gram, effects, offset=offset)
         entropy = 0.5 * float(torch.logdet(2 * math.pi * math.e * gram.inverse))
@@ -147,12 +152,14 @@ def fit_logistic(
         else:
             elbo.append(bound)
             last = _Round(weight, product, list(effects.effects), now)
-        if _has_converged(elbo, tolerance) or mixed < LEAST_MIXED or num_sweeps >= max_sweeps:
+        if _has_converged(elbo, tolerance) or mixed < LEAST_MIXED:
+            break
+        if num_sweeps >= max_sweeps:
+            _warn_of_stop(num_sweeps)
             break
         weight, product = now.pseudo_observations(case)
         weight = last.weight + mixed * (weight - last.weight)
         product = last.product + mixed * (product - last.product)
-    _warn_unless_converged(elbo, tolerance)
     return Ascent(
         effects=effects,
         noise=1.0,
@@ -229,6 +236,5 @@ def _has_converged(elbo: list[float], tolerance: float) -> bool:
     return len(elbo) > 1 and elbo[-1] - elbo[-2] < tolerance
 
 
-def _warn_unless_converged(elbo: list[float], tolerance: float) -> None:
-    if not _has_converged(elbo, tolerance):
-        logger.warning("single effects: the bound still rises after %d sweeps", len(elbo))
+def _warn_of_stop(num_sweeps: int) -> None:
+    logger.warning("single effects: the bound still rises after %d sweeps", num_sweeps)

@@ -16,6 +16,8 @@ from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
 
 # What is left out of an effect's expected contribution moves the z score of no column by more than this.
 MOST_Z_LEFT_OUT = 1e-3
+# Effects of a smaller log Bayes factor are spread over very many columns.
+SURELY_SPREAD = 1.0
 PREFETCHED = 32
 PEAK_WIDTH = 64
 
@@ -28,16 +30,17 @@ class SingleEffectSum:
         max_effects: Most effects.
         entry: Log Bayes factor from which on a new effect is added; one that is in stays while its best prior
             variance is not zero, so that the bound never falls.
-        prefetch: Whether a pass for one effect also fetches the columns that the next ones will likely need;
-            worth it where a pass decodes the cohort.
+        spare_passes: Whether a pass over the genotypes is dear, because it decodes them: one for an effect
+            then also fetches the columns that the next ones will likely need, and effects spread over very
+            many columns, which need two passes an update, wait until the others have settled.
     """
 
-    def __init__(self, *, log_prior: Tensor, max_effects: int, entry: float, prefetch: bool) -> None:
+    def __init__(self, *, log_prior: Tensor, max_effects: int, entry: float, spare_passes: bool) -> None:
         self.effects: list[Effect] = []
         self._log_prior = log_prior
         self._max_effects = max_effects
         self._entry = entry
-        self._prefetch = prefetch
+        self.spare_passes = spare_passes
 
     def rebase(self, gram: LazyGram, correlation: Tensor) -> None:
         """Takes new products, after the weights of the samples changed.
@@ -56,21 +59,24 @@ class SingleEffectSum:
             effect.fitted = gram.times(index, _at(effect.alpha * effect.mean, index))
         self._residual = self._remaining()
 
-    def sweep(self, noise: float) -> None:
+    def sweep(self, noise: float, *, spread: bool = True) -> None:
         """Updates every effect once, drops those that became zero, and adds new ones while they are not.
 
         Args:
             noise: Residual variance.
+            spread: Whether effects that are spread over very many columns take part.
         """
         # Summed anew, so that rounding does not pile up over sweeps.
         self._residual = self._remaining()
         kept: list[Effect] = []
         for old in self.effects:
-            new = self._update(old, noise=noise)
+            waits = not spread and len(self.support(old, noise=noise)) > MOST_FETCHED
+            new = old if waits else self._update(old, noise=noise, entry=0.0)
             if new is not None:
                 kept.append(new)
+        entry = self._entry if spread else max(self._entry, SURELY_SPREAD)
         while len(kept) < self._max_effects:
-            new = self._update(None, noise=noise)
+            new = self._update(None, noise=noise, entry=entry)
             if new is None:
                 break
             kept.append(new)
@@ -113,7 +119,7 @@ class SingleEffectSum:
             chosen = torch.nonzero(size > MOST_Z_LEFT_OUT / len(size))[:, 0]
         return np.sort(chosen.cpu().numpy())
 
-    def _update(self, old: Effect | None, *, noise: float) -> Effect | None:
+    def _update(self, old: Effect | None, *, noise: float, entry: float) -> Effect | None:
         """The effect against the residual of all others; None where its best prior variance is zero."""
         residual = self._residual if old is None else self._residual + old.fitted
         evidence = self._evidence(residual, noise=noise)
@@ -122,11 +128,11 @@ class SingleEffectSum:
         if prior_variance == 0.0:
             self._residual = residual
             return None
-        if old is None and evidence.marginal(prior_variance) < self._entry:
+        if old is None and evidence.marginal(prior_variance) < entry:
             return None
         new = posterior(evidence, correlation=residual / noise, prior_variance=prior_variance)
         index = self.support(new, noise=noise)
-        if self._prefetch and len(index) <= MOST_FETCHED and not self._gram.has(index):
+        if self.spare_passes and len(index) <= MOST_FETCHED and not self._gram.has(index):
             self._gram.fetch(np.union1d(index, self._peaks(evidence)))
         new.fitted = self._gram.times(index, _at(new.alpha * new.mean, index))
         self._residual = residual - new.fitted

@@ -170,9 +170,10 @@ def test_the_scaler_of_fp16_is_part_of_the_state(tmp_path):
 
     expected = fp16()
     history = expected.train(EPOCHS, 10)
-    with pytest.raises(Preempted) as stop:
-        fp16(should_stop=stop_after(9)).train(EPOCHS, 10, tmp_path)
-    assert read_state(stop.value.checkpoint).scaler["_growth_tracker"] == 9
+    for step in (9, 18):
+        with pytest.raises(Preempted) as stop:
+            fp16(should_stop=stop_after(9)).train(EPOCHS, 10, tmp_path)
+        assert read_state(stop.value.checkpoint).scaler["_growth_tracker"] == step
     resumed = fp16()
     assert timeless(resumed.train(EPOCHS, 10, tmp_path)) == timeless(history)
     assert_same_tensors(resumed.model.state_dict(), expected.model.state_dict())
@@ -201,7 +202,7 @@ def test_a_micro_batch_that_memory_forced_survives_the_restart(tmp_path):
         trainer = make_trainer("packed", micro_batch_size=None, **options)
 
         def check(module, given, output):
-            if module.training and len(given[0]) > 4:
+            if len(given[0]) > 4:  # in validation too, where batches have 7 samples
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         trainer.model.register_forward_hook(check)

@@ -133,6 +133,21 @@ def test_no_memory_for_one_sample_is_a_clear_error():
     assert seen == [5, 2, 1]
 
 
+def test_no_memory_for_the_optimiser_is_a_clear_error_and_other_errors_of_it_pass(monkeypatch):
+    step = make_step(network())
+    error = torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(step._optimizer, "step", fail)
+    with pytest.raises(TrainingError, match="optimiser's state"):
+        step.run(batches(5))
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        step.run(batches(5))
+
+
 def test_other_errors_pass():
     model = network()
     break_memory(model, above=0, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

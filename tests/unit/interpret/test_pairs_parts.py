@@ -1,0 +1,235 @@
+"""The parts of the pair scan against float64 regression, brute force and exact enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret.pairs import pair_columns
+from snpdeconv.interpret.pairs.clump import _products, alternatives, lead
+from snpdeconv.interpret.pairs.columns import Dosages
+from snpdeconv.interpret.pairs.local import Surroundings
+from snpdeconv.interpret.pairs.retest import Null, retest_pairs
+from snpdeconv.interpret.pairs.saddlepoint import binary_score_tail
+from snpdeconv.interpret.pairs.screen import screen
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def study():
+    rng = np.random.default_rng(0)
+    num, snps = 500, 23
+    codes = rng.binomial(2, rng.uniform(0.1, 0.9, snps), (num, snps)).astype(np.uint8)
+    codes[:, 1] = np.where(rng.random(num) < 0.6, codes[:, 0], codes[:, 1])  # in LD with 0
+    codes[rng.random(codes.shape) < 0.04] = MISSING
+    codes[:, 22] = 0
+    return codes, rng.normal(size=num) * np.exp(0.3 * rng.normal(size=num)), rng.normal(size=(num, 2))
+
+
+def standardised(codes):
+    dosage = np.where(codes == MISSING, np.nan, codes.astype(float))
+    centred = np.nan_to_num(dosage - np.nanmean(dosage, axis=0))
+    sd = centred.std(axis=0)
+    return centred / np.where(sd > 0, sd, 1)
+
+
+def heterozygote(codes):
+    called = codes != MISSING
+    return np.where(called, codes == 1, np.sum(codes == 1, axis=0) / called.sum(axis=0))
+
+
+def left_by(columns, value):
+    return value - columns @ np.linalg.lstsq(columns, value, rcond=None)[0]
+
+
+def test_pair_columns_are_what_members_leave_of_the_product(study):
+    codes, *_ = study
+    pairs = np.array([[0, 1], [4, 20], [3, 22], [5, 5]])
+    found = pair_columns(PackedGenotypes.from_codes(codes), pairs)
+    z = standardised(codes)
+    for p, (i, j) in enumerate(pairs[:2]):
+        expected = left_by(np.column_stack([np.ones(500), z[:, i], z[:, j]]), z[:, i] * z[:, j])
+        assert found[:, p] == pytest.approx(expected / expected.std(), abs=2e-5)
+    assert found.dtype == np.float32
+    assert not found[:, 2:].any()  # a constant SNP, and a SNP with itself, have no interaction
+    rows = np.arange(0, 500, 3)
+    some = pair_columns(PackedGenotypes.from_codes(codes), pairs, rows=rows)
+    assert np.array_equal(some, pair_columns(PackedGenotypes.from_codes(codes[rows]), pairs))
+
+
+def test_screen_equals_its_definition(study):
+    codes, residual, _ = study
+    residual = residual - residual.mean()
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    n, snps = codes.shape
+    found = screen(
+        dosages,
+        torch.tensor(residual, dtype=torch.float32),
+        variance=None,
+        chrom_code=np.arange(snps) // 6,
+        position_bp=np.arange(snps) * 1000,
+        min_distance_bp=1500,
+        min_carriers=100,
+        t_min=0.0,
+        keep=1000,
+        tile=8,
+    )
+    z = standardised(codes)
+    kurtosis = (z**4).mean(axis=0)
+    called = codes != MISSING
+    frequency = np.where(called, codes, 0).sum(axis=0) / 2 / called.sum(axis=0)
+    carrier = 1 - (1 - np.minimum(frequency, 1 - frequency)) ** 2
+    expected = {}
+    for i, j in itertools.combinations(range(snps), 2):
+        if (i // 6 == j // 6 and j - i < 2) or carrier[i] * carrier[j] * n < 100:
+            continue
+        total = np.sum(residual * z[:, i] * z[:, j])
+        robust = np.sum((residual * z[:, i] * z[:, j]) ** 2)
+        robust = max(robust - total**2 * kurtosis[i] * kurtosis[j] / n, 0.1 * robust)
+        expected[i, j] = total / np.sqrt(max(robust, np.sum(residual**2)))
+    assert found.num_tested == len(expected) == len(found.first)
+    for i, j, t in zip(found.first, found.second, found.statistic, strict=True):
+        assert t == pytest.approx(expected[i, j], abs=1e-4)
+    assert (np.diff(np.abs(found.statistic)) <= 0).all()
+    assert found.num_flop == pytest.approx(4 * n * (8 * 8 * 3 + 8 * 7 * 2 + 7 * 7))
+
+
+def test_exact_test_equals_regression(study):
+    codes, residual, covariates = study
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    pairs = np.array([[0, 1], [2, 9], [4, 17], [3, 22]])
+    null = Null.of(residual, covariates=covariates, device=CPU)
+    found = retest_pairs(dosages, null, pairs, factor=1.0)
+    z, het = standardised(codes), heterozygote(codes)
+    for p, (i, j) in enumerate(pairs[:3]):
+        beside = np.column_stack([np.ones(500), covariates, z[:, [i, j]], het[:, [i, j]]])
+        product = left_by(beside, z[:, i] * z[:, j])
+        beta = product @ residual / (product @ product)
+        error = left_by(np.column_stack([beside, product]), residual)
+        usual = error @ error / (500 - 8) / (product @ product)
+        leverage = product**2 / (product @ product)
+        hc3 = np.sum((product * error / (1 - leverage)) ** 2) / (product @ product) ** 2
+        t = beta / np.sqrt(max(usual, hc3))
+        assert found.statistic[p] == pytest.approx(t, abs=2e-3)
+        assert found.neg_log10_p[p] == pytest.approx(-np.log10(2 * stats.t.sf(abs(t), 492)), abs=5e-3)
+        assert found.effect[p] == pytest.approx(beta * product.std(), abs=1e-4)
+        assert found.r[p] == pytest.approx(np.mean(z[:, i] * z[:, j]), abs=1e-5)
+    assert found.statistic[3] == 0
+    frequency = np.nanmean(np.where(codes == MISSING, np.nan, codes.astype(float)), axis=0) / 2
+    minor = np.where(codes == MISSING, 0, np.where(frequency <= 0.5, codes, 2 - codes.astype(int)))
+    assert found.carriers[1] == np.sum((minor[:, 2] > 0) & (minor[:, 9] > 0))
+    halved = retest_pairs(dosages, null, pairs, factor=0.5)
+    assert halved.statistic == pytest.approx(found.statistic / 2)
+    none = retest_pairs(dosages, null, np.empty((0, 2), dtype=np.int64), factor=1.0)
+    assert len(none.statistic) == 0
+
+
+def test_binary_statistic_near_the_centre_is_the_score_test(study):
+    codes, _, covariates = study
+    rng = np.random.default_rng(2)
+    mean = special.expit(covariates @ [0.5, -0.3])
+    case = rng.random(500) < mean
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    null = Null.of(case - mean, covariates=covariates, mean=mean, device=CPU)
+    pairs = np.array([[2, 9], [6, 7], [8, 14]])
+    found = retest_pairs(dosages, null, pairs, factor=1.0)
+    z, het, weight = standardised(codes), heterozygote(codes), mean * (1 - mean)
+    for p, (i, j) in enumerate(pairs):
+        beside = np.column_stack([np.ones(500), covariates, z[:, [i, j]], het[:, [i, j]]])
+        root = np.sqrt(weight)[:, None]
+        product = left_by(root * beside, root[:, 0] * z[:, i] * z[:, j]) / root[:, 0]
+        score = product @ (case - mean) / np.sqrt(weight @ product**2)
+        assert abs(score) < 2
+        assert found.statistic[p] == pytest.approx(score, abs=2e-3)
+
+
+def test_saddlepoint_equals_enumeration():
+    rng = np.random.default_rng(4)
+    mean = rng.uniform(0.03, 0.2, 18)
+    x = rng.gamma(1.0, size=18)
+    outcomes = np.array(list(itertools.product([0, 1], repeat=18)), dtype=np.float32)
+    probability = np.exp(outcomes @ np.log(mean) + (1 - outcomes) @ np.log1p(-mean))
+    scores = outcomes @ x - mean @ x
+    sd = np.sqrt(np.sum(mean * (1 - mean) * x**2))
+    for z in (2.5, 3.5, 4.5):
+        exact = probability[scores >= z * sd].sum()
+        found = binary_score_tail(
+            torch.tensor(x[:, None], dtype=torch.float32),
+            torch.tensor([z * sd], dtype=torch.float32),
+            torch.tensor(mean, dtype=torch.float32),
+        )
+        assert 10 ** -float(found) / 2 == pytest.approx(exact, rel=0.3)
+        if z > 4:
+            assert 10 ** -float(found) > 4 * 2 * stats.norm.sf(z)  # the normal tail would be far too small
+
+
+def test_saddlepoint_at_the_end_of_the_range():
+    """All carriers are controls: no score can be lower, and the p-value is that of a few coins."""
+    column = torch.zeros(1000, 1)
+    column[:25] = 1.0
+    mean = torch.full((1000,), 0.1)
+    found = binary_score_tail(column, -25 * mean[:1], mean)
+    assert 10 ** -float(found) / 2 == pytest.approx(0.9**25, rel=0.9)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_window_products_equal_regression(study, binary):
+    codes, residual, _ = study
+    mean = np.random.default_rng(7).uniform(0.1, 0.6, 500) if binary else None
+    residual = (residual > 0.5) - mean if binary else residual - residual.mean()
+    null = Null.of(residual, mean=mean, device=CPU)
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    left, right = np.array([0, 3, 5]), np.array([1, 7, 22, 5])
+    found = _products(dosages, null.residual, null, left, right)
+    z, weight = standardised(codes), null.weight.double().numpy()
+    root = np.sqrt(weight)
+    for a, i in enumerate(left):
+        for b, j in enumerate(right):
+            if j in (22, i):
+                assert found[a, b] == 0
+                continue
+            beside = root[:, None] * np.column_stack([np.ones(500), z[:, [i, j]]])
+            product = left_by(beside, root * z[:, i] * z[:, j])
+            t = product @ (residual / root) / np.linalg.norm(product)
+            scale = 1.0 if binary else residual.std()
+            assert found[a, b] == pytest.approx(t / scale, abs=2e-3)
+
+
+def haplotypes(rng, num):
+    """SNPs 0 and 8 mark, together, the haplotype that carries an ungenotyped causal allele; others tag it."""
+    first, second = rng.random((2, num, 2)) < 0.3
+    causal = first & second
+    tags = [np.where(rng.random((num, 2)) < 0.1, rng.random((num, 2)) < 0.2, causal) for _ in range(3)]
+    noise = [rng.random((num, 2)) < 0.3 for _ in range(4)]
+    columns = [first, *noise[:2], *tags, *noise[2:], second]
+    return np.stack([c.sum(axis=1) for c in columns], axis=1).astype(np.uint8), causal.sum(axis=1)
+
+
+@pytest.mark.parametrize("true_interaction", [False, True])
+def test_surroundings_take_out_one_ungenotyped_snp(true_interaction):
+    rng = np.random.default_rng(11)
+    num = 2000
+    codes, causal = haplotypes(rng, num)
+    genotypes = PackedGenotypes.from_codes(codes)
+    column = pair_columns(genotypes, np.array([[0, 8]]))[:, 0]
+    residual = (0.35 * column if true_interaction else 0.6 * causal) + rng.normal(size=num)
+    z = standardised(codes)
+    tested = np.column_stack([np.ones(num), z[:, [0, 8]]])
+    residual = left_by(tested, residual)
+    dosages = Dosages.of(genotypes)
+    null = Null.of(residual, device=CPU)
+    place = Surroundings(dosages, np.zeros(9, dtype=np.int64), np.arange(9) * 20_000)
+    pair = np.array([0, 8])
+    assert place.near(pair)
+    assert not Surroundings(dosages, np.zeros(9, dtype=np.int64), np.arange(9) * 200_000).near(pair)
+    share = place.discount(null, null.residual, pair, torch.tensor(column))
+    assert share > 0.6 if true_interaction else share < 0.45
+    statistic = retest_pairs(dosages, null, pair[None], factor=1.0).statistic
+    assert abs(statistic[0]) > 5
+    leaders = lead(dosages, null, pair[None], statistic, surroundings=place, t_min=4.5, max_clumps=3)
+    assert leaders.kept.tolist() == [true_interaction]
+    assert len(alternatives(dosages, null, leaders, pair[None], most=3)) == int(true_interaction)
