@@ -31,27 +31,45 @@ SUPPORT = 20.0
 
 @dataclass(frozen=True)
 class Leaders:
-    """The candidates that lead a clump.
+    """The pairs that lead a clump.
 
     Attributes:
-        index: (L,) candidate, strongest first.
-        statistic: (L,) t given the leaders before it and the surroundings.
+        pairs: (L, 2) variants, in the order selected.
         discount: (L,) factor of t that the surroundings leave.
         kept: (L,) whether that is still strong. The others only take their shadows out.
         columns: (N, L) their standardised products.
     """
 
-    index: NDArray[np.int64]
-    statistic: NDArray[np.float64]
+    pairs: NDArray[np.int64]
     discount: NDArray[np.float64]
     kept: NDArray[np.bool_]
     columns: Tensor
 
-    def leave(self, null: Null) -> Tensor:
-        """(N,) what the leaders leave of the residual."""
-        effect = _solve(
-            self.columns.T @ (null.weight[:, None] * self.columns), self.columns.T @ null.residual
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def joined(self, other: Leaders) -> Leaders:
+        """Both, these first."""
+        return Leaders(
+            pairs=np.concatenate([self.pairs, other.pairs]),
+            discount=np.concatenate([self.discount, other.discount]),
+            kept=np.concatenate([self.kept, other.kept]),
+            columns=torch.cat([self.columns, other.columns], dim=1),
         )
+
+    def first(self, number: int) -> Leaders:
+        """Those selected first."""
+        chosen = slice(number)
+        return Leaders(self.pairs[chosen], self.discount[chosen], self.kept[chosen], self.columns[:, chosen])
+
+    def leave(self, null: Null, *, but: int | None = None) -> Tensor:
+        """(N,) what the leaders, all or all but one, leave of the residual, fitted together."""
+        if not len(self):
+            return null.residual
+        gram = self.columns.T @ (null.weight[:, None] * self.columns)
+        effect = _solve(gram, self.columns.T @ null.residual)
+        if but is not None:
+            effect[but] = 0.0
         return null.residual - null.weight * (self.columns @ effect)
 
 
@@ -67,7 +85,7 @@ def lead(
 ) -> Leaders:
     """Selects forward: the strongest candidate given those selected leads, what shows the same joins it.
 
-    A pair in weak LD with a strong one is significant by itself and would fill a list of its own; given the
+    A pair in weak LD with a strong one is significant by itself and would lead a clump of its own; given the
     strong one it is not, and it is dropped.
 
     Args:
@@ -91,7 +109,6 @@ def lead(
     conditional = score.clone()
     free = torch.ones(len(pairs), dtype=torch.bool, device=dosages.device)
     index: list[int] = []
-    found: list[float] = []
     products: list[Tensor] = []
     discount: list[float] = []
     kept: list[bool] = []
@@ -104,11 +121,9 @@ def lead(
         share = 1.0
         if surroundings.near(pairs[best]):
             share = surroundings.discount(null, residual, pairs[best], columns[:, best])
-        discount.append(share)
-        own = float((conditional * t_per_score)[best]) * share
         index.append(best)
-        found.append(own)
-        kept.append(abs(own) >= t_min)
+        discount.append(share)
+        kept.append(float(t[best]) * share >= t_min)
         products.append(columns.T @ (null.weight * columns[:, best]))
         free &= products[-1].square() <= SAME_SIGNAL_R2 * norm * norm[best]
         free[best] = False
@@ -116,8 +131,7 @@ def lead(
         conditional = score - torch.stack(products, dim=1) @ effect
         residual = null.residual - null.weight * (columns[:, index] @ effect)
     return Leaders(
-        index=np.array(index, dtype=np.int64),
-        statistic=np.array(found),
+        pairs=pairs[index],
         discount=np.array(discount),
         kept=np.array(kept, dtype=bool),
         columns=columns[:, index],
@@ -125,53 +139,46 @@ def lead(
 
 
 def alternatives(
-    dosages: Dosages,
-    null: Null,
-    leaders: Leaders,
-    pairs: NDArray[np.int64],
-    *,
-    most: int,
+    dosages: Dosages, null: Null, leaders: Leaders, *, max_pairs: int
 ) -> list[NDArray[np.int64]]:
     """Finds for each leader the pairs that may be meant in its stead.
 
     All products of the SNPs linked with its one member and those linked with its other are tested on the
-    residual of the other leaders: those within ``SUPPORT`` of the best squared t stay, the strongest first.
+    residual of the other leaders. Those within ``SUPPORT`` of the best squared t stay, or within less where
+    that would be too many: the same loss of likelihood is the limit in every clump.
 
     Args:
         dosages: Genotypes of the N samples.
         null: The trait without pairs.
         leaders: Of :func:`lead`.
-        pairs: (C, 2) candidates.
-        most: Most pairs of a clump, the leader among them.
+        max_pairs: Most pairs in all.
 
     Returns:
-        For each leader that was kept an array (at most `most`, 2), the leader first.
+        For each leader that was kept its (any number, 2) pairs, the leader first, then from the strongest
+        on; a pair is in the first clump that finds it.
     """
-    if not leaders.kept.any():
+    chosen = np.flatnonzero(leaders.kept)[:max_pairs]
+    if not len(chosen):
         return []
-    windows = _windows(dosages, np.unique(pairs[leaders.index[leaders.kept]]))
-    gram = leaders.columns.T @ (null.weight[:, None] * leaders.columns)
-    score = leaders.columns.T @ null.residual
-    out = []
-    for own in np.flatnonzero(leaders.kept):
-        first, second = pairs[leaders.index[own]]
-        others = [other for other in range(len(leaders.index)) if other != own]
-        residual = null.residual
-        if others:
-            effect = _solve(gram[others][:, others], score[others])
-            residual = residual - null.weight * (leaders.columns[:, others] @ effect)
+    windows = _windows(dosages, np.unique(leaders.pairs[chosen]))
+    found, loss = [], []
+    for own in chosen:
+        first, second = leaders.pairs[own]
         left, right = windows[int(first)], windows[int(second)]
-        t = _products(dosages, residual, null, left, right)
-        strong = np.argwhere(t**2 >= max((t**2).max() - SUPPORT, 0.0))
-        order = np.argsort(-np.abs(t[strong[:, 0], strong[:, 1]]), kind="stable")
-        found = np.column_stack([left[strong[order, 0]], right[strong[order, 1]]])
-        found = np.sort(found[found[:, 0] != found[:, 1]], axis=1)
-        # A pair comes up twice where the two windows overlap.
-        _, once = np.unique(found, axis=0, return_index=True)
-        found = found[np.sort(once)]
-        others_found = found[~((found[:, 0] == first) & (found[:, 1] == second))]
-        out.append(np.concatenate([[[first, second]], others_found])[:most].astype(np.int64))
-    return out
+        squared = _products(dosages, leaders.leave(null, but=int(own)), null, left, right) ** 2
+        rows, columns = np.nonzero((squared >= squared.max() - SUPPORT) & (left[:, None] != right))
+        pairs = np.sort(np.column_stack([left[rows], right[columns]]), axis=1)
+        lost = squared.max() - squared[rows, columns]
+        pairs = np.concatenate([leaders.pairs[[own]], pairs])
+        lost = np.concatenate([[-1.0], lost])  # the leader is always there, and first
+        order = np.argsort(lost, kind="stable")
+        found.append(pairs[order])
+        loss.append(lost[order])
+    clump = np.repeat(np.arange(len(found)), [len(pairs) for pairs in found])
+    pairs, lost = np.concatenate(found), np.concatenate(loss)
+    once = np.sort(np.unique(pairs, axis=0, return_index=True)[1])
+    once = once[np.argsort(lost[once], kind="stable")[:max_pairs]]
+    return [pairs[np.sort(once[clump[once] == own])] for own in range(len(found))]
 
 
 def _products(

@@ -30,7 +30,8 @@ SCREENED = 20_000
 CANDIDATES = 3_000
 CELL_SNPS = 16
 MOST_OF_CELL = 3
-# Inflation of the screen that a second screen, of what the leaders leave, may explain.
+# A second screen is made where leaders explain this share, or where the first was inflated by this factor.
+EXPLAINED = 0.05
 WIDE = 1.05
 # The screen is rougher than the exact test: it lets pass what falls short by this many standard errors.
 SCREEN_MARGIN = 0.5
@@ -45,11 +46,11 @@ class PairScan:
         j: (P,) second variant.
         effect: (P,) coefficient of the standardised product, as
             :func:`~snpdeconv.interpret.pairs.columns.pair_columns` makes it.
-        t: (P,) exact statistic, divided by the inflation and discounted for what the surroundings of a close
-            pair explain; a normal deviate under the null.
+        t: (P,) exact statistic given the leaders selected before, divided by the inflation and discounted for
+            what the surroundings of a close pair explain; a normal deviate under the null.
         neg_log10_p: (P,) -log10 of its two-sided p-value, not corrected for the number of tests.
         clump: (P,) number of the clump.
-        conditional_t: (P,) of a leader its t given the leaders before it; NaN of its alternatives.
+        leads: (P,) whether the pair leads its clump.
         num_tested: Pairs that the screen tested.
         inflation: Factor by which all statistics were divided; 1 without inflation.
         num_flop: Arithmetic of the screen's matrix products.
@@ -61,7 +62,7 @@ class PairScan:
     t: NDArray[np.float64]
     neg_log10_p: NDArray[np.float64]
     clump: NDArray[np.int64]
-    conditional_t: NDArray[np.float64]
+    leads: NDArray[np.bool_]
     num_tested: int
     inflation: float
     num_flop: float
@@ -73,11 +74,6 @@ class PairScan:
     def pairs(self) -> NDArray[np.int64]:
         """(P, 2) variants."""
         return np.column_stack([self.i, self.j])
-
-    @property
-    def leads(self) -> NDArray[np.bool_]:
-        """(P,) whether the pair leads its clump."""
-        return ~np.isnan(self.conditional_t)
 
     def significant(self, alpha: float = 0.05) -> NDArray[np.bool_]:
         """(P,) leaders whose p-value holds after Bonferroni's correction for all pairs tested."""
@@ -113,7 +109,7 @@ def scan_pairs(
     min_carriers: float = 10.0,
     expected_false: float = 20.0,
     max_clumps: int = 60,
-    clump_size: int = 12,
+    max_pairs: int = 400,
     tile: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -122,8 +118,9 @@ def scan_pairs(
 
     Screens every pair by matrix products (:func:`~snpdeconv.interpret.pairs.screen.screen`, which tells its
     cost), tests the strongest exactly, selects leaders forward, guards close ones against being one
-    ungenotyped SNP, and adds to each leader the pairs that may be meant in its stead. Call it a second time
-    with the residual of the fit that took these pairs: weaker ones come out then.
+    ungenotyped SNP, and adds to each leader the pairs that may be meant in its stead. After a fit that took
+    these pairs, scan once more with what its dosage and dominance columns alone leave, the pairs' part added
+    back: the single SNPs that had stood for pairs are gone from it, and the list replaces the first.
 
     Args:
         genotypes: The cohort.
@@ -138,7 +135,7 @@ def scan_pairs(
         min_carriers: Smallest number, expected and seen, of samples that carry both minor alleles.
         expected_false: Pairs are kept down to the p-value that so many of independent pairs would reach.
         max_clumps: Most clumps.
-        clump_size: Most pairs of a clump.
+        max_pairs: Most pairs of all clumps together.
         tile: Variants of a tile, a multiple of four; by default what fits memory. No result depends on it.
         device: Where to compute.
         dtype: Of the screen's products; float32, and bfloat16 on a GPU. All that is returned is tested anew.
@@ -172,22 +169,27 @@ def scan_pairs(
         tile=tile,
         dtype=dtype or (torch.bfloat16 if dosages.device.type == "cuda" else torch.float32),
     )
-    candidates, leaders, screened = ask.leaders(null)
-    groups = alternatives(dosages, null, leaders, candidates, most=clump_size)
-    pairs = np.concatenate(groups) if groups else np.empty((0, 2), dtype=np.int64)
-    sizes = [len(group) for group in groups]
-    discount = np.repeat(leaders.discount[leaders.kept], sizes)
-    final = retest_pairs(dosages, null, pairs, factor=discount / screened.inflation)
-    conditional = np.full(len(pairs), np.nan)
-    conditional[np.cumsum([0, *sizes[:-1]])[: len(sizes)]] = leaders.statistic[leaders.kept]
+    leaders, screened = ask.leaders(null)
+    groups = alternatives(dosages, null, leaders, max_pairs=max_pairs)
+    tested = [
+        retest_pairs(
+            dosages,
+            replace(null, residual=leaders.first(own).leave(null)),
+            group,
+            factor=leaders.discount[own] / screened.inflation,
+        )
+        for own, group in zip(np.flatnonzero(leaders.kept), groups, strict=False)
+    ]
+    clump = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    i, j = np.concatenate([np.empty((0, 2), dtype=np.int64), *groups]).T
     return PairScan(
-        i=pairs[:, 0],
-        j=pairs[:, 1],
-        effect=final.effect,
-        t=final.statistic,
-        neg_log10_p=final.neg_log10_p,
-        clump=np.repeat(np.arange(len(groups)), sizes),
-        conditional_t=conditional,
+        i=i,
+        j=j,
+        effect=np.concatenate([np.empty(0), *(part.effect for part in tested)]),
+        t=np.concatenate([np.empty(0), *(part.statistic for part in tested)]),
+        neg_log10_p=np.concatenate([np.empty(0), *(part.neg_log10_p for part in tested)]),
+        clump=clump,
+        leads=np.diff(clump, prepend=-1) > 0,
         num_tested=screened.num_tested,
         inflation=screened.inflation,
         num_flop=screened.num_flop,
@@ -209,20 +211,21 @@ class _Screen:
     tile: int | None
     dtype: torch.dtype
 
-    def leaders(self, null: Null) -> tuple[NDArray[np.int64], Leaders, Screened]:
-        """Candidates and leaders, and the screen that tells the inflation.
+    def leaders(self, null: Null) -> tuple[Leaders, Screened]:
+        """Leaders, and the screen that tells the inflation.
 
-        Strong pairs among dense SNPs cast a shadow on so many others that the bulk of the statistic widens.
-        So where the bulk is wide and there are leaders, a second screen is made of what they leave.
+        Strong pairs widen the residual, and among dense SNPs their shadows widen the bulk of the statistic,
+        so that weaker pairs hide behind them: a second screen is made of what the leaders leave.
         """
         screened = self._screen(null, null.residual)
-        candidates, leaders = self._lead(null, screened, np.empty((0, 2), dtype=np.int64))
-        if screened.inflation <= WIDE or not len(leaders.index):
-            return candidates, leaders, screened
-        again = self._screen(null, leaders.leave(null))
-        screened = replace(again, num_flop=screened.num_flop + again.num_flop)
-        candidates, leaders = self._lead(null, screened, candidates[leaders.index])
-        return candidates, leaders, screened
+        leaders = self._lead(null, screened)
+        left = leaders.leave(null)
+        shrunk = float(left.square().sum()) < (1 - EXPLAINED) * float(null.residual.square().sum())
+        if not len(leaders) or not (shrunk or screened.inflation > WIDE):
+            return leaders, screened
+        again = self._screen(null, left)
+        leaders = leaders.joined(self._lead(replace(null, residual=left), again))
+        return leaders, replace(again, num_flop=screened.num_flop + again.num_flop)
 
     def _screen(self, null: Null, residual: Tensor) -> Screened:
         return screen(
@@ -239,16 +242,14 @@ class _Screen:
             dtype=self.dtype,
         )
 
-    def _lead(
-        self, null: Null, screened: Screened, before: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], Leaders]:
-        candidates = np.unique(np.concatenate([before, _thin(screened)]), axis=0)
+    def _lead(self, null: Null, screened: Screened) -> Leaders:
+        candidates = _thin(screened)
         tested = retest_pairs(self.dosages, null, candidates, factor=1 / screened.inflation)
         allowed = (np.abs(tested.r) <= self.max_r) & (tested.carriers >= self.min_carriers)
         # Weak by itself, a pair can still be strong once another is accounted for.
         passed = np.flatnonzero(allowed & (np.abs(tested.statistic) >= self.t_keep - SCREEN_MARGIN))
         order = passed[np.argsort(-np.abs(tested.statistic[passed]), kind="stable")]
-        leaders = lead(
+        return lead(
             self.dosages,
             null,
             candidates[order],
@@ -257,7 +258,6 @@ class _Screen:
             t_min=self.t_keep,
             max_clumps=self.max_clumps,
         )
-        return candidates[order], leaders
 
 
 def _thin(screened: Screened) -> NDArray[np.int64]:

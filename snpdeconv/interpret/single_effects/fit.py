@@ -38,6 +38,7 @@ class Settings:
         dominance_weight: Prior weight of a SNP's dominance column, its dosage being 1; 0 leaves them out.
         max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
+        refine: Whether to look for a better solution beyond the first, for quantitative traits.
         cache_bytes: Most memory for decoded genotypes; cohorts that need more are decoded at every pass.
         gram_bytes: Most memory for products among columns.
         tile_variants: Variants decoded at once; chosen by size where None.
@@ -49,6 +50,7 @@ class Settings:
     dominance_weight: float = 0.3
     max_sweeps: int = 100
     tolerance: float = 1e-3
+    refine: bool = True
     cache_bytes: int = 2**30
     gram_bytes: int = 2**29
     tile_variants: int | None = None
@@ -107,15 +109,12 @@ def fit_single_effects(
         entry=how.entry,
         spare_passes=not columns.is_cached,
     )
-    ascend = fit_normal if kind == "quantitative" else fit_logistic
-    ascent = ascend(
-        columns,
-        torch.from_numpy(truth).to(columns.device),
-        effects,
-        max_sweeps=how.max_sweeps,
-        tolerance=how.tolerance,
-        gram_bytes=how.gram_bytes,
-    )
+    trait = torch.from_numpy(truth).to(columns.device)
+    limits = {"max_sweeps": how.max_sweeps, "tolerance": how.tolerance, "gram_bytes": how.gram_bytes}
+    if kind == "quantitative":
+        ascent = fit_normal(columns, trait, effects, refine=how.refine, **limits)
+    else:
+        ascent = fit_logistic(columns, trait, effects, **limits)
     beside = np.empty((len(truth), 0)) if extra is None else extra.values
     return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from snpdeconv.interpret.single_effects.columns import Columns
 from snpdeconv.interpret.single_effects.effect import Effect
 from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
+from snpdeconv.interpret.single_effects.normal import NormalClimb, has_converged, refined
 from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
 # A sample whose outcome is certain would have weight 0 and no response.
 LEAST_WEIGHT = 1e-6
 LEAST_MIXED = 1 / 32
-# Gain of the bound at which, where passes are dear, effects spread over very many columns are left alone:
-# they creep on for many sweeps, each of which takes two passes an effect.
-SPREAD_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def fit_normal(
     max_sweeps: int,
     tolerance: float,
     gram_bytes: int,
+    refine: bool,
 ) -> Ascent:
     """Linear regression; the residual variance is set to its best value after each sweep.
 
@@ -71,6 +70,7 @@ def fit_normal(
         max_sweeps: Most sweeps.
         tolerance: Gain of the bound at which to stop.
         gram_bytes: Most memory for products among columns.
+        refine: Whether to look for a higher bound beyond the first one.
     """
     gram = LazyGram(columns, cache_bytes=gram_bytes)
     residual = gram.project(target[:, None])
@@ -78,27 +78,18 @@ def fit_normal(
     effects.rebase(gram, gram.correlate(residual)[:, 0])
     # The mean takes no degree of freedom, as in the reference implementation; every covariate takes one.
     df = len(target) - (columns.basis.shape[1] - 1)
-    noise = total / df
-    elbo: list[float] = []
-    spread = not effects.spare_passes
-    while len(elbo) < max_sweeps:
-        effects.sweep(noise, spread=spread)
-        squares = effects.expected_squares(total)
-        elbo.append(-0.5 * df * math.log(2 * math.pi * noise) - 0.5 * squares / noise - effects.divergence())
-        dear = spread and effects.spare_passes
-        settled = _has_converged(elbo, max(tolerance, SPREAD_TOLERANCE) if dear else tolerance)
-        if settled and spread:
-            break
-        spread = settled or not effects.spare_passes
-        noise = squares / df
-    else:
+    climb = NormalClimb(effects=effects, noise=total / df, total=total, df=df, elbo=[])
+    climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.spare_passes)
+    if len(climb.elbo) >= max_sweeps:
         _warn_of_stop(max_sweeps)
+    if refine:
+        climb = refined(climb, tolerance=tolerance)
     return Ascent(
-        effects=effects,
-        noise=noise,
+        effects=climb.effects,
+        noise=climb.noise,
         weight=torch.ones_like(target),
         response=target,
-        elbo=tuple(elbo),
+        elbo=tuple(climb.elbo),
         num_passes=gram.num_passes,
     )
 
@@ -152,7 +143,7 @@ def fit_logistic(
         else:
             elbo.append(bound)
             last = _Round(weight, product, list(effects.effects), now)
-        if _has_converged(elbo, tolerance) or mixed < LEAST_MIXED:
+        if has_converged(elbo, tolerance) or mixed < LEAST_MIXED:
             break
         if num_sweeps >= max_sweeps:
             _warn_of_stop(num_sweeps)
@@ -230,10 +221,6 @@ def _predictor(columns: Columns, gram: LazyGram, effects: SingleEffectSum, *, of
 
 def _union(supports: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *supports]))
-
-
-def _has_converged(elbo: list[float], tolerance: float) -> bool:
-    return len(elbo) > 1 and elbo[-1] - elbo[-2] < tolerance
 
 
 def _warn_of_stop(num_sweeps: int) -> None:

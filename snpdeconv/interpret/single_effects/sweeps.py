@@ -18,6 +18,9 @@ from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
 MOST_Z_LEFT_OUT = 1e-3
 # Effects of a smaller log Bayes factor are spread over very many columns.
 SURELY_SPREAD = 1.0
+# A column carries an effect from this probability on, and is linked to it from this correlation on.
+CARRIES = 0.01
+LINKED = 0.4
 PREFETCHED = 32
 PEAK_WIDTH = 64
 
@@ -58,6 +61,39 @@ class SingleEffectSum:
         for effect, index in zip(self.effects, supports, strict=True):
             effect.fitted = gram.times(index, _at(effect.alpha * effect.mean, index))
         self._residual = self._remaining()
+
+    def entangled(self) -> list[NDArray[np.int64]]:
+        """Columns that carry each effect which others, linked to them, could stand in for; clearest first."""
+        found = []
+        for effect in sorted(self.effects, key=lambda one: -one.log_bayes_factor):
+            index = torch.nonzero(effect.alpha > CARRIES)[:, 0]
+            if effect.log_bayes_factor < SURELY_SPREAD or not len(index):
+                continue
+            # Products with the effect, over its own, are about its correlations with all columns.
+            top = effect.alpha.argmax()
+            linked = effect.fitted.abs() > LINKED * effect.fitted[top].abs()
+            linked[index] = False
+            if bool(linked.any()):
+                found.append(index.cpu().numpy())
+        return found
+
+    def without(self, index: NDArray[np.int64]) -> SingleEffectSum:
+        """A copy whose effects cannot rest on some columns; an effect that did is gone from it."""
+        copy = SingleEffectSum(
+            log_prior=self._log_prior.clone(),
+            max_effects=self._max_effects,
+            entry=self._entry,
+            spare_passes=self.spare_passes,
+        )
+        at = torch.from_numpy(index).to(self._log_prior.device)
+        copy._log_prior[at] = -torch.inf
+        copy._gram, copy._correlation = self._gram, self._correlation
+        copy.effects = [effect for effect in self.effects if float(effect.alpha[at].sum()) < 0.5]
+        return copy
+
+    def allow_all_of(self, other: SingleEffectSum) -> None:
+        """Takes over the prior of the sum that this is a copy of."""
+        self._log_prior = other._log_prior
 
     def sweep(self, noise: float, *, spread: bool = True) -> None:
         """Updates every effect once, drops those that became zero, and adds new ones while they are not.

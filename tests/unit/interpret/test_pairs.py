@@ -68,13 +68,14 @@ def test_planted_pairs_lead_one_clump_each(study):
     assert len(kept) == len(scan)
 
 
-def test_alternatives_are_linked_with_their_leader(study):
+def test_the_list_is_bounded_and_leaders_stay(study):
     codes, genotypes, _, trait = study
-    scan = scan_pairs(genotypes, trait, clump_size=4, **places(codes))
-    sizes = np.bincount(scan.clump)
-    assert sizes.max() == 4
-    assert scan.leads.sum() == len(sizes)
-    assert (np.diff(scan.clump) >= 0).all()
+    full = scan_pairs(genotypes, trait, **places(codes))
+    short = scan_pairs(genotypes, trait, max_pairs=full.leads.sum() + 3, **places(codes))
+    assert len(short) == full.leads.sum() + 3 < len(full)
+    assert short.pairs[short.leads].tolist() == full.pairs[full.leads].tolist()
+    assert (np.diff(full.clump) >= 0).all()
+    assert np.array_equal(np.unique(full.clump), full.clump[full.leads])
 
 
 @pytest.mark.parametrize("tile", [4, 52, 148])

@@ -232,4 +232,4 @@ def test_surroundings_take_out_one_ungenotyped_snp(true_interaction):
     assert abs(statistic[0]) > 5
     leaders = lead(dosages, null, pair[None], statistic, surroundings=place, t_min=4.5, max_clumps=3)
     assert leaders.kept.tolist() == [true_interaction]
-    assert len(alternatives(dosages, null, leaders, pair[None], most=3)) == int(true_interaction)
+    assert len(alternatives(dosages, null, leaders, max_pairs=3)) == int(true_interaction)
