@@ -36,11 +36,14 @@ class LinearFit:
         penalty: Chosen ratio of noise to genetic variance.
         loo_r2: Leave-one-out R squared, the mean over outputs (class indicators for classes).
         num_samples: Samples that it was fitted on.
+        offset: (N, O) what to add to the model's logits of each sample given, so that the linear part is its
+            leave-one-out prediction: a network trained beside the fit itself would find nothing left to learn.
     """
 
     penalty: float
     loo_r2: float
     num_samples: int
+    offset: Tensor
 
 
 @torch.no_grad()
@@ -75,7 +78,9 @@ def fit_linear(
     Returns:
         The chosen penalty and how well the fit predicts samples left out.
     """
-    if len(genotypes) > MAX_SAMPLES:
+    everyone = len(genotypes)
+    chosen = torch.arange(everyone)
+    if everyone > MAX_SAMPLES:
         chosen = torch.randperm(len(genotypes), generator=torch.Generator().manual_seed(seed))[:MAX_SAMPLES]
         logger.info("linear fit on %d of %d training samples", MAX_SAMPLES, len(genotypes))
         genotypes, target = genotypes[chosen], target[chosen]
@@ -88,7 +93,7 @@ def fit_linear(
     ridge = _ridge(_relationship(model, genotypes), response, torch.cat(fixed, dim=1))
     slope, intercept, fixed_slope = _calibrate(ridge, target, fixed[1:], kind)
     weight = torch.cat([z.double().t() @ ridge.dual for z in _dosage_chunks(model, genotypes)]) @ slope.t()
-    weight /= model.n_snps
+    weight /= _num_real(model)
     functional = dosage_weights(model.encoder.allele_frequency, model.encoder.encoding_dim)
     full = functional * weight.t().float().unsqueeze(1)
     full = torch.nn.functional.pad(full, (0, model.padding)) / model.wide.scale
@@ -97,7 +102,9 @@ def fit_linear(
     model.wide.bias.copy_(intercept)
     if model.wide.covariate_weight is not None:
         model.wide.covariate_weight.copy_(fixed_slope)
-    fit = LinearFit(penalty=ridge.penalty, loo_r2=ridge.loo_r2, num_samples=len(response))
+    offset = torch.zeros(everyone, model.num_outputs, device=device)
+    offset[chosen] = ((ridge.loo - ridge.fitted) @ slope.t()).float()
+    fit = LinearFit(ridge.penalty, ridge.loo_r2, len(response), offset.cpu())
     logger.info(
         "linear fit: penalty %.3g, leave-one-out R2 %.3f, %d samples",
         fit.penalty,
@@ -121,12 +128,17 @@ def _dosage_chunks(model: InterpretableSNPModel, genotypes: Tensor) -> Iterator[
 
 
 def _relationship(model: InterpretableSNPModel, genotypes: Tensor) -> Tensor:
-    """Genomic relationship matrix Z Z' / S, (N, N) float64."""
+    """Genomic relationship matrix Z Z' / number of SNPs, (N, N) float64."""
     size = len(genotypes)
     total = torch.zeros(size, size, dtype=torch.float64, device=model.wide.weight.device)
     for z in _dosage_chunks(model, genotypes):
         total += z @ z.t()
-    return total / model.n_snps
+    return total / _num_real(model)
+
+
+def _num_real(model: InterpretableSNPModel) -> int:
+    """Slots that hold a SNP: padding must not change what a penalty means."""
+    return int(model.encoder.slot_mask.sum())
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,7 @@ class _Ridge:
     penalty: float
     loo_r2: float
     loo: Tensor  # (N, O) predictions of samples left out
+    fitted: Tensor  # (N, O) predictions of the same samples, not left out
     dual: Tensor  # (N, O) so that genetic values are K @ dual
     fixed_effects: Tensor  # (Q, O), intercept first
 
@@ -166,7 +179,8 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor) -> _Ridge:
     dual = project(vectors @ coefficients)
     fixed_effects = torch.linalg.lstsq(fixed, response - relationship @ dual, driver="gelsd").solution
     spread = float(response.var(0, correction=0).mean())
-    return _Ridge(penalty, 1 - error / spread, response - loo_error, dual, fixed_effects)
+    fitted = relationship @ dual + fixed @ fixed_effects
+    return _Ridge(penalty, 1 - error / spread, response - loo_error, fitted, dual, fixed_effects)
 
 
 def _calibrate(

@@ -133,7 +133,8 @@ class InterpretableSNPModel(nn.Module):
         Args:
             genotypes: (B, ceil(n_snps / 4)) uint8 packed, (B, n_snps) integer codes (negative or 3 is
                 missing), or (B, n_snps, C) floating encoded.
-            covariates: (B, num_covariates), where the model was built with covariates.
+            covariates: (B, num_covariates), where the model was built with covariates. num_outputs further
+                columns are taken as an offset and added to the logits: see ``LinearFit.offset``.
 
         Returns:
             (B, O).
@@ -149,6 +150,9 @@ class InterpretableSNPModel(nn.Module):
 
     def forward_encoded(self, encoded: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Logits (B, O) of a (B, n_snps, C) encoding; differentiable with respect to it."""
+        offset = None
+        if covariates is not None and covariates.shape[1:] == (self.num_covariates + self.num_outputs,):
+            covariates, offset = covariates.tensor_split([self.num_covariates], dim=1)
         if self.num_covariates and (covariates is None or covariates.shape[1:] != (self.num_covariates,)):
             raise InputError(
                 f"{'none' if covariates is None else tuple(covariates.shape)} given",
@@ -156,7 +160,8 @@ class InterpretableSNPModel(nn.Module):
                 mend=f"the model takes (batch, {self.num_covariates})",
             )
         x, mask = self._input(encoded)
-        return self.wide(x, covariates) + self.head(self.body(x, mask).features)  # type: ignore[no-any-return]
+        logits: Tensor = self.wide(x, covariates) + self.head(self.body(x, mask).features)
+        return logits if offset is None else logits + offset.float()
 
     @torch.no_grad()
     def attention(self, genotypes: Tensor) -> Tensor:

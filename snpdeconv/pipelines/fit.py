@@ -128,8 +128,7 @@ def fit(
         TrainingError: The loss is not finite, or a batch of one does not fit into memory.
     """
     base = build_model(config, dataset).to(device)
-    if config.model.linear == "fitted":
-        _fit_linear(base, dataset)
+    offset = _fit_linear(base, dataset) if config.model.linear == "fitted" else None
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     model = GPUOptimizedSNPModel(
@@ -140,7 +139,9 @@ def fit(
     )
     trainer = MultiGPUSNPTrainer(
         model,
-        loader(dataset, "train", batch_size=batch_size, seed=config.training.seed, device=device),
+        loader(
+            dataset, "train", batch_size=batch_size, seed=config.training.seed, device=device, offset=offset
+        ),
         loader(dataset, "val", batch_size=batch_size, seed=config.training.seed, device=device),
         use_amp=precision.dtype is not None,
         amp_dtype=precision.dtype or torch.bfloat16,
@@ -163,12 +164,34 @@ def fit(
     return Fitted(model=base, history=history)
 
 
-def loader(dataset: Dataset, part: str, *, batch_size: int, seed: int, device: torch.device) -> PackedLoader:
-    """Batches of one part of the split; training ones in a new order each epoch."""
+def loader(
+    dataset: Dataset,
+    part: str,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    offset: Tensor | None = None,
+) -> PackedLoader:
+    """Batches of one part of the split; training ones in a new order each epoch.
+
+    Args:
+        dataset: The cohort.
+        part: train, val or test.
+        batch_size: People at once.
+        seed: Of the order.
+        device: Where the genotypes are kept.
+        offset: (people of the part, O) to be added to their logits.
+    """
+    covariates = torch.from_numpy(dataset.covariates)
+    if offset is not None:
+        added = torch.zeros(len(covariates), offset.shape[1])
+        added[torch.from_numpy(getattr(dataset.split, part))] = offset
+        covariates = torch.cat([covariates, added], dim=1)
     return PackedLoader(
         torch.from_numpy(dataset.packed).to(device),
         torch.from_numpy(dataset.target),
-        torch.from_numpy(dataset.covariates) if dataset.covariates.shape[1] else None,
+        covariates if covariates.shape[1] else None,
         rows=torch.from_numpy(getattr(dataset.split, part)),
         batch_size=batch_size,
         shuffle=part == "train",
@@ -176,15 +199,17 @@ def loader(dataset: Dataset, part: str, *, batch_size: int, seed: int, device: t
     )
 
 
-def _fit_linear(model: InterpretableSNPModel, dataset: Dataset) -> None:
+def _fit_linear(model: InterpretableSNPModel, dataset: Dataset) -> Tensor:
+    """Fills the model's linear part; gives what makes it a leave-one-out prediction, (training people, O)."""
     train = dataset.split.train
-    fit_linear(
+    fitted = fit_linear(
         model,
         torch.from_numpy(dataset.packed[train]),
         torch.from_numpy(dataset.target[train]),
         torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
         kind=dataset.trait.kind,
     )
+    return fitted.offset
 
 
 def _loss(config: Config, dataset: Dataset) -> torch.nn.Module:

@@ -6,7 +6,7 @@ Shapes: N samples, V variants, C candidates, L clumps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches, standardised_products
 from snpdeconv.interpret.pairs.local import Surroundings
-from snpdeconv.interpret.pairs.retest import Null
+from snpdeconv.interpret.pairs.retest import Null, retest_pairs
 
 # One float32 array of (N, C) candidate columns: 256 MiB.
 CANDIDATE_ELEMENTS = 2**26
@@ -136,6 +136,36 @@ def lead(
         kept=np.array(kept, dtype=bool),
         columns=columns[:, index],
     )
+
+
+def review(
+    dosages: Dosages, null: Null, leaders: Leaders, *, surroundings: Surroundings, factor: float, t_min: float
+) -> Leaders:
+    """Judges the leaders whose members are close once more, now that all the others are known.
+
+    When they were selected, stronger pairs still were in the residual and made the verdict on them noisy.
+
+    Args:
+        dosages: Genotypes of the N samples.
+        null: The trait without pairs.
+        leaders: All of them.
+        surroundings: Of which a leader has to be independent.
+        factor: Factor of every statistic.
+        t_min: Smallest \\|t\\| of a leader that is kept.
+
+    Returns:
+        The same leaders with another discount.
+    """
+    discount, kept = leaders.discount.copy(), leaders.kept.copy()
+    for own, pair in enumerate(leaders.pairs):
+        if not surroundings.near(pair):
+            continue
+        residual = leaders.leave(null, but=own)
+        discount[own] = surroundings.discount(null, residual, pair, leaders.columns[:, own])
+        alone = replace(null, residual=residual)
+        tested = retest_pairs(dosages, alone, pair[None], factor=factor * discount[own])
+        kept[own] = abs(tested.statistic[0]) >= t_min
+    return replace(leaders, discount=discount, kept=kept)
 
 
 def alternatives(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.pairs.clump import Leaders, alternatives, lead
+from snpdeconv.interpret.pairs.clump import Leaders, alternatives, lead, review
 from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
 from snpdeconv.interpret.pairs.retest import Null, retest_pairs
@@ -174,7 +174,7 @@ def scan_pairs(
     tested = [
         retest_pairs(
             dosages,
-            replace(null, residual=leaders.first(own).leave(null)),
+            replace(null, residual=leaders.first(int(own)).leave(null)),
             group,
             factor=leaders.discount[own] / screened.inflation,
         )
@@ -225,7 +225,20 @@ class _Screen:
             return leaders, screened
         again = self._screen(null, left)
         leaders = leaders.joined(self._lead(replace(null, residual=left), again))
+        leaders = review(
+            self.dosages,
+            null,
+            leaders,
+            surroundings=self.surroundings,
+            factor=1 / again.inflation,
+            t_min=self.t_keep,
+        )
         return leaders, replace(again, num_flop=screened.num_flop + again.num_flop)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What leaders are guarded against."""
+        return Surroundings(self.dosages, self.chrom_code, self.position_bp)
 
     def _screen(self, null: Null, residual: Tensor) -> Screened:
         return screen(
@@ -254,7 +267,7 @@ class _Screen:
             null,
             candidates[order],
             tested.statistic[order],
-            surroundings=Surroundings(self.dosages, self.chrom_code, self.position_bp),
+            surroundings=self.surroundings,
             t_min=self.t_keep,
             max_clumps=self.max_clumps,
         )

@@ -29,6 +29,7 @@ class Effect:
         second: (P,) posterior mean of its square.
         fitted: (P,) products of all columns with the expected contribution of this effect.
         divergence: Kullback-Leibler divergence of this posterior from its prior.
+        is_spread: Whether it rests on so many columns that its contribution took two passes.
     """
 
     prior_variance: float
@@ -38,6 +39,7 @@ class Effect:
     mean: Tensor
     second: Tensor
     fitted: Tensor
+    is_spread: bool = False
 
 
 @dataclass(frozen=True)

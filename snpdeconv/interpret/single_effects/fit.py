@@ -7,6 +7,7 @@ Shapes: N samples, V variants, P columns, C covariates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -110,11 +111,15 @@ def fit_single_effects(
         spare_passes=not columns.is_cached,
     )
     trait = torch.from_numpy(truth).to(columns.device)
-    limits = {"max_sweeps": how.max_sweeps, "tolerance": how.tolerance, "gram_bytes": how.gram_bytes}
-    if kind == "quantitative":
-        ascent = fit_normal(columns, trait, effects, refine=how.refine, **limits)
-    else:
-        ascent = fit_logistic(columns, trait, effects, **limits)
+    ascend = partial(fit_normal, refine=how.refine) if kind == "quantitative" else fit_logistic
+    ascent = ascend(
+        columns,
+        trait,
+        effects,
+        max_sweeps=how.max_sweeps,
+        tolerance=how.tolerance,
+        gram_bytes=how.gram_bytes,
+    )
     beside = np.empty((len(truth), 0)) if extra is None else extra.values
     return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)
 

@@ -20,7 +20,7 @@ MOST_Z_LEFT_OUT = 1e-3
 SURELY_SPREAD = 1.0
 # A column carries an effect from this probability on, and is linked to it from this correlation on.
 CARRIES = 0.01
-LINKED = 0.4
+LINKED = 0.5
 PREFETCHED = 32
 PEAK_WIDTH = 64
 
@@ -106,7 +106,7 @@ class SingleEffectSum:
         self._residual = self._remaining()
         kept: list[Effect] = []
         for old in self.effects:
-            waits = not spread and len(self.support(old, noise=noise)) > MOST_FETCHED
+            waits = old.is_spread and not spread
             new = old if waits else self._update(old, noise=noise, entry=0.0)
             if new is not None:
                 kept.append(new)
@@ -170,6 +170,7 @@ class SingleEffectSum:
         index = self.support(new, noise=noise)
         if self.spare_passes and len(index) <= MOST_FETCHED and not self._gram.has(index):
             self._gram.fetch(np.union1d(index, self._peaks(evidence)))
+        new.is_spread = len(index) > MOST_FETCHED
         new.fitted = self._gram.times(index, _at(new.alpha * new.mean, index))
         self._residual = residual - new.fitted
         return new

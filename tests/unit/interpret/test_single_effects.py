@@ -86,7 +86,7 @@ def test_agrees_with_the_reference_implementation(study):
     codes, y = study
     codes = np.where(codes == MISSING, 0, codes).astype(np.uint8)
     reference = pysusie.susie(codes.astype(float), y, L=10)
-    found = fit(codes, y, settings=Settings(dominance_weight=0.0, max_effects=10))
+    found = fit(codes, y, settings=Settings(dominance_weight=0.0, max_effects=10, refine=False))
     np.testing.assert_allclose(found.pip, reference.pip, atol=1e-3)
     assert found.noise == pytest.approx(reference.sigma2, rel=2e-3)
     assert found.elbo[-1] == pytest.approx(reference.elbo[-1], abs=0.05)
@@ -182,6 +182,27 @@ def test_tiles_cache_and_wide_supports_do_not_change_the_result(study, kind, mon
     if kind == "quantitative":
         dense = fit(codes, y, kind=kind, covariates=covariates, settings=Settings(gram_bytes=0, **exact))
         np.testing.assert_allclose(dense.pip, expected.pip, atol=1e-4)
+
+
+def test_refinement_leaves_a_local_optimum():
+    rng = np.random.default_rng(7)
+    # Mosaics of six founders, in which one SNP stands in well for two others.
+    founders = rng.random((6, 60)) < 0.4
+    who = rng.integers(6, size=(2, 500, 1)) + np.zeros((1, 1, 60), dtype=int)
+    cut, other = rng.integers(60, size=(2, 500, 1)), rng.integers(6, size=(2, 500, 1))
+    who = np.where(np.arange(60) < cut, who, other)
+    codes = founders[who, np.arange(60)].sum(axis=0).astype(np.uint8)
+    codes = codes[:, codes.std(axis=0) > 0.2]
+    causal = rng.choice(codes.shape[1], 4, replace=False)
+    y = standardised(codes)[:, causal] @ [0.6, 0.6, -0.6, 0.6] + rng.normal(size=500)
+    first, better = (
+        fit(codes, y, settings=Settings(dominance_weight=0.0, max_effects=6, refine=refine))
+        for refine in (False, True)
+    )
+    assert first.pip[causal].min() < 0.1
+    assert better.pip[causal].min() > 0.9
+    assert better.elbo[-1] > first.elbo[-1] + 10
+    assert np.diff(better.elbo).min() > -1e-6
 
 
 def test_sparing_passes_changes_little(study):

@@ -82,7 +82,7 @@ def test_what_padding_slots_hold_changes_nothing(
 ):
     model = small(architecture, 112, slot_mask=mask, encoding_dim=dim).eval()
     codes = genotypes(n_snps=112)
-    # A haplotype channel looks at the slots beside, so the encoding of others does depend on padding: code 3 there.
+    # Padding holds code 3: haplotype channels of the SNPs beside it do look at it.
     codes[:, ~mask] = 3
     encoded = model.encode(codes)
     noise = torch.where(mask.unsqueeze(-1), encoded, torch.randn(encoded.shape))
