@@ -5,6 +5,7 @@ One panel is simulated once a process and shared by its traits. Knows no method 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ CELLS = (*((panel, trait) for panel in PANELS[:2] for trait in TRAITS), ("ancest
 """Every panel and trait of the grid."""
 
 NUM_HOLDOUT = 1_000
-# Of another stream than the genotypes' seeds, which are small numbers.
+# Streams of their own: the genotypes take the seed itself.
 TRAIT_STREAM = 7
+PERMUTATION_STREAM = 8
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,22 @@ class Replicate:
 
     def permuted(self, seed: int) -> Replicate:
         """The same people with the trait of others: nothing is causal."""
-        rng = np.random.default_rng([seed, 1])
-        return self._with(trait=rng.permutation(self.trait), causal=np.zeros_like(self.causal))
+        rng = np.random.default_rng([PERMUTATION_STREAM, seed])
+        return dataclasses.replace(
+            self, trait=rng.permutation(self.trait), causal=np.zeros_like(self.causal), pairs=self.pairs[:0]
+        )
 
     def without_causal(self) -> Replicate:
         """The same study with its causal SNPs not genotyped: only what is linked with them is left."""
         kept = np.flatnonzero(~self.causal)
-        return self._with(
+        return dataclasses.replace(
+            self,
             genotypes=self.genotypes.take(columns=kept),
             holdout_genotypes=self.holdout_genotypes.take(columns=kept),
             variants=self.variants.take(kept),
             causal=np.zeros(len(kept), dtype=bool),
+            pairs=self.pairs[:0],
         )
-
-    def _with(self, **changes: object) -> Replicate:
-        nothing = np.empty((0, 2), dtype=np.int64)
-        return Replicate(**{**self.__dict__, "pairs": nothing, **changes})  # type: ignore[arg-type]
 
 
 def replicate(

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from snpdeconv.config import load_config
 from snpdeconv.console import configure_logging
 from snpdeconv.genetics.structure import fit_components
-from snpdeconv.pipelines.dataset import Dataset, prepare
+from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.train import train
 
@@ -69,6 +69,7 @@ def main() -> None:
             inputs = Inputs.from_paths(
                 genotypes=arguments.folder / "hapmap3" / "hapmap3.bed", phenotypes=phenotypes, trait=trait
             )
+            cohort = open_cohort(inputs.genotypes, multiallelic="split")
             for seed in arguments.seeds:
                 for architecture in arguments.architectures:
                     overrides = [
@@ -90,7 +91,11 @@ def main() -> None:
                             "architecture": architecture,
                             "macro_f1": result.test["macro_f1"]["value"],
                             "accuracy": result.test["accuracy"]["value"],
-                            "components_macro_f1": components_and_regression(prepare(config, inputs)),
+                            "components_macro_f1": components_and_regression(
+                                prepare(
+                                    config, inputs, cohort=open_cohort(inputs.genotypes, multiallelic="split")
+                                )
+                            ),
                             "seconds": round(seconds, 1),
                         }
                     )

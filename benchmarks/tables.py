@@ -46,9 +46,9 @@ def scale(results: dict[str, Any]) -> list[str]:
     imported, step = results["import"], results["step"]
     return [
         f"{sizes['variants']:,} SNPs × {sizes['samples']:,} people on a CPU: import of the `.bed` in "
-        f"{imported['seconds']:.1f} s and {imported['peak_gib']:.2f} GiB; a training step of `cnn_transformer` "
-        f"at the medium preset's sizes ({step['parameters_million']:.1f} million parameters, batch "
-        f"{sizes['batch']}) in {step['peak_gib']:.2f} GiB.",
+        f"{imported['seconds']:.1f} s and {imported['peak_gib']:.2f} GiB; a training step of "
+        f"`cnn_transformer` at the medium preset's sizes ({step['parameters_million']:.1f} million parameters, "
+        f"batch {sizes['batch']}) in {step['peak_gib']:.2f} GiB.",
         "",
         machine_line(results["machine"], "python benchmarks/scale.py"),
     ]

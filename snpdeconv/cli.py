@@ -231,7 +231,7 @@ def predict(
     genotypes: Genotypes,
     out: Annotated[Path, typer.Option(metavar="TSV", help="File to write.")],
     covariates: Covariates = None,
-    preset: Annotated[str, typer.Option(help="Batch size, precision and device.")] = "production",
+    preset: Annotated[str, typer.Option(help="Batch size and device.")] = "production",
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -295,9 +295,10 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
 
 def _print_test(test: dict[str, Any]) -> None:
     for metric, interval in test.items():
-        if interval["value"] is not None:
-            low, high = interval["low"], interval["high"]
-            print(f"{metric:<20} {interval['value']:7.3f}   95 % interval {low:.3f} to {high:.3f}")
+        value, low, high = interval["value"], interval["low"], interval["high"]
+        if value is not None:
+            between = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
+            print(f"{metric:<20} {value:7.3f}   {between}")
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -312,12 +313,6 @@ def _run(command: Callable[[], None]) -> int:
         where = ResourceError(error.strerror or str(error), where=error.filename)
         print(f"error: {where}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command with the same --out goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
     return 0
 
 

@@ -5,8 +5,6 @@ Mistakes end here, before any data is read or any job is queued. Knows no torch 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
@@ -30,11 +28,6 @@ class Section(BaseModel):
     """A group of settings; all are required (the presets hold the values) and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("channels", "methods", mode="before", check_fields=False)
-    @classmethod
-    def _one_is_a_list_of_one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | str) else value
 
 
 class DataConfig(Section):
@@ -63,6 +56,13 @@ class ModelConfig(Section):
     num_heads: int = Field(ge=1)
     patch: int = Field(ge=4, multiple_of=4)
     dropout: float = Field(ge=0.0, lt=1.0)
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _two_stages(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("should be two numbers, such as 32,64")
+        return value
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -121,6 +121,17 @@ class InterpretationConfig(Section):
     max_samples: int = Field(ge=1)
     rank_by: Method
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _rank_by_is_computed(self) -> InterpretationConfig:
+        if self.rank_by not in (*self.methods, "marginal", "ensemble"):
+            raise ValueError(f"rank_by {self.rank_by} is not among the methods {', '.join(self.methods)}")
+        return self
+
 
 class TrackingConfig(Section):
     """What is logged where; the server's address comes from MLFLOW_TRACKING_URI."""
@@ -155,11 +166,6 @@ class Config(Section):
     interpretation: InterpretationConfig
     tracking: TrackingConfig
     resources: ResourcesConfig
-
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits that name these settings."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The settings as a file that `load_config` reads."""
@@ -247,9 +253,11 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError("is not UTF-8 text", where=path, mend="save it as UTF-8") from error
         name = path.stem
     else:
         text, name = preset_text(preset), preset
@@ -324,4 +332,6 @@ def _override(settings: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"'{value}' is not a finite number", where=f"--set {key}")
     if isinstance(parsed, str) and "," in parsed:
         parsed = [read_yaml(part, where=f"--set {key}") for part in parsed.split(",")]
-    settings.setdefault(section, {})[name] = parsed
+    if not isinstance(settings.setdefault(section, {}), dict):
+        raise ConfigError(f"section '{section}' holds no settings", where="the preset", mend="fill it in")
+    settings[section][name] = parsed

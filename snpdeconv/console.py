@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and the total, in the same unit."""
+"""Called with what is done and the total, in the same unit; a total of 0 is not known."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _bar(title: str) -> Iterator[Progress]:
         task = bars.add_task(title, total=None)
 
         def update(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
+            bars.update(task, completed=done, total=total or None)
 
         yield update
 
@@ -76,8 +76,12 @@ def _lines(title: str) -> Progress:
 
     def update(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= _LOG_EVERY_S and done < total:
-            last = time.monotonic()
-            logger.info("%s: %d of %d (%.0f %%)", title, done, total, 100 * done / max(total, 1))
+        if time.monotonic() - last < _LOG_EVERY_S or done == total:
+            return
+        last = time.monotonic()
+        if total:
+            logger.info("%s: %d of %d (%.0f %%)", title, done, total, 100 * done / total)
+        else:
+            logger.info("%s: %d so far", title, done)
 
     return update

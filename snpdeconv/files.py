@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from snpdeconv.errors import ConfigError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -19,14 +21,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         Where to write, with the same suffix; removed when the block raises.
+
+    Raises:
+        ConfigError: There is a folder or a device at `path`.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ConfigError("is no ordinary file", where=path, mend="give the path of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        sync_to_disk(temporary)
         temporary.replace(path)
+        sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -93,18 +93,18 @@ def open_cohort(source: str, *, multiallelic: Multiallelic) -> Cohort:
         return load_cohort(source, cache_dir=cache_dir(), multiallelic=multiallelic, progress=update)
 
 
-def prepare(config: Config, inputs: Inputs) -> Dataset:
+def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
     """Reads, joins, splits, filters and lays out a cohort.
 
     Args:
         config: Its `data`, `model.patch` and `training.seed` are used.
         inputs: The files.
+        cohort: The imported genotypes of `inputs`.
 
     Raises:
         InputError: Whatever is wrong with the files, in one line.
     """
     data = config.data
-    cohort = open_cohort(inputs.genotypes, multiallelic=data.multiallelic)
     trait = load_trait(
         inputs.phenotypes,
         column=inputs.trait,
@@ -172,11 +172,6 @@ def prepare(config: Config, inputs: Inputs) -> Dataset:
 def slot_genotypes(dataset: Dataset) -> PackedGenotypes:
     """The dataset's genotypes as a model sees them, (N, S)."""
     return PackedGenotypes(dataset.packed, dataset.layout.num_slots)
-
-
-def variant_genotypes(dataset: Dataset) -> PackedGenotypes:
-    """The dataset's genotypes in the order of its variants, (N, V)."""
-    return slot_genotypes(dataset).take(columns=dataset.layout.slot_of_variant)
 
 
 def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs) -> Trait:

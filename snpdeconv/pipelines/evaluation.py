@@ -24,8 +24,6 @@ from snpdeconv.training.intervals import bootstrap_intervals
 from snpdeconv.training.metrics import probabilities
 from snpdeconv.training.precision import Precision
 
-_BATCH = 256
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -45,7 +43,13 @@ class Evaluation:
 
 
 def evaluate_test(
-    model: nn.Module, dataset: Dataset, *, device: torch.device, precision: Precision, seed: int
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    seed: int,
 ) -> Evaluation:
     """Calibrates on the validation people and measures on the test people, whom training never saw."""
     kind = dataset.trait.kind
@@ -54,7 +58,7 @@ def evaluate_test(
             model,
             dataset.packed[rows],
             dataset.covariates[rows],
-            batch_size=_BATCH,
+            batch_size=batch_size,
             device=device,
             precision=precision,
         )

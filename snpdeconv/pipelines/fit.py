@@ -80,7 +80,7 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
     )
 
 
-def choose_batch_size(config: Config, dataset: Dataset, *, device: torch.device) -> int:
+def choose_batch_size(config: Config, dataset: Dataset, precision: Precision) -> int:
     """The batch that fits memory by measurement, and leaves enough steps in an epoch."""
     requested = config.training.batch_size
     if requested != "auto":
@@ -88,10 +88,12 @@ def choose_batch_size(config: Config, dataset: Dataset, *, device: torch.device)
     share = len(dataset.split.train) // (_STEPS_AN_EPOCH * config.training.accumulation)
     useful = 1 << max(3, share.bit_length() - 1)
     cap = min(useful, config.memory.max_batch_size)
+    device = torch.device(precision.device_type)
     manager = GPUMemoryManager(device=device, safety=config.memory.safety)
     fits = manager.get_optimal_batch_size(
         dataset.layout.num_slots,
         encoding_dim=config.model.encoding_dim,
+        dtype=precision.dtype or torch.float32,
         model=build_model(config, dataset).to(device),
         max_batch=cap,
     )
@@ -105,6 +107,8 @@ def fit(
     config: Config,
     dataset: Dataset,
     *,
+    genotypes: Tensor,
+    loss: torch.nn.Module,
     batch_size: int,
     device: torch.device,
     precision: Precision,
@@ -117,6 +121,8 @@ def fit(
     Args:
         config: The settings.
         dataset: The cohort.
+        genotypes: (N, S / 4) its packed genotypes on `device`.
+        loss: From `make_training_loss`.
         batch_size: Of one micro-batch.
         device: Where to train.
         precision: Number format of forward and backward.
@@ -139,13 +145,11 @@ def fit(
     )
     trainer = MultiGPUSNPTrainer(
         model,
-        loader(
-            dataset, "train", batch_size=batch_size, seed=config.training.seed, device=device, offset=offset
-        ),
-        loader(dataset, "val", batch_size=batch_size, seed=config.training.seed, device=device),
+        _loader(dataset, "train", genotypes, batch_size=batch_size, seed=config.training.seed, offset=offset),
+        _loader(dataset, "val", genotypes, batch_size=batch_size, seed=config.training.seed),
         use_amp=precision.dtype is not None,
         amp_dtype=precision.dtype or torch.bfloat16,
-        loss=_loss(config, dataset).to(device),
+        loss=loss.to(device),
         learning_rate=config.training.learning_rate,
         weight_decay=config.training.weight_decay,
         schedule=config.training.schedule,
@@ -164,32 +168,23 @@ def fit(
     return Fitted(model=base, history=history)
 
 
-def loader(
+def _loader(
     dataset: Dataset,
     part: str,
+    genotypes: Tensor,
     *,
     batch_size: int,
     seed: int,
-    device: torch.device,
     offset: Tensor | None = None,
 ) -> PackedLoader:
-    """Batches of one part of the split; training ones in a new order each epoch.
-
-    Args:
-        dataset: The cohort.
-        part: train, val or test.
-        batch_size: People at once.
-        seed: Of the order.
-        device: Where the genotypes are kept.
-        offset: (people of the part, O) to be added to their logits.
-    """
+    """Batches of one part of the split, with `offset` (people of the part, O) to be added to their logits."""
     covariates = torch.from_numpy(dataset.covariates)
     if offset is not None:
         added = torch.zeros(len(covariates), offset.shape[1])
         added[torch.from_numpy(getattr(dataset.split, part))] = offset
         covariates = torch.cat([covariates, added], dim=1)
     return PackedLoader(
-        torch.from_numpy(dataset.packed).to(device),
+        genotypes,
         torch.from_numpy(dataset.target),
         covariates if covariates.shape[1] else None,
         rows=torch.from_numpy(getattr(dataset.split, part)),
@@ -212,7 +207,12 @@ def _fit_linear(model: InterpretableSNPModel, dataset: Dataset) -> Tensor:
     return fitted.offset
 
 
-def _loss(config: Config, dataset: Dataset) -> torch.nn.Module:
+def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:
+    """The loss of the settings, with the training people's class weights.
+
+    Raises:
+        ConfigError: It does not fit the trait.
+    """
     quantitative = dataset.trait.kind == "quantitative"
     name = config.training.loss
     if name == "auto":

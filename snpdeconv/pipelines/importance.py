@@ -22,8 +22,6 @@ from snpdeconv.interpret.marginal import marginal_association
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.training.data import PackedLoader
 
-_BATCH = 64
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -50,7 +48,7 @@ def score_variants(
     layout: Layout,
     config: Config,
     device: torch.device,
-    batch_size: int = _BATCH,
+    batch_size: int,
 ) -> Scores:
     """Marginal association of everyone, the network's attributions averaged over a draw, and their ensemble.
 

@@ -50,7 +50,7 @@ def predict(
     """Predicts every person of a cohort.
 
     Args:
-        config: Its device, precision and batch size are used.
+        config: Its device, batch size and compilation are used; the precision is the one of the training.
         model: NAME@alias or NAME/version.
         genotypes: The cohort.
         covariates: Table of covariates, where the model takes one.
@@ -75,6 +75,8 @@ def predict(
         where=genotypes,
     )
     batch_size = config.training.batch_size
+    if config.precision.compile and device.type == "cuda":
+        bundle.model.compile()
     outputs = logits(
         bundle.model.to(device),
         given.packed,

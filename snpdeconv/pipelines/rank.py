@@ -27,6 +27,7 @@ from snpdeconv.tracking.registry import download, resolve
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def rank(
         genotypes=genotypes or bundle.inputs.genotypes,
         phenotypes=str(phenotypes or bundle.inputs.phenotypes),
         trait=trait or bundle.trait,
-        covariates=bundle.inputs.covariates if covariates is None else str(covariates),
+        covariates=_covariates(bundle, covariates, another_cohort=genotypes is not None),
     )
     if not Path(source.phenotypes).exists():
         raise InputError(
@@ -112,7 +113,7 @@ def rank(
     given = cohort_input(
         bundle, cohort, rows=observed.rows, covariates=source.covariates, where=source.genotypes
     )
-    device = choose_device(bundle.config.resources.device)
+    device = choose_device("auto")
     scores = score_variants(
         bundle.model.to(device),
         packed=given.packed,
@@ -122,6 +123,7 @@ def rank(
         layout=bundle.layout,
         config=bundle.config,
         device=device,
+        batch_size=_BATCH,
     )
     if method not in scores.by_method:
         raise ConfigError(
@@ -139,6 +141,13 @@ def rank(
         num_samples=len(observed.rows),
         top=[str(name) for name in ranking["variant_id"].head(_SHOWN)],
     )
+
+
+def _covariates(bundle: Bundle, given: Path | None, *, another_cohort: bool) -> str | None:
+    """The covariate table: of another cohort only its own, never that of people who share its numbers."""
+    if given is not None:
+        return str(given)
+    return None if another_cohort else bundle.inputs.covariates
 
 
 def _model_folder(run_id: str | None, model: str | None) -> Path:

@@ -1,6 +1,6 @@
 """The folder of one run: who works in it, what it was started with, and what is already done.
 
-A run that was interrupted is found again here; a folder never holds two runs.
+A run that was interrupted is found again here; a folder never holds two runs, and none that never began.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,7 @@ class RunFolder:
         self.path = path
         self.settings = dict(settings)
         self.state: dict[str, Any] = {}
+        self._is_new = False
 
     def __enter__(self) -> RunFolder:
         """Takes the folder.
@@ -42,6 +43,7 @@ class RunFolder:
             ResourceError: Another process works in it, or it cannot be written.
         """
         self._refuse_strangers()
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / _LOCK).open("w")
@@ -58,17 +60,31 @@ class RunFolder:
                 where=self.path,
                 mend="wait for it or choose another --out",
             ) from error
+        self._refuse_strangers()  # again: what was there before the lock may be another process's by now
         state = self._read()
-        if state is None:
-            state = {"key": uuid.uuid4().hex, "settings": self.settings}
-            write_json(self.path / _STATE, state)
-        self.state = state
+        self.state = state or {"key": uuid.uuid4().hex, "settings": self.settings}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_new and not (self.path / _STATE).exists():
+            (self.path / _LOCK).unlink()
+            self.path.rmdir()
         self._lock.close()
+
+    def begin(self, **settings: str) -> None:
+        """Makes the folder a run's, once its input is known to be good.
+
+        Args:
+            **settings: More of what names the run.
+
+        Raises:
+            ConfigError: The run that the folder holds has others.
+        """
+        self._compare(self.state["settings"], self.settings | settings, keys=settings)
+        self.state["settings"] = self.settings | settings
+        self.remember()
 
     @property
     def key(self) -> str:
@@ -83,8 +99,10 @@ class RunFolder:
     def _read(self) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = json.loads((self.path / _STATE).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except ValueError as error:
+            raise ConfigError("is damaged", where=self.path / _STATE, mend="choose another --out") from error
         return state
 
     def _refuse_strangers(self) -> None:
@@ -93,21 +111,24 @@ class RunFolder:
         state = self._read()
         if state is None:
             names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
-            if any(name != _LOCK for name in names):
+            # A dot-file is our lock, or what a kill left of a file that was being written.
+            if any(not name.startswith(".") for name in names):
                 raise ConfigError(
                     "holds other files and no run", where=self.path, mend="choose another --out"
                 )
             return
-        for key in sorted(state["settings"].keys() | self.settings.keys()):
-            before, now = state["settings"].get(key), self.settings.get(key)
-            if before != now:
+        self._compare(state["settings"], self.settings, keys=self.settings)
+
+    def _compare(self, before: Mapping[str, str], now: Mapping[str, str], *, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key in before and before[key] != now[key]:
                 raise ConfigError(
-                    f"holds a run with {key} = {before}, and now it is {now}",
+                    f"holds a run with {key} = {before[key]}, and now it is {now[key]}",
                     where=self.path,
                     mend="choose another --out, or the same settings to go on with it",
                 )
 
 
-def run_settings(config: Config, *, inputs_digest: str, model_name: str) -> dict[str, str]:
-    """What tells one run from another: every setting, the content of the inputs and the model's name."""
-    return {**config.flat(), "model": model_name, "inputs": inputs_digest}
+def run_settings(config: Config, *, model_name: str) -> dict[str, str]:
+    """What tells one run from another, besides its input: every setting and the model's name."""
+    return {**config.flat(), "model": model_name}

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from snpdeconv.config import Config
 from snpdeconv.errors import UserError
 from snpdeconv.files import write_json, write_text
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
-from snpdeconv.pipelines.dataset import Dataset, prepare
+from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, prediction_table
-from snpdeconv.pipelines.fit import choose_batch_size, fit
+from snpdeconv.pipelines.fit import choose_batch_size, fit, make_training_loss
 from snpdeconv.pipelines.importance import Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
@@ -72,30 +73,36 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
     check_model_name(model_name)
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
-    dataset = prepare(config, inputs)
-    settings = run_settings(
-        config, inputs_digest=inputs.digest(genotypes_digest=dataset.cohort.digest), model_name=model_name
-    )
+    settings = run_settings(config, model_name=model_name)
     path = (out or Path(f"{model_name}-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     with RunFolder(path, settings=settings) as folder:
+        cohort = open_cohort(inputs.genotypes, multiallelic=config.data.multiallelic)
+        inputs_digest = inputs.digest(genotypes_digest=cohort.digest)
         if "result" in folder.state:
+            folder.begin(inputs=inputs_digest)
             logger.info("%s: this run is complete; nothing to do", path)
             return TrainResult(**folder.state["result"])
+        dataset = prepare(config, inputs, cohort=cohort)
+        loss = make_training_loss(config, dataset)
+        folder.begin(inputs=inputs_digest)
         tags = {
             "snpdeconv.version": __version__,
             "snpdeconv.code": code_version(),
             "snpdeconv.data": dataset.cohort.digest,
-            "snpdeconv.inputs": settings["inputs"],
+            "snpdeconv.inputs": inputs_digest,
             "snpdeconv.folder": str(path),
             "snpdeconv.trait": inputs.trait,
         }
-        with _tracked(folder, config, settings, tags, model_name) as run, PreemptionSignal() as stop:
+        genotypes = torch.from_numpy(dataset.packed).to(device)
+        with _tracked(folder, config, tags, model_name) as run, PreemptionSignal() as stop:
             run.log_metrics(0, {f"data/{name}": float(count) for name, count in dataset.report.items()})
             if "batch_size" not in folder.state:
-                folder.remember(batch_size=choose_batch_size(config, dataset, device=device))
+                folder.remember(batch_size=choose_batch_size(config, dataset, precision))
             fitted = fit(
                 config,
                 dataset,
+                genotypes=genotypes,
+                loss=loss,
                 batch_size=folder.state["batch_size"],
                 device=device,
                 precision=precision,
@@ -104,7 +111,12 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
                 should_stop=stop,
             )
             evaluation = evaluate_test(
-                fitted.model, dataset, device=device, precision=precision, seed=config.training.seed
+                fitted.model,
+                dataset,
+                batch_size=folder.state["batch_size"],
+                device=device,
+                precision=precision,
+                seed=config.training.seed,
             )
             logger.info("ranking %d SNPs", len(dataset.variants))
             scores = score_variants(
@@ -116,6 +128,7 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
                 layout=dataset.layout,
                 config=config,
                 device=device,
+                batch_size=folder.state["batch_size"],
             )
             bundle = make_bundle(
                 fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config
@@ -145,17 +158,24 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
 
 @contextmanager
 def _tracked(
-    folder: RunFolder, config: Config, settings: dict[str, str], tags: dict[str, str], model_name: str
+    folder: RunFolder, config: Config, tags: dict[str, str], model_name: str
 ) -> Iterator[TrackedRun]:
     """The run in MLflow; however the work ends, its status says so."""
     run = TrackedRun.open(
-        key=folder.key, experiment=config.tracking.experiment, name=model_name, params=settings, tags=tags
+        key=folder.key,
+        experiment=config.tracking.experiment,
+        name=model_name,
+        params=folder.settings,
+        tags=tags,
     )
     try:
         yield run
     except Preempted:
         raise  # the run is not over: the same command goes on with it
     except KeyboardInterrupt:
+        logger.warning(
+            "interrupted; the same command with --out %s goes on from the last checkpoint", folder.path
+        )
         run.finish("KILLED")
         raise
     except UserError as error:

@@ -94,7 +94,7 @@ def lead(
         pairs: (C, 2) candidates, strongest first.
         statistic: (C,) exact t.
         surroundings: Of which a leader has to be independent.
-        t_min: Smallest conditional \\|t\\| of a leader.
+        t_min: Smallest absolute conditional t of a leader.
         max_clumps: Most leaders.
     """
     most = max(1, CANDIDATE_ELEMENTS // max(1, dosages.num_samples))
@@ -151,7 +151,7 @@ def review(
         leaders: All of them.
         surroundings: Of which a leader has to be independent.
         factor: Factor of every statistic.
-        t_min: Smallest \\|t\\| of a leader that is kept.
+        t_min: Smallest absolute t of a leader that is kept.
 
     Returns:
         The same leaders with another discount.

@@ -52,7 +52,8 @@ class PairScan:
         clump: (P,) number of the clump.
         leads: (P,) whether the pair leads its clump.
         num_tested: Pairs that the screen tested.
-        inflation: Factor by which all statistics were divided; 1 without inflation.
+        inflation: Factor by which all statistics were divided, at least 1: how much wider the bulk of the
+            screen is than a normal one, or a binary residual than its probabilities say.
         num_flop: Arithmetic of the screen's matrix products.
     """
 
@@ -241,7 +242,7 @@ class _Screen:
         return Surroundings(self.dosages, self.chrom_code, self.position_bp)
 
     def _screen(self, null: Null, residual: Tensor) -> Screened:
-        return screen(
+        screened = screen(
             self.dosages,
             residual,
             variance=None if null.mean is None else null.weight,
@@ -254,6 +255,11 @@ class _Screen:
             tile=self.tile,
             dtype=self.dtype,
         )
+        if null.mean is None:
+            return screened
+        # What the null model does not fit widens a binary residual beyond the variance of its probabilities.
+        dispersion = float(residual.square().sum() / null.weight.sum())
+        return replace(screened, inflation=max(screened.inflation, dispersion**0.5))
 
     def _lead(self, null: Null, screened: Screened) -> Leaders:
         candidates = _thin(screened)

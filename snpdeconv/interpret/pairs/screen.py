@@ -150,7 +150,7 @@ def screen(
         position_bp: (V,) places.
         min_distance_bp: Pairs of one chromosome closer than this are not tested.
         min_carriers: Smallest expected number of carriers of both minor alleles.
-        t_min: Smallest \\|t\\| kept.
+        t_min: Smallest absolute t kept.
         keep: Most pairs kept.
         tile: b, a multiple of four; by default as many as fit the memory budget above.
         dtype: Of the products' inputs; sums are float32.

@@ -39,7 +39,8 @@ class Settings:
         dominance_weight: Prior weight of a SNP's dominance column, its dosage being 1; 0 leaves them out.
         max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
-        refine: Whether to look for a better solution beyond the first, for quantitative traits.
+        refine: Whether to look for a better solution beyond the first; for quantitative traits, where the
+            cohort fits ``cache_bytes``.
         cache_bytes: Most memory for decoded genotypes; cohorts that need more are decoded at every pass.
         gram_bytes: Most memory for products among columns.
         tile_variants: Variants decoded at once; chosen by size where None.

@@ -28,6 +28,8 @@ HERMITE_WEIGHTS = HERMITE_WEIGHTS / HERMITE_WEIGHTS.sum()
 # A sample whose outcome is certain would have weight 0 and no response.
 LEAST_WEIGHT = 1e-6
 LEAST_MIXED = 1 / 32
+# With a single one the bound may stand still before effects that start out small have grown.
+SWEEPS_A_ROUND = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def fit_normal(
         max_sweeps: Most sweeps.
         tolerance: Gain of the bound at which to stop.
         gram_bytes: Most memory for products among columns.
-        refine: Whether to look for a higher bound beyond the first one.
+        refine: Whether to look for a higher bound beyond the first one, unless passes are dear.
     """
     gram = LazyGram(columns, cache_bytes=gram_bytes)
     residual = gram.project(target[:, None])
@@ -79,10 +81,9 @@ def fit_normal(
     # The mean takes no degree of freedom, as in the reference implementation; every covariate takes one.
     df = len(target) - (columns.basis.shape[1] - 1)
     climb = NormalClimb(effects=effects, noise=total / df, total=total, df=df, elbo=[])
-    climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.spare_passes)
-    if len(climb.elbo) >= max_sweeps:
+    if not climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.spare_passes):
         _warn_of_stop(max_sweeps)
-    if refine:
+    if refine and not effects.spare_passes:
         climb = refined(climb, tolerance=tolerance)
     return Ascent(
         effects=climb.effects,
@@ -131,8 +132,9 @@ def fit_logistic(
         offset = gram.inverse @ (columns.basis.T @ product)
         left = product - gram.cross @ offset
         effects.rebase(gram, gram.correlate(left[:, None])[:, 0])
-        effects.sweep(1.0)
-        num_sweeps += 1
+        for _ in range(1 if effects.spare_passes else SWEEPS_A_ROUND):
+            effects.sweep(1.0)
+            num_sweeps += 1
         num_passes += gram.num_passes
         now = _predictor(columns, gram, effects, offset=offset)
         entropy = 0.5 * float(torch.logdet(2 * math.pi * math.e * gram.inverse))

@@ -39,7 +39,7 @@ class NormalClimb:
     df: int
     elbo: list[float]
 
-    def run(self, *, max_sweeps: int, tolerance: float, spread: bool, never_spread: bool = False) -> None:
+    def run(self, *, max_sweeps: int, tolerance: float, spread: bool, never_spread: bool = False) -> bool:
         """Sweeps until the bound stands still; the residual variance is set to its best value after each.
 
         Args:
@@ -48,6 +48,9 @@ class NormalClimb:
             spread: Whether effects spread over very many columns take part from the first sweep on; else they
                 do whenever the others have settled.
             never_spread: Whether they stay as they are.
+
+        Returns:
+            Whether the bound stands still.
         """
         always = spread
         while len(self.elbo) < max_sweeps:
@@ -58,9 +61,10 @@ class NormalClimb:
             dear = spread and self.effects.spare_passes
             settled = has_converged(self.elbo, max(tolerance, SPREAD_TOLERANCE) if dear else tolerance)
             if settled and (spread or never_spread):
-                break
+                return True
             spread = not never_spread and (settled or always)
             self.noise = squares / self.df
+        return False
 
 
 def refined(climb: NormalClimb, *, tolerance: float) -> NormalClimb:

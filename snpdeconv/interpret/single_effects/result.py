@@ -24,7 +24,7 @@ class SingleEffect:
 
     Attributes:
         columns: (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first.
-        alpha: (S,) probability of each; what is left out sums to less than ``ALPHA_LEFT_OUT``.
+        alpha: (S,) probability of each; what is left out sums to less than 1e-6.
         mean: (S,) posterior mean of the effect of one standard deviation of the column.
         variants: (S, 2) SNPs that take part in each column, -1 where there is only one.
         prior_variance: Of the effect.

@@ -9,7 +9,7 @@ from scipy import special, stats
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret.pairs import pair_columns
-from snpdeconv.interpret.pairs.clump import _products, alternatives, lead
+from snpdeconv.interpret.pairs.clump import Leaders, _products, alternatives, lead, review
 from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
 from snpdeconv.interpret.pairs.retest import Null, retest_pairs
@@ -233,3 +233,30 @@ def test_surroundings_take_out_one_ungenotyped_snp(true_interaction):
     leaders = lead(dosages, null, pair[None], statistic, surroundings=place, t_min=4.5, max_clumps=3)
     assert leaders.kept.tolist() == [true_interaction]
     assert len(alternatives(dosages, null, leaders, max_pairs=3)) == int(true_interaction)
+
+
+def test_leaders_are_judged_again_without_the_others():
+    """A close pair that hid behind a strong one is kept once the strong one is out of the residual."""
+    rng = np.random.default_rng(17)
+    num = 1500
+    codes = rng.binomial(2, 0.3, (num, 12)).astype(np.uint8)
+    genotypes = PackedGenotypes.from_codes(codes)
+    pairs = np.array([[0, 9], [3, 4]])
+    columns = pair_columns(genotypes, pairs)
+    residual = columns @ [1.5, 0.2] + rng.normal(size=num)
+    dosages = Dosages.of(genotypes)
+    null = Null.of(residual, device=CPU)
+    chrom_code = np.array([0] * 6 + [1] * 6)
+    place = Surroundings(dosages, chrom_code, np.arange(12) * 60_000)
+    leaders = Leaders(
+        pairs=pairs,
+        discount=np.array([1.0, 0.1]),
+        kept=np.array([True, False]),
+        columns=torch.tensor(columns),
+    )
+    judged = review(dosages, null, leaders, surroundings=place, factor=1.0, t_min=5.0)
+    assert judged.kept.tolist() == [True, True]
+    assert judged.discount[0] == 1  # on two chromosomes
+    assert 0.8 < judged.discount[1] <= 1
+    strict = review(dosages, null, leaders, surroundings=place, factor=0.5, t_min=5.0)
+    assert strict.kept.tolist() == [True, False]

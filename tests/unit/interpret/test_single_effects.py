@@ -17,6 +17,7 @@ from snpdeconv.interpret.single_effects import (
     normal,
     sweeps,
 )
+from snpdeconv.interpret.single_effects.columns import Columns
 
 ADDITIVE = Settings(dominance_weight=0.0)
 
@@ -346,3 +347,26 @@ def test_gpu_equals_cpu(study):
     expected = fit(codes, y)
     found = fit(codes, y, settings=Settings(device="cuda"))
     np.testing.assert_allclose(found.pip, expected.pip, atol=1e-4)
+
+
+def test_products_are_those_of_the_whole_matrix_also_when_old_rows_give_way(study, monkeypatch):
+    codes, _ = study
+    monkeypatch.setattr(gram, "MOST_FETCHED", 2)
+    rng = np.random.default_rng(16)
+    covariates = np.hstack([np.ones((500, 1)), rng.normal(size=(500, 2))])
+    basis = np.linalg.qr(covariates)[0]
+    columns = Columns(PackedGenotypes.from_codes(codes), basis=basis, dominance=False)
+    x = standardised(codes)
+    x -= basis @ (basis.T @ x)
+    x /= x.std(axis=0)
+    weight = rng.uniform(0.1, 1, 500)
+    root = np.sqrt(weight)[:, None]
+    projected = root * x - (weighted := np.linalg.qr(root * covariates)[0]) @ (weighted.T @ (root * x))
+    for given, expected in ((None, x.T @ x), (torch.from_numpy(weight), projected.T @ projected)):
+        held = gram.LazyGram(columns, weight=given, cache_bytes=0)
+        np.testing.assert_allclose(held.diagonal, np.diag(expected), rtol=1e-4)
+        for index in (np.array([0, 1]), np.array([2, 3]), np.array([0, 5]), np.array([4, 9, 30])):
+            b = rng.normal(size=len(index))
+            np.testing.assert_allclose(
+                held.times(index, torch.from_numpy(b)), expected[:, index] @ b, atol=1e-2
+            )

@@ -80,6 +80,35 @@ def test_the_penalty_is_the_best_of_refits_without_each_sample(
     np.testing.assert_allclose(fit.loo_r2, 1 - errors[fit.penalty] / y.var(), atol=1e-5)
 
 
+def test_the_offset_turns_the_fit_into_predictions_of_samples_left_out(
+    cohort: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    codes, trait = cohort[0][:60], cohort[1][:60]
+    monkeypatch.setattr(linear, "PENALTIES", np.array([0.3]))
+    model = model_of(codes)
+    z = model.encode(codes)[..., 0].double().numpy()
+
+    fit = fit_linear(model, codes, trait, kind="quantitative")
+
+    left_out = predictions(model, codes, fit.offset)[:, 0]
+    for i in (0, 17, 59):
+        keep = np.arange(60) != i
+        expected = Ridge(alpha=0.3 * SNPS).fit(z[keep], trait[keep]).predict(z[[i]])[0]
+        assert abs(left_out[i] - expected) < 1e-4
+
+
+def test_samples_that_were_not_sampled_need_no_offset(
+    cohort: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    codes, trait = cohort
+    monkeypatch.setattr(linear, "MAX_SAMPLES", 100)
+
+    offset = fit_linear(model_of(codes), codes, trait, kind="quantitative").offset
+
+    assert offset.shape == (300, 1)
+    assert int((offset != 0).sum()) == 100
+
+
 @pytest.mark.parametrize("dim", [1, 4, 8])
 def test_every_encoding_carries_the_same_regression(
     cohort: tuple[torch.Tensor, torch.Tensor], dim: int, pack: Make

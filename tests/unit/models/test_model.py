@@ -88,7 +88,18 @@ def test_covariates_are_added_linearly(architecture: str, small: Make, genotypes
     torch.testing.assert_close(effect, covariates @ model.wide.covariate_weight.t(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("covariates", [None, torch.zeros(6, 3)])
+def test_further_columns_are_an_offset(architecture: str, small: Make, genotypes: Make):
+    codes, covariates, offset = genotypes(), torch.randn(6, 2), torch.randn(6, 3)
+    with_covariates = small(architecture, num_covariates=2, num_outputs=3).eval()
+    without = small(architecture, num_outputs=3).eval()
+
+    shifted = with_covariates(codes, torch.cat([covariates, offset], dim=1))
+
+    torch.testing.assert_close(shifted - with_covariates(codes, covariates), offset, atol=1e-5, rtol=0)
+    torch.testing.assert_close(without(codes, offset) - without(codes), offset, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("covariates", [None, torch.zeros(6, 5)])
 def test_covariates_that_do_not_fit_are_an_error(
     covariates: torch.Tensor | None, small: Make, genotypes: Make
 ):
