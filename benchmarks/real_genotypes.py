@@ -92,9 +92,7 @@ def main() -> None:
                             "macro_f1": result.test["macro_f1"]["value"],
                             "accuracy": result.test["accuracy"]["value"],
                             "components_macro_f1": components_and_regression(
-                                prepare(
-                                    config, inputs, cohort=open_cohort(inputs.genotypes, multiallelic="split")
-                                )
+                                prepare(config, inputs, cohort=cohort)
                             ),
                             "seconds": round(seconds, 1),
                         }

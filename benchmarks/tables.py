@@ -44,11 +44,11 @@ def real_genotypes(results: dict[str, Any]) -> list[str]:
 def scale(results: dict[str, Any]) -> list[str]:
     sizes = results["arguments"]
     imported, step = results["import"], results["step"]
+    network = f"{step['parameters_million']:.1f} million parameters, batch {sizes['batch']}"
     return [
         f"{sizes['variants']:,} SNPs × {sizes['samples']:,} people on a CPU: import of the `.bed` in "
         f"{imported['seconds']:.1f} s and {imported['peak_gib']:.2f} GiB; a training step of "
-        f"`cnn_transformer` at the medium preset's sizes ({step['parameters_million']:.1f} million parameters, "
-        f"batch {sizes['batch']}) in {step['peak_gib']:.2f} GiB.",
+        f"`cnn_transformer` at the medium preset's sizes ({network}) in {step['peak_gib']:.2f} GiB.",
         "",
         machine_line(results["machine"], "python benchmarks/scale.py"),
     ]

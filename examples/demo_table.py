@@ -5,19 +5,16 @@ from pathlib import Path
 
 import pandas as pd
 
-NEAR_BP = 50_000
+from snpdeconv.interpret.ranking import recovered
 
 folder = Path(sys.argv[1])
 ranking = pd.read_csv(folder / "run" / "ranking.tsv", sep="\t", dtype={"chrom": str})
 causal = pd.read_csv(folder / "data" / "causal.tsv", sep="\t", dtype={"chrom": str})
 
-print(f"{'causal SNP':<24}{'rank':>8}{'best rank within 50 kb':>26}")
-for snp in causal.itertuples():
-    own = ranking.loc[ranking["variant_id"] == snp.variant_id, "rank"]
-    near = (ranking["chrom"] == snp.chrom) & ((ranking["pos"] - snp.pos).abs() <= NEAR_BP)
-    shown = f"{own.iloc[0]:,}" if len(own) else "filtered"
-    best = f"{ranking.loc[near, 'rank'].min():,}" if near.any() else "-"
-    print(f"{snp.variant_id:<24}{shown:>8}{best:>26}")
+table = recovered(ranking, causal)
+table["effect"] = table["effect"].map("{:+.2f}".format)
+table = table[["variant_id", "effect", "rank", "best_rank"]]
+print(table.rename(columns={"variant_id": "causal SNP", "best_rank": "best in 50 kb"}).to_string(index=False))
 found = ranking.head(20)["variant_id"].isin(causal["variant_id"]).sum()
 print(f"\n{found} of {len(causal)} causal SNPs stand among the first 20 of {len(ranking):,}.")
 

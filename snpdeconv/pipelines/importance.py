@@ -84,7 +84,7 @@ def score_variants(
         seed=config.training.seed,
     )
     if "attention" in settings.methods:
-        attention = attention_scores(model, loader, device=device, max_samples=settings.max_samples)
+        attention = attention_scores(model, loader, device=device)
         by_method["attention"] = layout.to_variants(attention.score)
     if "integrated_gradients" in settings.methods:
         gradients = integrated_gradients(

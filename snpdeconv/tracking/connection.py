@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,9 @@ def _build(path: Path) -> None:
 
     assert upgrade.callback is not None
     if path.exists():
+        # A file that cannot be opened fails here at once; MLflow would try it again for minutes.
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA schema_version")
         upgrade.callback(f"sqlite:///{path}")
         return
     half = path.with_name(path.name + ".new")
@@ -105,7 +109,14 @@ def error_code(error: BaseException) -> str:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the store will never accept the request, however often it is repeated."""
+    """Whether the store will never accept the request, however often it is repeated.
+
+    Of an error of connecting it says nothing: those are a wrong address or a store that is away.
+    """
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    if isinstance(error, UnsupportedModelRegistryStoreURIException):
+        return False  # an address that the client only looked at now
     status = getattr(getattr(error, "response", None), "status_code", None)
     return error_code(error) in _REFUSALS or status == _TOO_LARGE
 
@@ -117,26 +128,42 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Turns the failures of a store that does not work into one line for the user.
+def answering(uri: str) -> Iterator[MlflowClient]:
+    """Connects to a store, and turns the failures of one that does not work into one line for the user.
+
+    Yields:
+        A client of the store at `uri`.
 
     Raises:
-        ResourceError: The store does not answer, or answers with an error of its own.
+        ResourceError: The store cannot be reached or opened, does not answer, or answers with an error of
+            its own.
     """
+    prepare_environment()
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        client = connect(uri)
+    except (ImportError, OSError, sqlite3.Error, MlflowException, SQLAlchemyError) as error:
+        raise _no_answer(uri, error) from error
+    try:
+        yield client
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         if is_refusal(error):
             raise
-        raise ResourceError(
-            f"the tracking store does not answer ({reason(error)})",
-            where=shown(uri),
-            mend="start it, or point MLFLOW_TRACKING_URI at the right one",
-        ) from error
+        raise _no_answer(uri, error) from error
+
+
+def _no_answer(uri: str, error: Exception) -> ResourceError:
+    what = "needs a Python package that is missing" if isinstance(error, ImportError) else "does not answer"
+    return ResourceError(
+        f"the tracking store {what} ({reason(error)})",
+        where=shown(uri),
+        mend="install it, or name a driver that is there"
+        if isinstance(error, ImportError)
+        else "start it, or point MLFLOW_TRACKING_URI at the right one",
+    )
 
 
 @contextlib.contextmanager

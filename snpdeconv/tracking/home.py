@@ -5,6 +5,7 @@ Imports nothing of MLflow, so that every command may ask.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from snpdeconv.errors import ConfigError, ResourceError
 
+_SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -62,19 +64,35 @@ def tracking_uri() -> str:
         The address; a relative sqlite path is made absolute, so that a restart elsewhere finds the same file.
 
     Raises:
-        ConfigError: The address is a folder: MLflow 3 has no store of plain files.
+        ConfigError: The address is a folder (MLflow 3 has no store of plain files), or none of a server or
+            database: MLflow would only find out when there are results to lose.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return embedded_uri()
-    if urlsplit(uri).scheme in ("", "file"):
-        raise ConfigError(
-            f"'{uri}' is a folder, and MLflow has given up its store of plain files",
-            where="MLFLOW_TRACKING_URI",
-            mend="unset it for the embedded store, or give sqlite:////path/mlflow.db or http://host:port",
+    scheme, separator, rest = uri.partition("://")
+    known = scheme.lower() == "sqlite" or scheme.partition("+")[0].lower() in (*_SERVERS, *_DATABASES[1:])
+    if not (separator and known and rest.strip("/")) or (scheme == "sqlite" and not sqlite_path(uri)):
+        is_folder = scheme == "file" or (not separator and uri.startswith((".", "/", "~", "file:")))
+        problem = "is a folder, and MLflow has given up its store of plain files" if is_folder else (
+            "is the address of no tracking server and no database"
         )
+        raise ConfigError(f"'{shown(uri)}' {problem}", where="MLFLOW_TRACKING_URI", mend=_right_form(uri))
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
+
+
+def _right_form(uri: str) -> str:
+    """What a user may have meant by an address that is none."""
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        return f"did you mean 'http://{uri}'?"
+    scheme, separator, rest = uri.partition(":")
+    close = difflib.get_close_matches(scheme, [*_SERVERS, *_DATABASES], n=1)
+    if separator and close and rest.strip("/"):
+        slashes = ":///" if close[0] == "sqlite" else "://"
+        path = rest.removeprefix("//").removeprefix("/") if close[0] == "sqlite" else rest.lstrip("/")
+        return f"did you mean '{shown(close[0] + slashes + path)}'?"
+    return "unset it for the embedded store, or give sqlite:////path/mlflow.db or http://host:port"
 
 
 def embedded_uri() -> str:
