@@ -39,6 +39,7 @@ def components_and_regression(dataset: Dataset) -> float:
         dataset.cohort.genotypes,
         rows=rows[dataset.split.train],
         columns=dataset.columns,
+        chrom=dataset.cohort.variants.chrom,
         frequency=frequency,
         num_components=NUM_COMPONENTS,
         seed=1,

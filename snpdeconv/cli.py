@@ -245,7 +245,8 @@ def predict(
     result = run(config, model=model, genotypes=genotypes, covariates=covariates, out=out)
     print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
     for what, count in result.variants.items():
-        print(f"  {what.replace('_', ' ')}: {count:,}")
+        if count:
+            print(f"  {what.replace('_', ' ')}: {count:,}")
     if as_json:
         print(json.dumps(asdict(result)))
 

@@ -174,7 +174,7 @@ def load_covariates(
         path: The table (see `read_table`).
         samples: The people of the cohort.
         rows: (n,) rows of the cohort wanted, those with a trait.
-        exclude: Columns that are no covariates: the trait, where it stands in the same table.
+        exclude: Columns that are no covariates, where they stand in the same table: the trait, the groups.
         cohort: What to call the cohort in messages.
 
     Raises:
@@ -183,7 +183,11 @@ def load_covariates(
     """
     path = Path(path)
     table = table_of(path, samples, rows, cohort)
-    names = [name for name in table.columns if name not in (*ID_COLUMNS, *exclude)]
+    others = [name for name in table.columns if name not in ID_COLUMNS]
+    names = [name for name in others if name not in exclude]
+    if len(names) < len(others):
+        told = ", ".join(f"'{name}'" for name in others if name in exclude)
+        logger.info("%s: %s is trait or group and no covariate", path, told)
     if not names:
         raise InputError(
             "there is no covariate in it", where=path, mend="add columns, or leave out --covariates"

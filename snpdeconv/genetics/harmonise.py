@@ -14,13 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import PackedGenotypes, pack
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_frequency, pack
 from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
 UNCERTAIN_FREQUENCY = (0.4, 0.6)
 """Frequencies in here say nothing about which strand a strand-ambiguous variant is on."""
+
+MIN_CALLED_ALLELES = 100
+"""From fewer called alleles (50 people) a frequency is too uncertain to contradict another one."""
 
 _FIXED_ALLELES = ("A", "C", "G", "T", "0")
 _NUM_BASES = 4
@@ -52,7 +55,7 @@ def match_variants(
     *,
     cohort: Variants,
     model_frequency: NDArray[np.float64] | None = None,
-    cohort_frequency: NDArray[np.float64] | None = None,
+    cohort_counts: NDArray[np.int64] | None = None,
     min_overlap: float = 0.5,
     where: str | Path | None = None,
 ) -> VariantMatch:
@@ -66,15 +69,17 @@ def match_variants(
     3. One of the alleles (or its complement) alone, the other being ``0`` or ``.`` because nobody carries it.
 
     Strand-ambiguous variants (A/T, C/G) look the same on both strands: they are taken as the alleles stand in
-    the file. If both frequencies are given and contradict that (the counted allele below .4 in one and above
-    .6 in the other), nobody can tell, and the variant is missing. Of several columns with the same site and
-    alleles the first counts.
+    the file. If frequency and counts are given and contradict that (the counted allele below .4 in one and
+    above .6 in the other), nobody can tell, and the variant is missing. Fewer than 100 called alleles in the
+    cohort contradict nothing: what one person carries says little of a frequency, and one person's prediction
+    must not depend on who else is asked about. Of several columns with the same site and alleles the first
+    counts.
 
     Args:
         model: The V variants that the model was trained on.
         cohort: The W variants of the cohort.
         model_frequency: (V,) frequency of the counted allele in training, NaN where unknown.
-        cohort_frequency: (W,) frequency of the counted allele in the cohort, NaN where unknown.
+        cohort_counts: (4, W) number of people of the cohort with each code, missing last.
         min_overlap: Smallest share of the model's variants that must be found.
         where: The cohort's file, for the error.
 
@@ -91,12 +96,13 @@ def match_variants(
     ambiguous = single & (sites.other == _complement(sites.counted))
 
     conflict = np.zeros(len(model), dtype=bool)
-    if model_frequency is not None and cohort_frequency is not None:
-        seen = cohort_frequency[column]
+    if model_frequency is not None and cohort_counts is not None:
+        seen = allele_frequency(cohort_counts)[column]
         seen = np.where(flip, 1 - seen, seen)
         low, high = UNCERTAIN_FREQUENCY
         opposed = ((model_frequency < low) & (seen > high)) | ((model_frequency > high) & (seen < low))
-        conflict = (column >= 0) & ambiguous & opposed
+        called_alleles = 2 * cohort_counts[:MISSING].sum(axis=0)[column]
+        conflict = (column >= 0) & ambiguous & opposed & (called_alleles >= MIN_CALLED_ALLELES)
     column[conflict] = -1
     matched = column >= 0
     flip &= matched
@@ -115,7 +121,7 @@ def match_variants(
         "ambiguous_conflict": int(conflict.sum()),
         "duplicated": sites.num_duplicated,
     }
-    logger.info("variants matched: %s", report)
+    logger.debug("variants matched: %s", report)
     if report["matched"] < min_overlap * len(model):
         raise _too_few(model, cohort=cohort, absent=elsewhere & ~known_site, report=report, where=where)
     return VariantMatch(column=column, flip=flip, report=report, notes=_notes(report))

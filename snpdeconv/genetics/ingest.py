@@ -1,6 +1,7 @@
 """From a cohort in any accepted format to a store: import to a named folder, or once into a cache by content.
 
-Sorts the variants, drops duplicates and counts them. Leaves quality filters and traits to others.
+Sorts the variants, drops duplicates and those without a place, and counts them. Leaves quality filters and
+traits to others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Progress = Callable[[int, int], None]
 """Called with the variants done and their total, 0 where the file does not tell it."""
 
 _CHUNK_BYTES = 64 * 2**20
+# To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
+_RULES_VERSION = 2
 
 
 def import_cohort(
@@ -38,6 +41,7 @@ def import_cohort(
 
     Args:
         source: A .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
+            Variants on chromosome 0 or at a position of 0 or less are left out: they cannot be matched.
         out: The folder to make. If it is a store of the same content already, it is opened.
         multiallelic: ``split`` sites of several ALT alleles into one variant each, or ``skip`` them.
         progress: Told of the variants done.
@@ -50,7 +54,10 @@ def import_cohort(
         ResourceError: ``out`` cannot be written.
         ConfigError: ``multiallelic`` is neither of the two.
     """
-    files, out = find_files(Path(source)), Path(out)
+    source, out = Path(source), Path(out)
+    if is_store(source):
+        raise InputError("is imported already", where=source, mend="give it as it is to the other commands")
+    files = find_files(source)
     key = _key(files, multiallelic=multiallelic)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if is_store(out) and describe(out)["import_key"] == key:
@@ -110,7 +117,8 @@ def _key(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
             where="multiallelic",
             mend=nearest(multiallelic, ("split", "skip")),
         )
-    key = hashlib.sha256(f"snpdeconv store {FORMAT_VERSION} {files.kind} {multiallelic}".encode())
+    rules = f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
+    key = hashlib.sha256(rules.encode())
     for path in files.paths:
         try:
             with path.open("rb") as file:
@@ -138,12 +146,15 @@ def _import(
             done += len(chunk.variants)
             if progress is not None:
                 progress(done, reader.num_variants or 0)
-        if done == 0:
-            raise InputError(f"no variants{_counts(reader.report)}", where=source, mend=f"give {ACCEPTED}")
         variants = Variants.concat(tables)
         order = variants.genome_order()
+        order = order[variants.placed()[order]]
+        num_placed = len(order)
+        report = {**reader.report, "skipped_unplaced": done - num_placed}
+        if num_placed == 0:
+            raise InputError(f"no variants{_counts(report)}", where=source, mend=f"give {ACCEPTED}")
         order = order[~variants.take(order).duplicated()]
-        report = {**reader.report, "duplicate_variants": done - len(order)}
+        report["duplicate_variants"] = num_placed - len(order)
         cohort = writer.finish(
             variants=variants, order=order.astype(np.int64), import_key=key, source=str(source), report=report
         )

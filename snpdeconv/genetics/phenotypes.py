@@ -106,12 +106,11 @@ def load_trait(
     classes: tuple[str, ...] = ()
     if kind != "quantitative":
         values, classes = _classes(parsed)
-    _check_varies(parsed, len(np.unique(values)))
-    if kind != "quantitative":
-        _check_classes(parsed, kind, classes, np.bincount(values), min_class_size)
+    trait = Trait(column, kind, in_cohort[order][present], values, classes, report)
+    check_trait(trait, min_class_size=min_class_size, where=path)
     counts = ", ".join(f"{name} {count}" for name, count in report.items())
     logger.info("%s: trait '%s' is %s; people: %s", path, column, kind, counts)
-    return Trait(column, kind, in_cohort[order][present], values, classes, report)
+    return trait
 
 
 def _kind(column: Column, trait_type: TraitType) -> TraitKind:
@@ -163,35 +162,45 @@ def _classes(column: Column) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     return np.array([index_of[text] for text in texts], dtype=np.int64), tuple(names)
 
 
-def _check_varies(column: Column, num_distinct: int) -> None:
-    if num_distinct < 2:
-        texts = column.texts[~column.missing]
+def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: str = "") -> None:
+    """Makes sure that there is something to learn; to be asked again when people have been left out.
+
+    Args:
+        trait: The trait of the people who are left.
+        min_class_size: Fewest people a class may have.
+        where: What to name in the error: the table.
+        after: What was left out since the table was read, in words that end the sentence.
+
+    Raises:
+        InputError: The trait does not vary, a class is too small, or a binary trait has more than two values.
+    """
+    if len(np.unique(trait.values)) < 2:
+        value = trait.classes[int(trait.values[0])] if trait.classes else f"{trait.values[0]:g}"
         raise InputError(
-            f"trait '{column.name}' is '{texts[0]}' for all {len(texts)} people with a value",
-            where=column.path,
+            f"trait '{trait.name}' is '{value}' for all {len(trait.values)} people with a value{after}",
+            where=where,
             mend="a trait must vary: is it the right column?",
         )
-
-
-def _check_classes(
-    column: Column, kind: TraitKind, classes: tuple[str, ...], sizes: NDArray[np.int64], min_class_size: int
-) -> None:
-    if kind == "binary" and len(classes) != 2:
+    if trait.kind == "quantitative":
+        return
+    classes = trait.classes
+    if trait.kind == "binary" and len(classes) != 2:
         shown = ", ".join(f"'{name}'" for name in classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise InputError(
-            f"trait '{column.name}' has {len(classes)} values ({shown}), not 2",
-            where=column.path,
+            f"trait '{trait.name}' has {len(classes)} values ({shown}), not 2",
+            where=where,
             mend="write NA for those that are neither, or --set data.trait_type=auto",
         )
+    sizes = np.bincount(trait.values.astype(np.int64), minlength=len(classes))
     small = np.flatnonzero(sizes < min_class_size)
     if len(small):
         size = int(sizes[small[0]])
         more = f" (and {len(small) - 1} more such classes)" if len(small) > 1 else ""
         allow = f", or allow it with --set data.min_class_size={sizes.min()}" if sizes.min() >= 3 else ""
         raise InputError(
-            f"class '{classes[small[0]]}' of trait '{column.name}' has {size} "
-            f"{'person' if size == 1 else 'people'}, fewer than {min_class_size}{more}",
-            where=column.path,
+            f"class '{classes[small[0]]}' of trait '{trait.name}' has {size} "
+            f"{'person' if size == 1 else 'people'}, fewer than {min_class_size}{more}{after}",
+            where=where,
             mend=f"merge it with another class or write NA for its people{allow}",
         )
 

@@ -25,7 +25,8 @@ class SampleFilter:
 
     Attributes:
         rows: Rows of the cohort that stay, in the order given.
-        missing_rate: (n,) share of missing genotypes of every sample asked about.
+        missing_rate: (n,) share of missing genotypes of every sample asked about, among the variants that are
+            not missing for all of them.
         report: Counts: ``samples``, ``too_missing``, ``kept``.
     """
 
@@ -55,16 +56,17 @@ def filter_samples(
     rows: NDArray[np.int64],
     *,
     missing_max: float,
-    columns: NDArray[np.int64] | None = None,
     cohort: str = "the cohort",
 ) -> SampleFilter:
     """Leaves out samples with too many missing genotypes.
+
+    Variants that are missing for everyone asked about count for nobody: a merge of two arrays holds many, and
+    they say nothing of a sample.
 
     Args:
         genotypes: The cohort's.
         rows: (n,) rows to judge.
         missing_max: Largest share of missing genotypes that stays.
-        columns: Variants to judge by; None for all.
         cohort: What to call the cohort in messages.
 
     Returns:
@@ -73,13 +75,11 @@ def filter_samples(
     Raises:
         InputError: None stays.
     """
-    wanted = np.zeros((1, genotypes.num_variants), dtype=np.uint8)
-    wanted[:, slice(None) if columns is None else columns] = 1
-    num_wanted = int(wanted.sum())
-    # One bit a wanted variant; pack fills the slots past the last variant with 3, whose low bit must go too.
-    mask = pack(wanted) & 0x55
+    # One bit a variant; pack fills the slots past the last variant with 3, whose low bit must go too.
+    mask = pack(np.ones((1, genotypes.num_variants), dtype=np.uint8)) & 0x55
     if genotypes.num_variants % 4:
         mask[:, -1] &= 0xFF >> (2 * (4 - genotypes.num_variants % 4))
+    for_all = mask[0].copy()
     num_missing = np.empty(len(rows), dtype=np.int64)
     step = max(1, _WORK_BYTES // max(1, mask.shape[1]))
     for start in range(0, len(rows), step):
@@ -87,7 +87,10 @@ def filter_samples(
         # Only the code 3 has both bits set.
         missing = packed & (packed >> 1) & mask
         num_missing[start : start + step] = np.bitwise_count(missing).sum(axis=1, dtype=np.int64)
-    rate = num_missing / max(1, num_wanted)
+        for_all &= np.bitwise_and.reduce(missing, axis=0)
+    num_for_all = int(np.bitwise_count(for_all).sum(dtype=np.int64))
+    num_typed = genotypes.num_variants - num_for_all
+    rate = (num_missing - num_for_all) / num_typed if num_typed else np.ones(len(rows))
     kept = rows[rate <= missing_max]
     report = {"samples": len(rows), "too_missing": len(rows) - len(kept), "kept": len(kept)}
     if not len(kept):

@@ -58,7 +58,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, *, samples: Samples) -> None:
-        self._path = path
+        self._path = path = path.absolute()  # The folder "." has no name.
         self._samples = samples
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._panel_bytes: list[int] = []

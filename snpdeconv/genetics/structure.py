@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.genetics.ld import backward_r2
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ _MAX_ITERATIONS = 15
 _TOLERANCE = 1e-4
 # Eigenvalues below this share of the first are rounding of single precision.
 _RANK_TOLERANCE = 1e-5
+_AUTOSOMES = [str(number) for number in range(1, 23)]
+# Of variants in LD beyond this, among so many neighbours, one stays: a long haplotype would be a component.
+_R2_MAX = 0.2
+_LD_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def fit_components(
     *,
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
+    chrom: NDArray[np.object_],
     frequency: NDArray[np.float64],
     num_components: int,
     seed: int,
@@ -88,30 +94,39 @@ def fit_components(
     beyond, the leading subspace is sought among all blocks of a randomized subspace iteration (Halko,
     Martinsson, Shkolnisky and Tygert 2011, SIAM J. Sci. Comput. 33:2580), each one pass over the genotypes.
 
+    Autosomes alone take part where there are any, because on X and Y the first direction is sex; and of
+    variants in LD (r² above .2 in the training samples, among 64 neighbours) only the first.
+
     Args:
         genotypes: The cohort's.
         rows: (N,) training samples.
         columns: Variants that passed the filters, each of them polymorphic in the training samples.
+        chrom: Chromosomes of all variants of ``genotypes``.
         frequency: Frequency of the counted allele of all variants of ``genotypes``, in the training samples.
         num_components: C, at least 1.
-        seed: Seed of the random subspace.
-        max_variants: More variants than this are thinned evenly.
+        seed: Seed of the random subspace, and of the draw of samples that LD is taken from.
+        max_variants: More variants than this are thinned evenly, before the LD among them is looked at.
         exact_max_samples: Up to how many samples the decomposition is exact.
 
     Raises:
         InputError: More components are asked for than samples less one, or variants.
     """
+    autosomal = np.isin(chrom[columns], _AUTOSOMES)
+    if autosomal.any():
+        columns = columns[autosomal]
+    columns = columns[_evenly(len(columns), max_variants)].astype(np.int64)
+    chosen = genotypes.take(rows=rows, columns=columns)
+    independent = _independent(chosen, chrom=chrom[columns], seed=seed)
+    columns, chosen = columns[independent], chosen.take(columns=independent)
     most = min(len(rows) - 1, len(columns))
     if num_components > most:
         raise InputError(
             f"{num_components} principal components from {len(rows)} training samples and "
-            f"{len(columns)} variants",
+            f"{len(columns)} variants in little LD",
             where="data.num_components",
             mend=f"ask for at most {max(most, 0)}",
         )
-    columns = columns[_evenly(len(columns), max_variants)].astype(np.int64)
     frequency = frequency[columns].astype(np.float64)
-    chosen = genotypes.take(rows=rows, columns=columns)
     if len(rows) <= exact_max_samples:
         spectrum = _exact(chosen, frequency, num_components)
     else:
@@ -194,6 +209,15 @@ def _randomized(
     else:
         logger.warning("principal components: the last of them had not settled in %d passes", _MAX_ITERATIONS)
     return _Spectrum(found, basis @ rotation[:, ::-1][:, :num_components], trace)
+
+
+def _independent(genotypes: PackedGenotypes, *, chrom: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
+    """Indices of variants of which none is in LD with one before it that stays too."""
+    stays = np.ones(genotypes.num_variants, dtype=bool)
+    for start, r2 in backward_r2(genotypes, chrom=chrom, window=_LD_WINDOW, seed=seed):
+        for v, linked in enumerate(r2 > _R2_MAX, start=start):
+            stays[v] = not stays[v - 1 - np.flatnonzero(linked)].any()
+    return np.flatnonzero(stays)
 
 
 def _evenly(num_all: int, num_most: int) -> NDArray[np.int64]:

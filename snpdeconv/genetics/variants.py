@@ -168,6 +168,15 @@ class Variants:
         rank[by_rank] = np.arange(len(names))
         return np.lexsort((self.position_bp, rank[codes])).astype(np.int64)
 
+    def placed(self) -> NDArray[np.bool_]:
+        """Marks variants with a place in the genome.
+
+        Returns:
+            (V,) False on chromosome 0 and at positions of 0 or less, which PLINK ignores.
+        """
+        placed: NDArray[np.bool_] = (self.chrom != "0") & (self.position_bp > 0)
+        return placed
+
     def duplicated(self) -> NDArray[np.bool_]:
         """Marks variants seen before: same chromosome and position, same two alleles in either order.
 

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from snpdeconv.genetics.encoding import channel_means
 from snpdeconv.models.encoder import SlotEncoder
+from snpdeconv.models.factory import GPUOptimizedSNPModel
+from snpdeconv.out_of_memory import Pieces
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["binary", "multiclass", "quantitative"]
-
+Aggregate = Literal["mean", "max"]
 
 # Above this the attributions are not to be trusted in detail.
 LARGE_GAP = 0.1
@@ -50,12 +52,12 @@ class InterpretableModel(Protocol):
 
 @dataclass(frozen=True)
 class Attribution:
-    """Importance of each slot, averaged over samples.
+    """Importance of each slot, over samples.
 
     Attributes:
         method: ``attention`` or ``integrated_gradients``.
         score: (S,) non-negative.
-        num_samples: Samples averaged over.
+        num_samples: Samples looked at.
         completeness_gap: For gradients, how far the attributions of a sample are from summing to the change
             of its output: mean absolute difference over mean absolute change. 0 is exact.
     """
@@ -67,40 +69,50 @@ class Attribution:
 
 
 def attention_scores(
-    model: InterpretableModel,
+    model: InterpretableModel | GPUOptimizedSNPModel,
     loader: Iterable[Any],
     *,
     device: torch.device | str,
     max_samples: int | None = None,
+    aggregate: Aggregate = "mean",
 ) -> Attribution:
-    """Mean of the model's SNP-level attention over samples.
+    """The model's SNP-level attention, in evaluation mode and full precision.
 
     Args:
         model: The network, on `device`.
         loader: Batches with ``.genotypes`` and ``.covariates``, or tuples (genotypes, ...). `max_samples`
-            takes its first samples: shuffle it where the cohort is sorted.
+            takes its first samples: shuffle it where the cohort is sorted. Batches that memory does not hold
+            are halved.
         device: Where the network is.
-        max_samples: Samples to average over; all by default.
+        max_samples: Samples to look at; all by default.
+        aggregate: Mean or maximum over the samples.
+
+    Raises:
+        ResourceError: There is no memory for a single sample.
     """
-    total: Tensor | None = None
-    num_samples = 0
-    with _evaluation(model, device), torch.no_grad():
+    plain = _plain(model)
+    scores, pieces = _Scores(aggregate), Pieces()
+    with _evaluation(plain, device), torch.no_grad():
         for genotypes, _ in _batches(loader, device=device, max_samples=max_samples):
-            attention = model.attention(genotypes).double().sum(dim=0)
-            total = attention if total is None else total + attention
-            num_samples += len(genotypes)
-    assert total is not None, "the loader gave no samples"
-    return Attribution("attention", (total / num_samples).cpu().numpy(), num_samples)
+
+            def attention(rows: slice, genotypes: Tensor = genotypes) -> Tensor:
+                return scores.reduced(plain.attention(genotypes[rows]))
+
+            for part in pieces.each(attention, num_samples=len(genotypes)):
+                scores.add(part)
+            scores.num_samples += len(genotypes)
+    return Attribution("attention", scores.result(), scores.num_samples)
 
 
 def integrated_gradients(
-    model: InterpretableModel,
+    model: InterpretableModel | GPUOptimizedSNPModel,
     loader: Iterable[Any],
     *,
     kind: Kind,
     device: torch.device | str,
     steps: int = 32,
     max_samples: int | None = None,
+    aggregate: Aggregate = "mean",
 ) -> Attribution:
     """Integrated gradients (Sundararajan et al. 2017) of the output with respect to the encoded genotypes.
 
@@ -109,8 +121,8 @@ def integrated_gradients(
     normalisation layers of a network see inputs near zero and turn fastest. The baseline is the mean of every
     channel rather than an all-missing genotype, because the weights of a missing indicator are hardly trained
     and would add the same noise to every sample. Covariates stay as they are. Each pass takes one step of the
-    path for one batch of the loader, so memory is that of training with that batch size. The model runs in
-    evaluation mode and full precision.
+    path for one batch of the loader, so memory is that of training with that batch size; a batch that memory
+    does not hold is halved. The model runs in evaluation mode and full precision.
 
     Args:
         model: The network, on `device`.
@@ -119,35 +131,46 @@ def integrated_gradients(
             predicted class less the mean of the others (multiclass).
         device: Where the network is.
         steps: Points on the path.
-        max_samples: Samples to average over; all by default.
+        max_samples: Samples to look at; all by default.
+        aggregate: Mean or maximum over the samples.
 
     Returns:
-        The score is the mean over samples of the absolute attribution, summed over channels.
+        The score is the mean, or maximum, over samples of the absolute attribution, summed over channels.
+
+    Raises:
+        ResourceError: There is no memory for a single sample.
     """
     rule = _path_rule(steps)
-    with _evaluation(model, device):
-        baseline = _mean_encoding(model)
-        absolute = torch.zeros(baseline.shape[1], dtype=torch.float64, device=baseline.device)
-        num_samples, gap, change = 0, 0.0, 0.0
+    plain = _plain(model)
+    scores, pieces = _Scores(aggregate), Pieces()
+    gap, change = 0.0, 0.0
+    with _evaluation(plain, device):
+        baseline = _mean_encoding(plain)
         for genotypes, covariates in _batches(loader, device=device, max_samples=max_samples):
-            with torch.no_grad():
-                encoded = model.encode(genotypes).float()
-                contrast = _contrast(model.forward_encoded(encoded, covariates), kind=kind)
-                moved = _output(model, encoded, covariates, contrast) - _output(
-                    model, baseline.expand_as(encoded), covariates, contrast
+
+            def attribution(
+                rows: slice, genotypes: Tensor = genotypes, covariates: Tensor | None = covariates
+            ) -> tuple[Tensor, float, float]:
+                found, moved = _attribution(
+                    plain,
+                    genotypes[rows],
+                    None if covariates is None else covariates[rows],
+                    baseline=baseline,
+                    kind=kind,
+                    rule=rule,
                 )
-            gradient = _path_gradient(
-                model, baseline=baseline, encoded=encoded, covariates=covariates, contrast=contrast, rule=rule
-            )
-            attribution = ((encoded - baseline) * gradient).double().sum(dim=2)
-            absolute += attribution.abs().sum(dim=0)
-            gap += float((attribution.sum(dim=1) - moved).abs().sum())
-            change += float(moved.abs().sum())
-            num_samples += len(genotypes)
+                lacking = (found.sum(dim=1) - moved).abs().sum()
+                return scores.reduced(found.abs()), float(lacking), float(moved.abs().sum())
+
+            for part, lacking, moved in pieces.each(attribution, num_samples=len(genotypes)):
+                scores.add(part)
+                gap += lacking
+                change += moved
+            scores.num_samples += len(genotypes)
     completeness_gap = gap / change if change > 0 else 0.0
     logger.info(
         "integrated gradients: %d samples, %d steps, completeness gap %.2g",
-        num_samples,
+        scores.num_samples,
         steps,
         completeness_gap,
     )
@@ -158,11 +181,59 @@ def integrated_gradients(
             steps,
         )
     return Attribution(
-        "integrated_gradients",
-        (absolute / num_samples).cpu().numpy(),
-        num_samples,
-        completeness_gap=completeness_gap,
+        "integrated_gradients", scores.result(), scores.num_samples, completeness_gap=completeness_gap
     )
+
+
+class _Scores:
+    """Scores (S,) of all samples, from those of a piece at a time."""
+
+    def __init__(self, aggregate: Aggregate) -> None:
+        self.num_samples = 0
+        self._aggregate = aggregate
+        self._all: Tensor | None = None
+
+    def reduced(self, scores: Tensor) -> Tensor:
+        """(B, S) -> (S,)."""
+        return scores.amax(dim=0).double() if self._aggregate == "max" else scores.double().sum(dim=0)
+
+    def add(self, part: Tensor) -> None:
+        if self._all is None:
+            self._all = part
+        else:
+            self._all = torch.maximum(self._all, part) if self._aggregate == "max" else self._all + part
+
+    def result(self) -> NDArray[np.float64]:
+        assert self._all is not None, "the loader gave no samples"
+        scores = self._all if self._aggregate == "max" else self._all / self.num_samples
+        return scores.cpu().numpy()
+
+
+def _plain(model: InterpretableModel | GPUOptimizedSNPModel) -> InterpretableModel:
+    """The network without the wrapper that sets its precision: attribution is in full precision."""
+    return model.base if isinstance(model, GPUOptimizedSNPModel) else model
+
+
+def _attribution(
+    model: InterpretableModel,
+    genotypes: Tensor,
+    covariates: Tensor | None,
+    *,
+    baseline: Tensor,
+    kind: Kind,
+    rule: list[tuple[float, float]],
+) -> tuple[Tensor, Tensor]:
+    """Attributions (B, S) and the change (B,) of the output that they should sum to."""
+    with torch.no_grad():
+        encoded = model.encode(genotypes).float()
+        contrast = _contrast(model.forward_encoded(encoded, covariates), kind=kind)
+        moved = _output(model, encoded, covariates, contrast) - _output(
+            model, baseline.expand_as(encoded), covariates, contrast
+        )
+    gradient = _path_gradient(
+        model, baseline=baseline, encoded=encoded, covariates=covariates, contrast=contrast, rule=rule
+    )
+    return ((encoded - baseline) * gradient).double().sum(dim=2), moved
 
 
 def _path_gradient(

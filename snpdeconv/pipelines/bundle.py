@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from snpdeconv.config import Config, validate
 from snpdeconv.errors import InputError
-from snpdeconv.files import write_json
+from snpdeconv.files import sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import TraitKind
@@ -111,6 +113,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         frame = bundle.variants.to_frame()
         frame["frequency"], frame["block"] = bundle.frequency, bundle.block
         frame.to_csv(temporary / _VARIANTS, sep="\t", index=False)
+        for path in (*temporary.iterdir(), temporary):
+            sync_to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -123,18 +127,24 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         InputError: The folder is no bundle, or of a format that this version does not know.
     """
+    try:
+        return _read_bundle(folder)
+    # RuntimeError: weights of other shapes than the model's.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise InputError(
+            f"is no model ({reason})", where=folder, mend="train and register it again"
+        ) from error
+
+
+def _read_bundle(folder: Path) -> Bundle:
     import pandas as pd
 
-    try:
-        about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-        tensors = load_file(folder / _WEIGHTS)
-        frame = pd.read_csv(
-            folder / _VARIANTS, sep="\t", dtype={"chrom": str, "variant_id": str}, keep_default_na=False
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"is no model ({error})", where=folder, mend="train and register it again"
-        ) from error
+    about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+    tensors = load_file(folder / _WEIGHTS)
+    # Names and alleles may look like numbers.
+    dtypes: defaultdict[str, Any] = defaultdict(lambda: str, pos=np.int64, frequency=np.float64)
+    frame = pd.read_csv(folder / _VARIANTS, sep="\t", dtype=dtypes, keep_default_na=False)
     if about["format"] != FORMAT:
         raise InputError(
             f"has format {about['format']}, and this version reads {FORMAT}",

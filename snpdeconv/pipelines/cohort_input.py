@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import allele_frequency
 from snpdeconv.genetics.harmonise import apply_match, match_variants
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.pipelines.bundle import Bundle
@@ -57,7 +56,7 @@ def cohort_input(
         bundle.variants,
         cohort=cohort.variants,
         model_frequency=bundle.frequency,
-        cohort_frequency=allele_frequency(cohort.genotypes.counts(rows=rows)),
+        cohort_counts=cohort.genotypes.counts(rows=rows),
         where=where,
     )
     for note in match.notes:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from snpdeconv.config import Config, DataConfig, Multiallelic
 from snpdeconv.console import progress
-from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
 from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.phenotypes import Trait, load_groups, load_trait
+from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait
 from snpdeconv.genetics.quality import filter_samples, filter_variants
 from snpdeconv.genetics.splits import Split, split
 from snpdeconv.genetics.store import Cohort
@@ -116,7 +115,7 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
     samples = filter_samples(
         cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
-    trait = _restrict(trait, samples.rows, inputs)
+    trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
     parts = _split(trait, cohort, inputs, data, seed=config.training.seed)
     train_rows = trait.rows[parts.train]
 
@@ -174,16 +173,16 @@ def slot_genotypes(dataset: Dataset) -> PackedGenotypes:
     return PackedGenotypes(dataset.packed, dataset.layout.num_slots)
 
 
-def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs) -> Trait:
+def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_class_size: int) -> Trait:
     stays = np.isin(trait.rows, rows)
     restricted = replace(trait, rows=trait.rows[stays], values=trait.values[stays])
-    if len(np.unique(restricted.values)) < (len(trait.classes) or 2):
-        raise InputError(
-            f"trait '{trait.name}' loses a class or does not vary any more when the "
-            f"{len(trait.rows) - len(restricted.rows)} people with too many missing genotypes are left out",
-            where=inputs.phenotypes,
-            mend="raise --set data.sample_missing_max=...",
-        )
+    left_out = len(trait.rows) - len(restricted.rows)
+    check_trait(
+        restricted,
+        min_class_size=min_class_size,
+        where=inputs.phenotypes,
+        after=f" once {left_out} people beyond data.sample_missing_max are left out",
+    )
     return restricted
 
 
@@ -227,7 +226,7 @@ def _covariates(
             inputs.covariates,
             samples=cohort.samples,
             rows=trait.rows,
-            exclude=(inputs.trait,),
+            exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
             cohort=inputs.genotypes,
         ).standardise(parts.train)
         values.append(table.values)
@@ -237,6 +236,7 @@ def _covariates(
             cohort.genotypes,
             rows=trait.rows[parts.train],
             columns=columns,
+            chrom=cohort.variants.chrom,
             frequency=frequency,
             num_components=config.data.num_components,
             seed=config.training.seed,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from snpdeconv.errors import ResourceError
+from snpdeconv.out_of_memory import Pieces
 from snpdeconv.training.precision import Precision
 
 
@@ -27,25 +28,27 @@ def logits(
         model: On `device`.
         packed: (N, S / 4) genotypes in slot order.
         covariates: (N, C); C may be 0.
-        batch_size: Samples at once.
+        batch_size: Samples at once; fewer where memory runs out.
         device: Where the model is.
         precision: Number format of the forward pass.
 
     Returns:
         (N, O) float32.
+
+    Raises:
+        ResourceError: There is no memory for a single sample.
     """
+
+    def outputs(rows: slice) -> Tensor:
+        genotypes = torch.from_numpy(np.ascontiguousarray(packed[rows])).to(device)
+        extra = torch.from_numpy(covariates[rows]).to(device) if covariates.shape[1] else None
+        with precision.autocast():
+            result: Tensor = model(genotypes, extra)
+        return result.float().cpu()
+
     was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(packed), batch_size):
-        genotypes = torch.from_numpy(np.ascontiguousarray(packed[start : start + batch_size])).to(device)
-        extra = (
-            torch.from_numpy(covariates[start : start + batch_size]).to(device)
-            if covariates.shape[1]
-            else None
-        )
-        with precision.autocast():
-            parts.append(model(genotypes, extra).float().cpu())
+    parts = list(Pieces(batch_size).each(outputs, num_samples=len(packed)))
     model.train(was_training)
     return torch.cat(parts).numpy()
 

@@ -21,8 +21,7 @@ from snpdeconv.pipelines.dataset import open_cohort
 from snpdeconv.pipelines.importance import score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.tracking.home import cache_dir
-from snpdeconv.tracking.lookup import get_run_info
-from snpdeconv.tracking.registry import download, resolve
+from snpdeconv.tracking.registry import download, resolve, resolve_run
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def _model_folder(run_id: str | None, model: str | None) -> Path:
     if model is not None:
         return download(resolve(model), cache_dir=cache_dir())
     assert run_id is not None
-    return get_run_info(run_id).download("model", into=cache_dir() / "runs" / run_id)
+    return download(resolve_run(run_id), cache_dir=cache_dir())
 
 
 def _target(observed: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float32] | NDArray[np.int64]:

@@ -30,6 +30,7 @@ from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.report import draw_plots
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
+from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training.precision import choose_precision
@@ -71,6 +72,7 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
         UserError: Something to mend: input, settings, resources, or a loss that is not finite.
     """
     check_model_name(model_name)
+    tracking_uri()
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     settings = run_settings(config, model_name=model_name)
@@ -130,16 +132,21 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
                 device=device,
                 batch_size=folder.state["batch_size"],
             )
-            bundle = make_bundle(
-                fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config
-            )
-            save_bundle(bundle, path / "model")
+            # One that an interrupted run has finished stays: it may be registered, and a GPU's rounding would
+            # make another version of it.
+            if not (path / "model").is_dir():
+                bundle = make_bundle(
+                    fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config
+                )
+                save_bundle(bundle, path / "model")
             paths = _write_results(path, config, dataset, evaluation, scores, fitted.history)
             _log_artifacts(run, paths)
             run.log_metrics(len(fitted.history["epoch"]), _flat_metrics(evaluation, scores))
             run.register(model_name, path / "model", tags=tags)
             run.finish("FINISHED")
             shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
+        for problem in run.problems:
+            logger.warning("the tracking store has refused for good: %s", problem)
         if not shipped:
             logger.warning(
                 "results are kept in the spool; `snpdeconv sync` sends them and registers the model"

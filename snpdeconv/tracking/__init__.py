@@ -13,6 +13,7 @@ from snpdeconv.tracking.registry import (
     download,
     list_models,
     resolve,
+    resolve_run,
 )
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.tracking.server import Ui, serve_ui
@@ -33,6 +34,7 @@ __all__ = [
     "home",
     "list_models",
     "resolve",
+    "resolve_run",
     "seal",
     "serve_ui",
     "sync",

@@ -21,7 +21,10 @@ def seal(folder: Path) -> str:
         The digest of the folder: SHA-256 of its SHA256SUMS, in hexadecimal.
     """
     text = _checksums(folder)
-    (folder / CHECKSUMS).write_text(text)
+    sums = folder / CHECKSUMS
+    # The sender may be checking a folder that is sealed again: it must never find a half-written list.
+    if not sums.is_file() or sums.read_text() != text:
+        sums.write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

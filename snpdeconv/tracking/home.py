@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from snpdeconv.errors import ConfigError, ResourceError
 
-_SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_REMOTE = ("http", "https", *_DATABASES[1:])
+_ADDRESS = re.compile(r"https?://[^/].*|(postgresql|mysql|mssql)(\+\w+)?://.+|sqlite:///+[^/].*")
 
 
 def home() -> Path:
@@ -64,35 +65,33 @@ def tracking_uri() -> str:
         The address; a relative sqlite path is made absolute, so that a restart elsewhere finds the same file.
 
     Raises:
-        ConfigError: The address is a folder (MLflow 3 has no store of plain files), or none of a server or
-            database: MLflow would only find out when there are results to lose.
+        ConfigError: The address is a folder (MLflow 3 has no store of plain files), or that of no server and
+            no database.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return embedded_uri()
-    scheme, separator, rest = uri.partition("://")
-    known = scheme.lower() == "sqlite" or scheme.partition("+")[0].lower() in (*_SERVERS, *_DATABASES[1:])
-    if not (separator and known and rest.strip("/")) or (scheme == "sqlite" and not sqlite_path(uri)):
-        is_folder = scheme == "file" or (not separator and uri.startswith((".", "/", "~", "file:")))
-        problem = "is a folder, and MLflow has given up its store of plain files" if is_folder else (
-            "is the address of no tracking server and no database"
+    if not _ADDRESS.fullmatch(uri):
+        raise ConfigError(
+            f"'{shown(uri)}' is a folder, and MLflow has given up its store of plain files"
+            if uri.startswith(("file:", ".", "/", "~"))
+            else f"'{shown(uri)}' is the address of no tracking server and no database",
+            where="MLFLOW_TRACKING_URI",
+            mend=_right_form(uri),
         )
-        raise ConfigError(f"'{shown(uri)}' {problem}", where="MLFLOW_TRACKING_URI", mend=_right_form(uri))
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
 
 
 def _right_form(uri: str) -> str:
-    """What a user may have meant by an address that is none."""
+    """What the user may have meant by an address that is none."""
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
         return f"did you mean 'http://{uri}'?"
-    scheme, separator, rest = uri.partition(":")
-    close = difflib.get_close_matches(scheme, [*_SERVERS, *_DATABASES], n=1)
-    if separator and close and rest.strip("/"):
-        slashes = ":///" if close[0] == "sqlite" else "://"
-        path = rest.removeprefix("//").removeprefix("/") if close[0] == "sqlite" else rest.lstrip("/")
-        return f"did you mean '{shown(close[0] + slashes + path)}'?"
-    return "unset it for the embedded store, or give sqlite:////path/mlflow.db or http://host:port"
+    scheme, _, rest = uri.partition(":")
+    close = difflib.get_close_matches(scheme.lower(), _REMOTE, n=1)
+    if close and rest.strip("/"):
+        return f"did you mean '{shown(close[0] + '://' + rest.lstrip('/'))}'?"
+    return "unset it for the embedded store, or give http://host:port or sqlite:////path/mlflow.db"
 
 
 def embedded_uri() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snpdeconv.errors import InputError, nearest
-from snpdeconv.tracking.connection import answering, connect, is_refusal, transfer
+from snpdeconv.tracking.connection import answering, is_refusal, transfer
 from snpdeconv.tracking.home import shown, tracking_uri
 
 
@@ -48,8 +48,7 @@ class RunInfo:
             ResourceError: The store does not answer.
         """
         into.mkdir(parents=True, exist_ok=True)
-        with answering(self.uri):
-            client = connect(self.uri)
+        with answering(self.uri) as client:
             folder, _, _ = path.rpartition("/")
             there = [entry.path for entry in client.list_artifacts(self.run_id, folder or None)]
             if path not in there:
@@ -67,9 +66,9 @@ def get_run_info(run_id: str) -> RunInfo:
         ResourceError: The store does not answer.
     """
     uri = tracking_uri()
-    with answering(uri):
+    with answering(uri) as client:
         try:
-            run = connect(uri).get_run(run_id)
+            run = client.get_run(run_id)
         except Exception as error:
             if not is_refusal(error):
                 raise

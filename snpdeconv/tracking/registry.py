@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from snpdeconv.errors import InputError, nearest
 from snpdeconv.tracking import bundle
-from snpdeconv.tracking.connection import answering, connect, error_code, is_refusal, transfer
+from snpdeconv.tracking.connection import answering, error_code, is_refusal, transfer
 from snpdeconv.tracking.home import home, shown, tracking_uri
 from snpdeconv.tracking.locks import locked
+from snpdeconv.tracking.lookup import get_run_info
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -161,36 +162,61 @@ def resolve(spec: str) -> ModelRef:
     if match is None:
         raise InputError("names no model", where=spec, mend="write NAME, NAME@champion or NAME/3")
     name, alias, number = match["name"], match["alias"], match["version"]
+    uri = tracking_uri()
+    with answering(uri) as client:
+        try:
+            version = number or client.get_registered_model(name).aliases.get(alias or "champion")
+            if version is not None:
+                return _ref(client.get_model_version(name, str(int(version))), uri=uri)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+    raise _unknown(spec, name=name, alias=alias or "champion", number=number)
+
+
+def _unknown(spec: str, *, name: str, alias: str, number: str | None) -> InputError:
+    """Says what there is in place of what was asked for."""
     models = {model.name: model for model in list_models()}
     if not models:
-        raise InputError(
+        return InputError(
             f"no model is registered in {shown(tracking_uri())}",
             where=spec,
             mend="register one with `snpdeconv train --name`",
         )
     if name not in models:
-        raise InputError(f"there is no model '{name}'", where=spec, mend=nearest(name, models))
+        return InputError(f"there is no model '{name}'", where=spec, mend=nearest(name, models))
     model = models[name]
-    if number is None:
-        alias = alias or "champion"
-        if alias not in model.aliases:
-            versions = ", ".join(f"{name}/{version}" for version in model.versions)
-            known = nearest(alias, model.aliases) if model.aliases else "it has no alias"
-            raise InputError(
-                f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {versions})"
-            )
-        version = model.aliases[alias]
-    else:
-        version = int(number)
-        if version not in model.versions:
-            raise InputError(
-                f"'{name}' has no version {version}",
-                where=spec,
-                mend=nearest(number, map(str, model.versions)),
-            )
-    uri = tracking_uri()
-    with answering(uri):
-        return _ref(connect(uri).get_model_version(name, str(version)), uri=uri)
+    if number is not None:
+        mend = nearest(number, map(str, model.versions))
+        return InputError(f"'{name}' has no version {int(number)}", where=spec, mend=mend)
+    versions = ", ".join(f"{name}/{version}" for version in model.versions)
+    known = nearest(alias, model.aliases) if model.aliases else "it has no alias"
+    return InputError(
+        f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {versions})"
+    )
+
+
+def resolve_run(run_id: str) -> ModelRef:
+    """Finds the version that a run registered; the newest if there are several.
+
+    Args:
+        run_id: MLflow's name of the run.
+
+    Raises:
+        InputError: There is no such run, or it registered none.
+        ResourceError: The store does not answer.
+    """
+    run = get_run_info(run_id)
+    with answering(run.uri) as client:
+        versions = client.search_model_versions(f"run_id = '{run.run_id}'")
+    if not versions:
+        raise InputError(
+            f"run {run.run_id} ({run.status}) has registered no model",
+            where="run",
+            mend="choose another run, or `snpdeconv sync` if its results are unsent",
+        )
+    newest = max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))
+    return _ref(newest, uri=run.uri)
 
 
 def list_models() -> list[RegisteredModel]:
@@ -200,22 +226,27 @@ def list_models() -> list[RegisteredModel]:
         ResourceError: The store does not answer.
     """
     uri = tracking_uri()
-    with answering(uri):
-        client = connect(uri)
+    with answering(uri) as client:
         versions: dict[str, list[int]] = {}
-        token: str | None = None
-        while True:
-            page = client.search_model_versions(max_results=1000, page_token=token)
-            for entry in page:
-                versions.setdefault(entry.name, []).append(int(entry.version))
-            if not (token := page.token):
-                break
-        models = []
-        for name in sorted(versions):
-            found = client.get_registered_model(name).aliases
-            aliases = {alias: int(version) for alias, version in found.items()}
-            models.append(RegisteredModel(name, tuple(sorted(versions[name])), aliases))
-    return models
+        for entry in _pages(client.search_model_versions, size=1000):
+            versions.setdefault(entry.name, []).append(int(entry.version))
+        aliases = {
+            entry.name: {alias: int(version) for alias, version in entry.aliases.items()}
+            for entry in _pages(client.search_registered_models, size=100)
+        }
+    return [
+        RegisteredModel(name, tuple(sorted(versions[name])), aliases[name])
+        for name in sorted(versions.keys() & aliases.keys())
+    ]
+
+
+def _pages(search: Callable[..., Any], *, size: int) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = search(max_results=size, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def download(ref: ModelRef, *, cache_dir: Path) -> Path:
@@ -252,7 +283,6 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
 
 def _fetch(ref: ModelRef, *, into: Path, spec: str) -> Path:
     with answering(ref.uri):
-        connect(ref.uri)
         from mlflow.artifacts import download_artifacts
 
         try:

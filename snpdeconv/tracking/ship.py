@@ -62,8 +62,10 @@ class Shipper:
             if stopped():
                 return
             rejected = 0
+            # Outside: what fails here is the way to the store, never its verdict on an event.
+            client = self._connected()
             try:
-                self._apply(batch)
+                self._apply(client, batch)
             except _Rejected as error:
                 rejected = self._reject(batch, str(error))
             except Exception as error:
@@ -73,29 +75,32 @@ class Shipper:
             self.sent = replace(self.sent, offset=batch[-1].end, rejected=self.sent.rejected + rejected)
             self.spool.commit(self.sent)
 
-    def _apply(self, batch: list[Event]) -> None:
+    def _connected(self) -> MlflowClient:
         if self._client is None:
             self._client = connect(self.uri)
+        return self._client
+
+    def _apply(self, client: MlflowClient, batch: list[Event]) -> None:
         event = batch[0]
         if event.kind == "create":
-            self.sent = replace(self.sent, run_id=self._create(self._client, event))
+            self.sent = replace(self.sent, run_id=self._create(client, event))
             return
         if self.sent.run_id is None:
             raise _Rejected("the run itself could not be made")
         match event.kind:
             case "open":
-                self._client.update_run(self.sent.run_id, status="RUNNING")
-                self._tags(self._client, _process_tags(event))
+                client.update_run(self.sent.run_id, status="RUNNING")
+                self._tags(client, _process_tags(event))
             case "metrics":
-                self._metrics(self._client, batch)
+                self._metrics(client, batch)
             case "tags":
-                self._tags(self._client, event.data["tags"])
+                self._tags(client, event.data["tags"])
             case "artifact":
-                self._artifact(self._client, event)
+                self._artifact(client, event)
             case "register":
-                self._register(self._client, event)
+                self._register(client, event)
             case "status":
-                self._client.set_terminated(self.sent.run_id, event.data["status"], end_time=event.time_ms)
+                client.set_terminated(self.sent.run_id, event.data["status"], end_time=event.time_ms)
             case _:
                 raise _Rejected("the line is damaged")
 

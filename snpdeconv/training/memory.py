@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from snpdeconv.errors import ResourceError
+from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training.data import Batch
 from snpdeconv.training.distributed import default_device
 from snpdeconv.training.memory_readings import GIB, PeakMemory, available_bytes, release_memory, used_bytes
-from snpdeconv.training.window import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.training import distributed
 from snpdeconv.training.checkpoint import find_checkpoint, read_state
-from snpdeconv.training.data import as_batch, epoch_batches, num_batches, seed_epoch, windows
+from snpdeconv.training.data import epoch_batches, num_batches, seed_epoch, windows
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory_readings import GIB, PeakMemory
 from snpdeconv.training.precision import choose_precision, requested_precision
@@ -229,11 +229,13 @@ class MultiGPUSNPTrainer:
         value = values.get(monitor, math.nan)
         run.schedule.after_epoch(value)
         run.meter.start_epoch()
-        if progress.end_epoch(values, value=value, direction=self.optimization.direction):
+        is_best = progress.end_epoch(values, value=value, direction=self.optimization.direction)
+        # Before saving: after a kill in between, the epoch is done and logged again rather than never.
+        self._log.epoch(progress, values)
+        if is_best:
             run.keep_best()
             run.save_best()
         run.save()
-        self._log.epoch(progress, values)
 
     def _must_stop(self, step: int) -> bool:
         if self._should_stop is None:
@@ -283,7 +285,7 @@ class MultiGPUSNPTrainer:
         Args:
             data_loader: Batches as for training.
             method: `attention` or `integrated_gradients`.
-            aggregate: `mean` over the samples, or for attention also `max`.
+            aggregate: `mean` or `max` over the samples.
             snp_names: A name for each of the model's SNPs; their numbers by default.
 
         Returns:
@@ -295,23 +297,19 @@ class MultiGPUSNPTrainer:
         # The one step sideways, to a package on the same floor: the public interface has this method here.
         from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 
-        # Without the wrapper that sets precision and compilation: attribution is in full precision.
-        model = cast(Any, getattr(self.model, "base", self.model))
-        options = {("attention", "mean"), ("attention", "max"), ("integrated_gradients", "mean")}
-        if (method, aggregate) not in options:
-            choices = nearest(f"{method}, {aggregate}", [", ".join(pair) for pair in options])
-            raise ConfigError(f"no importance by '{method}' and '{aggregate}'", where="method", mend=choices)
+        model: Any = self.model
+        options: dict[str, Any] = {"device": self.device, "aggregate": aggregate}
+        for where, word, known in (
+            ("method", method, ("attention", "integrated_gradients")),
+            ("aggregate", aggregate, ("mean", "max")),
+        ):
+            if word not in known:
+                raise ConfigError(f"no importance by '{word}'", where=where, mend=nearest(word, known))
         if method == "integrated_gradients":
-            has_classes = model.config["num_outputs"] > 1
-            scores = integrated_gradients(
-                model, data_loader, kind="multiclass" if has_classes else "binary", device=self.device
-            ).score.tolist()
-        elif aggregate == "mean":
-            scores = attention_scores(model, data_loader, device=self.device).score.tolist()
+            options["kind"] = "multiclass" if model.config["num_outputs"] > 1 else "binary"
+            scores = integrated_gradients(model, data_loader, **options).score.tolist()
         else:
-            batches = (as_batch(item).to(self.device) for item in data_loader)
-            highest = [model.attention(batch.genotypes).amax(dim=0) for batch in batches if len(batch)]
-            scores = torch.stack(highest).amax(dim=0).tolist()
+            scores = attention_scores(model, data_loader, **options).score.tolist()
         names = list(map(str, range(len(scores)))) if snp_names is None else snp_names
         if len(names) != len(scores):
             raise ConfigError(f"{len(names)} names for {len(scores)} SNPs", where="snp_names")

@@ -16,13 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from snpdeconv.errors import TrainingError
+from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training import distributed
 from snpdeconv.training.data import Batch
 from snpdeconv.training.precision import Precision
 
 logger = logging.getLogger(__name__)
-
-_NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -213,13 +212,6 @@ class WindowStep:
             self.micro_batch_size,
             reason,
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for want of memory, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    )
 
 
 def _placeholder(batch: Batch) -> Batch:

@@ -12,6 +12,7 @@ import snpdeconv
 PACKAGE = Path(snpdeconv.__file__).parent
 FLOOR = {
     "errors": 0,
+    "out_of_memory": 0,
     "version": 0,
     "files": 0,
     "console": 0,
@@ -30,14 +31,28 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 
 
 def imported_modules(path: Path) -> set[str]:
+    return imported_by(path.read_text(), package=path.relative_to(PACKAGE.parent).parts[:-1])
+
+
+def imported_by(text: str, *, package: tuple[str, ...]) -> set[str]:
+    """Full names of what a module of `package` imports, relative imports included."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "snpdeconv"}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            names.add(module)
+            names |= {f"{module}.{alias.name}" for alias in node.names if module == "snpdeconv"}
     return names
+
+
+def test_relative_imports_are_seen_too():
+    text = "from ..pipelines import train\nfrom .. import tracking\nfrom .data import Batch\nimport os.path"
+    assert imported_by(text, package=("snpdeconv", "training")) == {
+        "snpdeconv.pipelines", "snpdeconv", "snpdeconv.tracking", "snpdeconv.training.data", "os.path",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

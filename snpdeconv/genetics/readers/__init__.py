@@ -91,8 +91,8 @@ def find_files(source: Path) -> CohortFiles:
     Raises:
         InputError: There is no such file, its extension is unknown or a companion is missing.
     """
-    bed, pgen = (source.with_name(source.name + suffix) for suffix in (".bed", ".pgen"))
     if not source.exists():
+        bed, pgen = (source.with_name(source.name + suffix) for suffix in (".bed", ".pgen"))
         if bed.exists() and pgen.exists():
             raise InputError(f"both {bed.name} and {pgen.name} exist", where=source, mend="name one of them")
         if not bed.exists() and not pgen.exists():

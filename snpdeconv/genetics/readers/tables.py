@@ -178,7 +178,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _positions(texts: list[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
-    bad = next((v for v, text in enumerate(texts) if not (text.isdecimal() and len(text) < 19)), None)
+    # Negative ones are PLINK's way of marking variants to ignore.
+    sound = (text.removeprefix("-").isdecimal() and len(text) < 19 for text in texts)
+    bad = next((v for v, is_sound in enumerate(sound) if not is_sound), None)
     if bad is not None:
         where = f"{path}:{skipped_lines + bad + 1}"
         raise InputError(f"position '{texts[bad]}' is not a number of base pairs", where=where)

@@ -132,7 +132,7 @@ def fit_logistic(
         offset = gram.inverse @ (columns.basis.T @ product)
         left = product - gram.cross @ offset
         effects.rebase(gram, gram.correlate(left[:, None])[:, 0])
-        for _ in range(1 if effects.spare_passes else SWEEPS_A_ROUND):
+        for _ in range(SWEEPS_A_ROUND):
             effects.sweep(1.0)
             num_sweeps += 1
         num_passes += gram.num_passes

@@ -35,6 +35,14 @@ def match_one(model: str, *cohort: str, **given: NDArray[np.float64]) -> Variant
     return match_variants(table(f"m 1 100 {model}"), cohort=table(*rows), min_overlap=0, **given)
 
 
+def counts_at(frequency: float, *, num_people: int) -> NDArray[np.int64]:
+    """Counts (4, 1) of the codes of so many called people at this frequency; NaN for nobody called."""
+    if np.isnan(frequency):
+        return np.array([[0], [0], [0], [num_people]])
+    carriers = round(frequency * num_people)
+    return np.array([[num_people - carriers], [0], [carriers], [7]])
+
+
 def random_cohort(rng: np.random.Generator, num_variants: int) -> tuple[Variants, NDArray[np.uint8]]:
     pairs = rng.choice([*UNAMBIGUOUS, "AT", "GC"], size=num_variants)
     variants = table(
@@ -169,14 +177,21 @@ def test_the_best_reading_of_a_position_wins_and_of_equals_the_first() -> None:
 def test_frequencies_can_contradict_ambiguous_variants_only(
     model: str, cohort: str, in_model: float, in_cohort: float, kept: bool
 ) -> None:
-    match = match_one(
-        model, cohort, model_frequency=np.array([in_model]), cohort_frequency=np.array([in_cohort])
-    )
+    counts = counts_at(in_cohort, num_people=100)
+    match = match_one(model, cohort, model_frequency=np.array([in_model]), cohort_counts=counts)
     assert (match.column[0] == 0) == kept
     assert match.report["ambiguous_conflict"] == match.report["missing"] == (not kept)
     if not kept:
         assert not match.flip[0]
         assert "strand-ambiguous with opposed frequencies" in " ".join(match.notes)
+
+
+@pytest.mark.parametrize(("num_people", "kept"), [(1, True), (49, True), (50, False)])
+def test_the_frequency_of_a_few_people_contradicts_nothing(num_people: int, kept: bool) -> None:
+    counts = counts_at(1.0, num_people=num_people)
+    match = match_one("A T", "A T", model_frequency=np.array([0.1]), cohort_counts=counts)
+    assert (match.column[0] == 0) == kept
+    assert match.report["ambiguous_conflict"] == (not kept)
 
 
 def test_too_little_overlap_is_an_error_at_under_half() -> None:

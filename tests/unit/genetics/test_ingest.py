@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from pathlib import Path
 
@@ -56,6 +57,58 @@ def test_repeated_variants_are_dropped_and_counted(tmp_path: Path, random_cohort
     cohort = import_cohort(tmp_path / "c", tmp_path / "store")
     assert cohort.report["duplicate_variants"] == 2
     np.testing.assert_array_equal(cohort.genotypes.codes(), codes)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("small", [False, True])
+def test_variants_without_a_place_are_left_out_and_counted(
+    tmp_path: Path, random_cohort, monkeypatch: pytest.MonkeyPatch, kind: str, small: bool
+) -> None:
+    if small:
+        monkeypatch.setattr(ingest, "_CHUNK_BYTES", 1)
+    codes, variants, samples = random_cohort()
+    chrom, position = variants.chrom.copy(), variants.position_bp.copy()
+    unplaced = np.array([0, 1, 2, 3, 9, 21])
+    # Two that look like one site, and a whole chunk of four.
+    chrom[unplaced[:3]], position[unplaced[:2]] = "0", 0
+    position[unplaced[3:]] = [0, 0, 0] if kind == "vcf" else [-5, 0, -100]
+    moved = dataclasses.replace(variants, chrom=chrom, position_bp=position)
+    source = WRITERS[kind](tmp_path / "c", codes, variants=moved, samples=samples)
+    cohort = import_cohort(source, tmp_path / "store")
+    assert cohort.report["skipped_unplaced"] == 6
+    assert cohort.report["duplicate_variants"] == 0
+    kept = np.delete(np.arange(22), unplaced)
+    np.testing.assert_array_equal(cohort.genotypes.codes(), codes[:, kept])
+    assert cohort.variants.to_frame().equals(variants.take(kept).to_frame())
+
+
+def test_no_variant_with_a_place(tmp_path: Path, random_cohort) -> None:
+    codes, variants, samples = random_cohort()
+    nowhere = dataclasses.replace(variants, chrom=np.full(22, "0", dtype=object))
+    source = write_bed(tmp_path / "c", codes, variants=nowhere, samples=samples)
+    with pytest.raises(InputError, match=r"no variants \(skipped_unplaced 22\)"):
+        import_cohort(source, tmp_path / "store")
+
+
+def test_import_into_the_folder_one_is_in(
+    tmp_path: Path, random_cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, variants, samples = random_cohort()
+    source = write_bed(tmp_path / "c", codes, variants=variants, samples=samples)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_cohort(source, ".")
+    assert (tmp_path / "here" / "store.json").is_file()
+    np.testing.assert_array_equal(
+        load_cohort(tmp_path / "here", cache_dir=tmp_path / "cache").genotypes.codes(), codes
+    )
+
+
+def test_import_of_a_store_says_that_it_is_one(tmp_path: Path, written) -> None:
+    import_cohort(written("bed"), tmp_path / "store")
+    with pytest.raises(InputError, match="store: is imported already"):
+        import_cohort(tmp_path / "store", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("kind", WRITERS)

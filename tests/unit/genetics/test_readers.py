@@ -77,7 +77,8 @@ class TestBed:
         [
             ("bim", "1 rs1 0 1 A G\n1 rs2 0 2 A\n", r"c\.bim:2: 5 columns where 6 are expected"),
             ("bim", "1 rs1 0 x1 A G\n", r"c\.bim:1: position 'x1' is not a number"),
-            ("bim", "1 rs1 0 5 A G\n1 rs1 0 -5 A G\n", r"c\.bim:2: position '-5'"),
+            ("bim", "1 rs1 0 5 A G\n1 rs1 0 --5 A G\n", r"c\.bim:2: position '--5'"),
+            ("bim", "1 rs1 0 5 A G\n1 rs1 0 - A G\n", r"c\.bim:2: position '-'"),
             ("fam", "F I 0 0 0 -9\nF I\n", r"c\.fam:2: 2 columns where 6"),
         ],
     )
@@ -209,6 +210,14 @@ class TestFindFiles:
         files = find_files(tmp_path / "a.v2")
         assert files.kind == "bed"
         assert [path.name for path in files.paths] == ["a.v2.bed", "a.v2.bim", "a.v2.fam"]
+
+    @pytest.mark.parametrize("source", [".", "..", "/"])
+    def test_folder_without_a_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match="is a folder but not a store"):
+            find_files(Path(source))
 
     @pytest.mark.parametrize(
         ("present", "source", "message"),

@@ -13,6 +13,7 @@ from snpdeconv.genetics.phenotypes import load_trait
 from snpdeconv.genetics.quality import filter_variants
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.structure import fit_components
+from snpdeconv.genetics.variants import normalise_chroms
 
 
 def populations(*, num_samples, num_variants, num_populations=2, missing=0.02, seed=0):
@@ -33,7 +34,7 @@ def standardised(codes, frequency):
     return np.nan_to_num(z, nan=0.0)
 
 
-def fit(codes, *, rows=None, num_components=3, seed=0, **options):
+def fit(codes, *, rows=None, num_components=3, seed=0, chrom=None, **options):
     genotypes = PackedGenotypes.from_codes(codes)
     rows = np.arange(len(codes)) if rows is None else rows
     kept = filter_variants(genotypes.counts(rows=rows), maf_min=0.0, missing_max=0.9)
@@ -41,6 +42,8 @@ def fit(codes, *, rows=None, num_components=3, seed=0, **options):
         genotypes,
         rows=rows,
         columns=np.flatnonzero(kept.keep),
+        # A chromosome each, that chance among few people does not look like LD.
+        chrom=np.array([f"c{v}" for v in range(codes.shape[1])], dtype=object) if chrom is None else chrom,
         frequency=kept.frequency,
         num_components=num_components,
         seed=seed,
@@ -121,6 +124,44 @@ def test_variants_are_thinned_evenly():
     assert abs(np.corrcoef(score, population)[0, 1]) > 0.95
 
 
+def test_sex_is_no_component():
+    codes, _ = populations(num_samples=80, num_variants=300, num_populations=1)
+    male = np.arange(80) % 3 == 0
+    codes[:, 200:] = np.where(male[:, None], 2 * (codes[:, 200:] > 1), codes[:, 200:])
+    codes[:, 250:280] = np.where(male[:, None], 2, 0)
+    chrom = np.array(
+        ["1"] * 100 + ["22"] * 100 + ["X"] * 50 + ["Y"] * 30 + ["XY"] * 10 + ["MT"] * 10, dtype=object
+    )
+    components = fit(codes, chrom=chrom)
+    assert components.columns.max() < 200
+    scores = components.project(PackedGenotypes.from_codes(codes))
+    assert max(abs(np.corrcoef(score, male)[0, 1]) for score in scores.T) < 0.5
+
+
+def test_without_autosomes_all_take_part():
+    codes, _ = populations(num_samples=80, num_variants=60, num_populations=3)
+    assert set(fit(codes, chrom=np.array(["X"] * 30 + ["contig7"] * 30, dtype=object)).columns // 30) == {
+        0,
+        1,
+    }
+
+
+def test_variants_in_ld_count_once():
+    codes, population = populations(num_samples=200, num_variants=120, missing=0.0)
+    haplotype = np.random.default_rng(5).binomial(2, 0.5, (200, 1)).astype(np.uint8)
+    codes = np.hstack([codes[:, :60], np.tile(haplotype, 50), codes[:, 60:]])
+    chrom = np.array(["1"] * 60 + ["2"] * 50 + ["3"] * 60, dtype=object)
+    components = fit(codes, num_components=1, chrom=chrom)
+    assert [column for column in components.columns if 60 <= column < 110] == [60]
+    score = components.project(PackedGenotypes.from_codes(codes))[:, 0]
+    assert abs(np.corrcoef(score, population)[0, 1]) > 0.9
+    dosage = codes[:, components.columns].astype(float)
+    r2 = np.corrcoef(dosage, rowvar=False) ** 2 * (
+        chrom[components.columns, None] == chrom[components.columns]
+    )
+    assert (r2 - np.eye(len(r2))).max() <= 0.2 + 1e-6
+
+
 def test_too_many_components():
     codes, _ = populations(num_samples=10, num_variants=200)
     with pytest.raises(
@@ -143,6 +184,7 @@ def test_hapmap3_populations_are_told_apart(real_data):
     """Components fitted within each fold; others report accuracy .895 and macro-F1 .869 for 20 of them."""
     folder = real_data / "hapmap3"
     bed = open_bed(folder / "hapmap3.bed", num_threads=1)
+    chrom = normalise_chroms(bed.chromosome)
     codes = bed.read(dtype="int8")
     genotypes = PackedGenotypes.from_codes(np.where(codes < 0, 3, codes).astype(np.uint8))
     samples = Samples.build(bed.iid, fid=bed.fid)
@@ -157,6 +199,7 @@ def test_hapmap3_populations_are_told_apart(real_data):
             genotypes,
             rows=rows,
             columns=np.flatnonzero(kept.keep),
+            chrom=chrom,
             frequency=kept.frequency,
             num_components=20,
             seed=0,

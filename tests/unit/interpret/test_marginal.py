@@ -197,6 +197,48 @@ def test_covariates_that_give_the_trait_away_are_an_error(study, kind):
         marginal_association(packed(codes), target, kind=kind, covariates=target * 2.0 + 1)
 
 
+@pytest.mark.parametrize("num_apart", [1, 8])
+def test_a_site_of_controls_only_is_no_error_and_counts_for_nothing(num_apart):
+    """The limit of the likelihood is the regression of everyone else, without the indicator."""
+    rng = np.random.default_rng(4)
+    codes = rng.binomial(2, 0.3, (1000, 20)).astype(np.uint8)
+    age = rng.normal(50, 10, 1000)
+    case = (rng.random(1000) < special.expit((age - 50) / 10)).astype(float)
+    site = np.arange(1000) < num_apart
+    case[site] = 0
+    found = marginal_association(packed(codes), case, kind="binary", covariates=np.column_stack([site, age]))
+    columns = np.column_stack([np.ones(1000), stats.zscore(age)])[~site]
+    for v, dosage in enumerate(codes[~site].T.astype(float)):
+        statistic, variance = score_test(dosage, columns, case[~site])
+        assert found.statistic[v] ** 2 == pytest.approx(statistic, rel=1e-4, abs=1e-6)
+        assert found.se[v] == pytest.approx(np.sqrt(variance), rel=1e-4)
+
+
+def test_the_prior_of_the_null_model_does_not_show_in_a_steep_regression():
+    rng = np.random.default_rng(8)
+    codes = rng.binomial(2, 0.3, (400, 10)).astype(np.uint8)
+    covariate = rng.normal(size=400)
+    case = (rng.random(400) < special.expit(6 * covariate)).astype(float)
+    found = marginal_association(packed(codes), case, kind="binary", covariates=covariate)
+    columns, coefficient = np.column_stack([np.ones(400), stats.zscore(covariate)]), np.zeros(2)
+    for _ in range(30):
+        fitted = special.expit(columns @ coefficient)
+        information = columns.T @ ((fitted * (1 - fitted))[:, None] * columns)
+        coefficient += np.linalg.solve(information, columns.T @ (case - fitted))
+    everything = [np.column_stack([columns, dosage]) for dosage in codes.T.astype(float)]
+    scores = [x.T @ (case - fitted) for x in everything]
+    informations = [x.T @ ((fitted * (1 - fitted))[:, None] * x) for x in everything]
+    expected = [s @ np.linalg.solve(i, s) for s, i in zip(scores, informations, strict=True)]
+    assert found.statistic**2 == pytest.approx(np.array(expected), rel=1e-6)
+
+
+def test_a_trait_cut_from_a_covariate_is_an_error_however_narrow_the_gap(study):
+    codes, covariates, _ = study
+    case = (covariates[:, 0] > 0.3).astype(int)
+    with pytest.raises(InputError, match="the covariates determine the trait"):
+        marginal_association(packed(codes), case, kind="binary", covariates=covariates)
+
+
 @pytest.mark.parametrize("num", [4, 5])
 def test_too_many_covariates_are_an_error(num):
     rng = np.random.default_rng(0)

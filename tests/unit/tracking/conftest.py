@@ -23,6 +23,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder without a store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # MLflow's own experiment 0 keeps artifacts in the folder it stands in
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 

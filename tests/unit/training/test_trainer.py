@@ -261,7 +261,7 @@ def test_importance_is_of_the_whole_loader(interpretable):
 
 def test_importance_by_an_unknown_method_or_with_wrong_names(interpretable):
     trainer, loader, _ = interpretable
-    with pytest.raises(ConfigError, match="did you mean 'attention, mean'"):
+    with pytest.raises(ConfigError, match="did you mean 'attention'"):
         trainer.get_snp_importance(loader, "atention")
     with pytest.raises(ConfigError, match="2 names for 16 SNPs"):
         trainer.get_snp_importance(loader, snp_names=["a", "b"])

@@ -7,11 +7,12 @@ from small_runs import assert_same_tensors, cohort, make_network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snpdeconv.errors import TrainingError
+from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training.data import Batch
 from snpdeconv.training.loss_meter import LossMeter
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.precision import choose_precision
-from snpdeconv.training.window import WindowStep, is_out_of_memory
+from snpdeconv.training.window import WindowStep
 
 CPU = torch.device("cpu")
 
