@@ -1,1 +1,1 @@
-"""Floor 1: cohorts on disk and in memory, and what statistics of genotypes need. Knows no model, no training."""
+"""Floor 1: cohorts on disk and in memory, and statistics of genotypes. Knows no model and no training."""

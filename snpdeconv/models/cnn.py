@@ -51,6 +51,18 @@ def _frozen_statistics(module: Stage) -> Iterator[None]:
         module.norm.momentum = momentum
 
 
+# Dynamo has no context functions; the stages then run uncompiled between compiled parts.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _recomputed(stage: Stage, h: Tensor) -> Tensor:
+    """The stage under activation checkpointing."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_statistics(stage)
+
+    recomputed: Tensor = checkpoint(stage, h, use_reentrant=False, context_fn=contexts)
+    return recomputed
+
+
 class CNNBody(nn.Module):
     """Two multi-scale stages, a readout with its own weights for each window, attention over the windows.
 
@@ -98,19 +110,9 @@ class CNNBody(nn.Module):
         num_windows, patch = slot_attention.shape[1:]
         h = x * self.scale * (slot_attention * patch).flatten(1).unsqueeze(1)
         for stage in self.stages:
-            h = self._run(stage, h)
+            h = _recomputed(stage, h) if self.checkpoint_activations and self.training else stage(h)
         windows = h.permute(2, 0, 1)
         tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
         tokens = self.dropout(F.elu(tokens.float() + self.position))
         features, token_attention = self.pool(tokens, slot_mask.view(num_windows, patch).any(-1))
         return Pooled(features, slot_attention, token_attention)
-
-    def _run(self, stage: nn.Module, h: Tensor) -> Tensor:
-        if not (self.checkpoint_activations and self.training):
-            return stage(h)  # type: ignore[no-any-return]
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            assert isinstance(stage, Stage)
-            return nullcontext(), _frozen_statistics(stage)
-
-        return checkpoint(stage, h, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]

@@ -36,8 +36,8 @@ class LinearFit:
         penalty: Chosen ratio of noise to genetic variance.
         loo_r2: Leave-one-out R squared, the mean over outputs (class indicators for classes).
         num_samples: Samples that it was fitted on.
-        offset: (N, O) what to add to the model's logits of each sample given, so that the linear part is its
-            leave-one-out prediction: a network trained beside the fit itself would find nothing left to learn.
+        offset: (N, O) to be added to the model's logits of each sample given, so that the linear part is its
+            leave-one-out prediction: beside the fit itself a network would find nothing left to learn.
     """
 
     penalty: float

@@ -72,7 +72,7 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
         UserError: Something to mend: input, settings, resources, or a loss that is not finite.
     """
     check_model_name(model_name)
-    tracking_uri()
+    tracking_uri()  # a mistyped address ends the run here, before any work
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     settings = run_settings(config, model_name=model_name)

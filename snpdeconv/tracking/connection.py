@@ -73,8 +73,7 @@ def _build(path: Path) -> None:
     assert upgrade.callback is not None
     if path.exists():
         # A file that cannot be opened fails here at once; MLflow would try it again for minutes.
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA schema_version")
+        sqlite3.connect(path).close()
         upgrade.callback(f"sqlite:///{path}")
         return
     half = path.with_name(path.name + ".new")
@@ -111,12 +110,8 @@ def error_code(error: BaseException) -> str:
 def is_refusal(error: BaseException) -> bool:
     """Whether the store will never accept the request, however often it is repeated.
 
-    Of an error of connecting it says nothing: those are a wrong address or a store that is away.
+    Not to be asked of what `connect` raises, where the same names stand for a wrong address.
     """
-    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-
-    if isinstance(error, UnsupportedModelRegistryStoreURIException):
-        return False  # an address that the client only looked at now
     status = getattr(getattr(error, "response", None), "status_code", None)
     return error_code(error) in _REFUSALS or status == _TOO_LARGE
 

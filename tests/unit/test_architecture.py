@@ -84,9 +84,11 @@ def test_the_training_core_needs_no_platform_libraries():
     """A GPU machine with torch and numpy alone can train and interpret."""
     code = (
         "import sys\n"
-        "for name in ('mlflow', 'submitit', 'pydantic', 'bed_reader', 'pgenlib', 'cyvcf2', 'msprime', 'typer'):\n"
+        "for name in ('mlflow', 'submitit', 'pydantic', 'bed_reader', 'pgenlib', 'cyvcf2', 'msprime',\n"
+        "             'typer'):\n"
         "    sys.modules[name] = None\n"
-        "from snpdeconv import MultiGPUSNPTrainer, GPUMemoryManager, GenotypeEncoder, create_gpu_optimized_model\n"
+        "from snpdeconv import MultiGPUSNPTrainer, GPUMemoryManager, GenotypeEncoder\n"
+        "from snpdeconv import create_gpu_optimized_model\n"
         "import snpdeconv.interpret.attribution, snpdeconv.training.metrics, snpdeconv.genetics.genotypes\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

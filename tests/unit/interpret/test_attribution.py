@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from snpdeconv.errors import ResourceError
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 from snpdeconv.models.encoder import SlotEncoder
+from snpdeconv.models.factory import create_gpu_optimized_model
 from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
 
 
@@ -159,6 +161,91 @@ def test_dropout_and_autocast_are_off_and_the_mode_comes_back(training):
     assert np.array_equal(before.score, after.score)
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_maximum_over_samples_is_that_of_evaluation_without_gradients():
+    codes, weight = some_codes(), torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+
+    class Noisy(Standin):
+        def attention(self, genotypes):
+            assert not torch.is_grad_enabled()
+            return torch.softmax(self.dropout(genotypes.float()), dim=1)
+
+    model = Noisy(lambda x, _: (x * weight).sum((1, 2)).unsqueeze(1)).train()
+    rows = torch.softmax(codes.float(), dim=1).numpy()
+    attention = attention_scores(model, batches(codes), device="cpu", aggregate="max")
+    assert attention.score == pytest.approx(rows.max(0))
+    found = integrated_gradients(
+        model, batches(codes), kind="quantitative", device="cpu", steps=2, aggregate="max"
+    )
+    encoded = model.encode(codes).double().numpy()
+    assert found.score == pytest.approx(np.abs((encoded * weight.numpy()).sum(2)).max(0), rel=1e-5)
+    assert model.training
+
+
+class Tight(Standin):
+    """Has memory for so many samples only."""
+
+    def __init__(self, function, *, room):
+        super().__init__(function)
+        self.room, self.seen = room, []
+
+    def forward_encoded(self, encoded, covariates=None):
+        self.spend(len(encoded))
+        return super().forward_encoded(encoded, covariates)
+
+    def attention(self, genotypes):
+        self.spend(len(genotypes))
+        return super().attention(genotypes)
+
+    def spend(self, num):
+        self.seen.append(num)
+        if num > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+def test_out_of_memory_halves_the_batches_and_changes_nothing(aggregate, caplog):
+    codes, covariates, layers = some_codes(), torch.randn(24, 1), network(1)
+
+    def run(room):
+        model = Tight(lambda x, c: layers(x) * c, room=room)
+        options = {"device": "cpu", "aggregate": aggregate}
+        given = [batches(codes, covariates=covariates) for _ in range(2)]
+        attention = attention_scores(model, given[0], **options)
+        seen = list(model.seen)
+        return attention, integrated_gradients(model, given[1], kind="binary", steps=4, **options), seen
+
+    *expected, _ = run(room=100)
+    *found, seen = run(room=3)
+    assert seen == [10, 5, *[2] * 12]  # batches of 10, 10 and 4
+    assert "out of memory with 10 samples at once; going on with 5" in caplog.text
+    for one, other in zip(found, expected, strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-6)
+        assert one.num_samples == other.num_samples == 24
+    assert found[1].completeness_gap == pytest.approx(expected[1].completeness_gap, rel=1e-4)
+
+
+def test_no_memory_for_one_sample_is_a_clear_error_and_other_errors_pass():
+    with pytest.raises(ResourceError, match=r"no memory for a single sample \(CUDA out of memory"):
+        attention_scores(Tight(None, room=0), batches(some_codes()), device="cpu")
+    with pytest.raises(RuntimeError, match="Expected size"):
+        integrated_gradients(
+            Standin(lambda x, _: x @ torch.ones(3)), batches(some_codes()), kind="binary", device="cpu"
+        )
+
+
+def test_a_model_made_for_mixed_precision_is_attributed_in_full_precision():
+    torch.manual_seed(0)
+    model = create_gpu_optimized_model(
+        16, encoding_dim=2, architecture="cnn", width=8, channels=(4, 4), patch=8, use_amp=True
+    )
+    codes = some_codes(12, 16)
+    for method, options in ((attention_scores, {}), (integrated_gradients, {"kind": "binary", "steps": 4})):
+        wrapped = method(model, batches(codes), device="cpu", **options)
+        plain = method(model.base, batches(codes), device="cpu", **options)
+        assert np.array_equal(wrapped.score, plain.score)
+        assert wrapped.score.any()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

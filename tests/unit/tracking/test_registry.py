@@ -2,12 +2,23 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from snpdeconv.errors import InputError, ResourceError
-from snpdeconv.tracking import ModelRef, download, list_models, resolve, seal, tracking_uri, verify
+from snpdeconv.tracking import (
+    ModelRef,
+    download,
+    get_run_info,
+    list_models,
+    resolve,
+    resolve_run,
+    seal,
+    tracking_uri,
+    verify,
+)
 from snpdeconv.tracking.connection import connect
 from snpdeconv.tracking.registry import register_bundle
 
@@ -139,6 +150,72 @@ def test_a_broken_database_is_one_clear_line(tracking_home: Path) -> None:
     (tracking_home / "mlflow.db").write_bytes(b"no database " * 100)
     with pytest.raises(ResourceError, match=r"mlflow.db: the tracking store does not answer"):
         list_models()
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("postgresql+nodriver://db/x", r"the tracking store \S+ .*nodriver"),
+        (
+            "postgresql+psycopg2cffi://u:secret@db/x",
+            r"^postgresql\+psycopg2cffi://db/x: the tracking store needs",
+        ),
+        ("sqlite:///{tmp}", "the tracking store does not answer .*unable to open"),
+        ("sqlite:///{tmp}/file/mlflow.db", "the tracking store does not answer .*File exists"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_clear_line_at_once(
+    uri: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp=tmp_path))
+    started = time.monotonic()
+    for ask in (lambda: resolve("height"), lambda: get_run_info("abc")):
+        with pytest.raises(ResourceError, match=told) as caught:
+            ask()
+        assert "secret" not in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+def test_resolving_does_not_look_at_the_other_models_and_listing_asks_once(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    first = register(model_folder)
+    register(model_folder, name="weight")
+
+    def too_much(*_: object, **__: object) -> None:
+        raise AssertionError("asked for more than was needed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_registered_model", too_much)
+        assert [model.aliases for model in list_models()] == [{"challenger": 1, "champion": 1}] * 2
+    monkeypatch.setattr(MlflowClient, "search_model_versions", too_much)
+    monkeypatch.setattr(MlflowClient, "search_registered_models", too_much)
+    assert resolve("height") == resolve("height/1") == first
+
+
+def test_the_version_of_a_run(model_folder: Path, tmp_path: Path) -> None:
+    first = register(model_folder)
+    other = register(change(model_folder))
+    assert resolve_run(str(first.run_id)) == first
+    assert resolve_run(str(other.run_id)) == other
+    (model_folder / "weights.safetensors").write_bytes(b"third")
+    assert resolve_run(str(register(model_folder, run_id=first.run_id).run_id)).version == 3
+    empty = connect(tracking_uri()).create_run("0").info.run_id
+    with pytest.raises(InputError, match=f"run {empty} .RUNNING. has registered no model"):
+        resolve_run(empty)
+    with pytest.raises(InputError, match="there is no run 'abc'"):
+        resolve_run("abc")
+
+
+def test_sealing_again_does_not_touch_the_list(model_folder: Path) -> None:
+    seal(model_folder)
+    before = (model_folder / "SHA256SUMS").stat().st_mtime_ns
+    (model_folder / "SHA256SUMS").chmod(0o400)
+    seal(model_folder)
+    assert (model_folder / "SHA256SUMS").stat().st_mtime_ns == before
 
 
 def test_a_model_is_downloaded_once_and_checked_each_time(model_folder: Path, tmp_path: Path) -> None:

@@ -160,6 +160,33 @@ def test_without_a_run_nothing_else_can_be_sent(spool: Spool) -> None:
     assert shipper.problems[1] == "the run itself could not be made"
 
 
+@pytest.mark.parametrize("uri", ["foo://x", "localhost:5000", "s3://bucket/x"])
+def test_an_address_that_leads_nowhere_loses_nothing(spool: Spool, uri: str) -> None:
+    create(spool)
+    spool.append("metrics", {"step": 1, "values": {"loss": 1.0}})
+    lost = Shipper(spool, uri=uri)
+    with pytest.raises(Exception, match=r"(?i)unsupported|scheme"):
+        lost.ship()
+    assert lost.problems == []
+    assert lost.sent.offset == 0
+    Shipper(spool, uri=tracking_uri()).ship()
+    assert len(runs()) == 1
+
+
+def test_a_registry_that_cannot_be_addressed_is_no_verdict_on_the_model(
+    spool: Spool, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(spool)
+    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    spool.append("register", model | {"tags": {}, "champion_if_none": True})
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "foo://x")
+    shipper = Shipper(spool, uri=tracking_uri())
+    with pytest.raises(Exception, match="foo://x"):
+        shipper.ship()
+    assert shipper.problems == []
+    assert shipper.sent.offset < spool.size
+
+
 def test_a_deleted_experiment_is_restored(spool: Spool) -> None:
     client = connect(tracking_uri())
     client.delete_experiment(client.create_experiment("height"))

@@ -68,6 +68,51 @@ def test_folder_of_plain_files_is_refused(uri: str, monkeypatch: pytest.MonkeyPa
         tracking_uri()
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("localhost:5000", r"did you mean 'http://localhost:5000'\?"),
+        ("tracking.lab.org:80/mlflow", r"did you mean 'http://tracking.lab.org:80/mlflow'\?"),
+        ("htpp://ann:secret@host:5000", r"'htpp://host:5000' is .*did you mean 'http://host:5000'\?"),
+        ("http:/host:5000", r"did you mean 'http://host:5000'\?"),
+        ("HTTP://host:5000", r"did you mean 'http://host:5000'\?"),
+        ("postgres://ann@db/mlflow", r"did you mean 'postgresql://db/mlflow'\?"),
+        ("foo://x", "no tracking server and no database; unset it .*or give http://host:port or sqlite:////"),
+        ("s3://bucket/mlruns", "is the address of no tracking server"),
+        ("databricks", "'databricks' is the address of no tracking server"),
+        ("http://", "is the address of no tracking server"),
+        ("sqlite://", "or sqlite:////path/mlflow.db"),
+        ("sqlite:/data/mlflow.db", "or sqlite:////path/mlflow.db"),
+        ("/data/mlruns", "is a folder"),
+    ],
+)
+def test_mistyped_address_is_refused_with_the_nearest_right_one(
+    uri: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=told) as caught:
+        tracking_uri()
+    assert "secret" not in str(caught.value)
+    assert caught.value.where == "MLFLOW_TRACKING_URI"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://ann:secret@host/mlflow",
+        "postgresql://db/mlflow",
+        "postgresql+psycopg2://ann:secret@db:5432/mlflow",
+        "postgresql:///mlflow",
+        "mysql+pymysql://db/mlflow",
+        "mssql+pyodbc://db/mlflow?driver=x",
+        "sqlite:////data/mlflow.db",
+    ],
+)
+def test_addresses_of_servers_and_databases_are_taken(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking_uri() == uri
+
+
 def test_passwords_are_not_shown() -> None:
     assert shown("https://ann:secret@host:5000/x") == "https://host:5000/x"
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"

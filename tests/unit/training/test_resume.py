@@ -16,6 +16,7 @@ from small_runs import assert_same_tensors, make_network
 from snpdeconv.errors import TrainingError
 from snpdeconv.training.checkpoint import CheckpointStore, read_state
 from snpdeconv.training.preemption import Preempted, PreemptionSignal, ignore_in_worker
+from snpdeconv.training.run import Run
 
 KINDS = ["data_loader", "packed"]
 
@@ -87,6 +88,34 @@ def test_killed_while_a_checkpoint_is_written(whole, processes, tmp_path, call):
     assert run_to_the_end(processes, kind, tmp_path) == 0
     assert_equal_runs(tmp_path, expected)
     assert not list((tmp_path / "checkpoints").glob(".writing*"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler sees it."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_an_epochs_save_loses_none_of_its_metrics(tmp_path, monkeypatch, moment):
+    save, epochs = Run.save, []
+
+    def deadly(run):
+        is_now = run.progress.epoch == 2 and run.progress.batch == 0
+        if is_now and moment == "before":
+            raise Killed
+        save(run)
+        if is_now:
+            raise Killed
+
+    def log(step, values):
+        if "val/loss" in values:
+            epochs.append((step, values["val/loss"]))
+
+    monkeypatch.setattr(Run, "save", deadly)
+    with pytest.raises(Killed):
+        make_trainer("packed", log_metrics=log).train(EPOCHS, 10, tmp_path)
+    monkeypatch.undo()
+    history = make_trainer("packed", log_metrics=log).train(EPOCHS, 10, tmp_path)
+    assert sorted(set(epochs)) == [(7 * (i + 1), loss) for i, loss in enumerate(history["val_loss"])]
 
 
 def stop_after(step):

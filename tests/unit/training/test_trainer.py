@@ -259,9 +259,23 @@ def test_importance_is_of_the_whole_loader(interpretable):
     assert min(gradients.values()) >= 0 < max(gradients.values())
 
 
+@pytest.mark.parametrize("method", ["attention", "integrated_gradients"])
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+def test_importance_leaves_a_model_in_training_as_it_is(interpretable, method, aggregate):
+    trainer, loader, _ = interpretable
+    expected = trainer.get_snp_importance(loader, method, aggregate)
+    trainer.model.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert trainer.get_snp_importance(loader, method, aggregate) == expected
+    assert_same_tensors(trainer.model.state_dict(), before)
+    assert trainer.model.training
+
+
 def test_importance_by_an_unknown_method_or_with_wrong_names(interpretable):
     trainer, loader, _ = interpretable
     with pytest.raises(ConfigError, match="did you mean 'attention'"):
         trainer.get_snp_importance(loader, "atention")
+    with pytest.raises(ConfigError, match=r"aggregate: no importance by 'median'; did you mean 'mean'\?"):
+        trainer.get_snp_importance(loader, aggregate="median")
     with pytest.raises(ConfigError, match="2 names for 16 SNPs"):
         trainer.get_snp_importance(loader, snp_names=["a", "b"])

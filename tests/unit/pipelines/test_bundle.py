@@ -1,0 +1,80 @@
+"""A model folder gives back what was saved, byte for byte in its names, and damage is told in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from snpdeconv.config import load_config
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.variants import Variants
+from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
+from snpdeconv.pipelines.dataset import Scale
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.training.calibration import Calibration
+
+
+@pytest.fixture
+def bundle():
+    return Bundle(
+        model=InterpretableSNPModel(8, "cnn", encoding_dim=2, width=8, channels=(4, 4), patch=4).eval(),
+        variants=Variants.build(
+            variant_id=["001", "1e5", "NA"],
+            chrom=["1", "1", "X"],
+            position_bp=[5, 10, 3],
+            counted_allele=["1", "1", "2"],
+            other_allele=["2", "02", "1"],
+        ),
+        frequency=np.array([0.1, 0.25, 0.5]),
+        block=np.array(["001", "1.10", "1.1"], dtype=object),
+        layout=Layout(columns=np.array([0, 1, -1, -1, 2, -1, -1, -1]), patch=4),
+        trait="height",
+        kind="quantitative",
+        classes=(),
+        scale=Scale(1.5, 2.0),
+        calibration=Calibration(kind="quantitative", scale=1.0, bias=(0.0,)),
+        covariate_encoder=None,
+        components=None,
+        inputs=Inputs(genotypes="/a.bed", phenotypes="/p.tsv", trait="height"),
+        config=load_config("small_cpu"),
+    )
+
+
+def test_names_that_look_like_numbers_stay_as_they_are(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "model")
+    loaded = load_bundle(tmp_path / "model")
+    for name in ("variant_id", "chrom", "counted_allele", "other_allele", "position_bp"):
+        assert getattr(loaded.variants, name).tolist() == getattr(bundle.variants, name).tolist(), name
+    assert loaded.block.tolist() == ["001", "1.10", "1.1"]
+    assert loaded.frequency.tolist() == [0.1, 0.25, 0.5]
+    codes = torch.tensor([[0, 1, 3, 3, 2, 3, 3, 3]])
+    assert torch.equal(loaded.model(codes), bundle.model(codes))
+    assert loaded.config == bundle.config
+
+
+def without(folder, key):
+    about = json.loads((folder / "config.json").read_text())
+    del about[key]
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "is no model .*header"),
+        (lambda f: (f / "model.safetensors").unlink(), "is no model .*model.safetensors"),
+        (lambda f: without(f, "calibration"), "is no model .'calibration' is missing"),
+        (lambda f: without(f, "format"), "is no model .'format' is missing"),
+        (lambda f: (f / "config.json").write_text("[]"), "is no model"),
+        (lambda f: (f / "variants.tsv").write_text("a\tb\n1\t2\n"), "is no model .*is missing"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(bundle, tmp_path, damage, told):
+    save_bundle(bundle, tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(InputError, match=told) as caught:
+        load_bundle(tmp_path / "model")
+    assert "\n" not in str(caught.value)
