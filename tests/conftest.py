@@ -3,32 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Ran
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-FAST = (
-    "training.epochs=2",
-    "training.batch_size=32",
-    "model.width=16",
-    "model.channels=6,6",
-    "model.num_layers=1",
-    "interpretation.gradient_steps=4",
-    "interpretation.max_samples=40",
-)
-"""Settings under which a whole run takes a few seconds."""
-FAST_WORDS = [word for setting in FAST for word in ("--set", setting)]
-
-
-def train_words(folder: Path, out: Path, *more: object) -> list[object]:
-    """The train command on a simulated cohort's folder, with quick settings."""
-    return [
-        "train", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
-        "--trait", "trait", "--out", out, *FAST_WORDS, *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +18,6 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SNPDECONV_HOME", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

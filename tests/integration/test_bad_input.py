@@ -4,7 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import train_words
+from command_line import train_words
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import train_words
+from command_line import train_words
 from typer.testing import CliRunner
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import train_words
+from command_line import train_words
 
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.variants import Variants

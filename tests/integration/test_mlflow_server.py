@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, train_words
+from command_line import Ran, train_words
 
 from snpdeconv.tracking import TrackedRun, Ui, download, get_run_info, resolve, serve_ui, sync, tracking_uri
 from snpdeconv.tracking.connection import connect

@@ -5,7 +5,7 @@ import logging
 from dataclasses import replace
 
 import pytest
-from conftest import train_words
+from command_line import train_words
 
 from snpdeconv.pipelines import train as train_module
 from snpdeconv.pipelines.run_folder import RunFolder

@@ -78,9 +78,14 @@ def test_full_precision_is_no_precision_of_autocast(small: Make):
 
 
 @pytest.mark.slow
-def test_compilation_changes_neither_outputs_nor_gradients(architecture: str, small: Make, genotypes: Make):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compilation_changes_neither_outputs_nor_gradients(
+    architecture: str, checkpointed: bool, small: Make, genotypes: Make
+):
     base = small(architecture, encoding_dim=2, dropout=0.0)
-    compiled = GPUOptimizedSNPModel(InterpretableSNPModel(**base.config), use_amp=False, compile=True)
+    compiled = GPUOptimizedSNPModel(
+        InterpretableSNPModel(**base.config), use_amp=False, compile=True, checkpoint_activations=checkpointed
+    )
     compiled.base.load_state_dict(base.state_dict())
     codes = genotypes()
 
