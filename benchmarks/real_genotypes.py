@@ -104,7 +104,8 @@ def main() -> None:
         ["macro_f1", "components_macro_f1", "accuracy", "seconds"]
     ].mean()
     print(summary.to_string(index=False, float_format="%.3f"))
-    write_results("real_genotypes", {"runs": rows, "mean": summary.to_dict("records")})
+    options = {"seeds": arguments.seeds, "set": arguments.overrides}
+    write_results("real_genotypes", {"arguments": options, "runs": rows, "mean": summary.to_dict("records")})
 
 
 if __name__ == "__main__":

@@ -38,7 +38,15 @@ def real_genotypes(results: dict[str, Any]) -> list[str]:
         f"| {row['components_macro_f1']:.3f} | {row['seconds'] / 60:.1f} |"
         for row in results["mean"]
     ]
-    return [*lines, "", machine_line(results["machine"], "python benchmarks/real_genotypes.py FOLDER")]
+    options = results["arguments"]
+    command = " ".join(
+        [
+            "python benchmarks/real_genotypes.py FOLDER --seeds",
+            *map(str, options["seeds"]),
+            *(f"--set {setting}" for setting in options["set"]),
+        ]
+    )
+    return [*lines, "", machine_line(results["machine"], command)]
 
 
 def scale(results: dict[str, Any]) -> list[str]:
