@@ -83,11 +83,13 @@ def simulate(
     ] = "additive",
     pve: Annotated[float, typer.Option(help="Share of the trait's variance that the SNPs explain.")] = 0.5,
     prevalence: Annotated[float, typer.Option(help="Share of cases, for a binary trait.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=1, help="The same seed gives the same bytes.")] = 1,
+    seed: Annotated[int, typer.Option(min=1, help="The same seed and sizes give the same bytes.")] = 1,
     file_format: Annotated[str, typer.Option("--format", help="bed, pgen or vcf.")] = "bed",
-    holdout: Annotated[int, typer.Option(min=0, help="Further people, written to OUT/holdout.")] = 0,
+    holdout: Annotated[
+        int, typer.Option(min=0, help="Further people, written to OUT/holdout; changes the cohort.")
+    ] = 0,
 ) -> None:
-    """Make a cohort with human-like LD and a trait whose causal SNPs are known."""
+    """Make a cohort with human-like LD and a trait, in the column `trait`, whose causal SNPs are known."""
     from snpdeconv.genetics.simulate import simulate as make
 
     with progress("Simulating") as update:
@@ -181,6 +183,7 @@ def train(
         logger.warning("%s; the same command with the same --out goes on from there", stop)
         raise typer.Exit(143) from stop
     _print_test(result.test)
+    print(f"run      {result.run_id or '(the tracking server has not named it yet)'}")
     print(f"ranking  {result.paths['ranking']}")
     print(
         f"model    {result.model}"
@@ -261,7 +264,8 @@ def presets(name: Annotated[str | None, typer.Argument(help="Show this one in fu
         print(preset_text(name), end="")
         return
     for known in preset_names():
-        print(f"{known:<20}{load_config(known).description}")
+        default = "; the default" if known == "small_cpu" else ""
+        print(f"{known:<20}{load_config(known).description}{default}")
 
 
 @app.command()

@@ -322,6 +322,8 @@ def _nearest_key(key: str) -> str:
 def _override(settings: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     key = key.strip()
+    if not equals and key in _all_keys():
+        raise ConfigError(f"'{assignment}' has no value", where="--set", mend=f"write {key}=VALUE")
     if not equals or key.count(".") != 1:
         raise ConfigError(f"'{assignment}' is not section.key=value", where="--set", mend=_nearest_key(key))
     if key not in _all_keys():

@@ -65,7 +65,7 @@ def cohort_input(
     values: list[NDArray[np.float64]] = []
     if bundle.covariate_encoder is not None:
         if covariates is None:
-            names = ", ".join(feature.name for feature in bundle.covariate_encoder.features)
+            names = ", ".join(dict.fromkeys(f.column for f in bundle.covariate_encoder.features))
             raise InputError(
                 f"the model takes covariates ({names})",
                 where=where,

@@ -6,7 +6,8 @@ Shapes: N people of a part, O outputs, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.samples import Samples
+from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
 from snpdeconv.pipelines.inference import logits
 from snpdeconv.training.calibration import Calibration, fit_calibration
@@ -80,6 +82,18 @@ def evaluate_test(
         for name, interval in intervals.items()
     }
     return Evaluation(test=test, predictions=predictions, truth=truth, calibration=calibration)
+
+
+@contextmanager
+def network_silenced(model: InterpretableSNPModel) -> Iterator[InterpretableSNPModel]:
+    """The model as its linear part alone, to see what the network adds; the network comes back afterwards."""
+    weight = model.head.out.weight.detach()
+    kept = weight.clone()
+    weight.zero_()
+    try:
+        yield model
+    finally:
+        weight.copy_(kept)
 
 
 def predictions_from(

@@ -23,7 +23,12 @@ from snpdeconv.files import write_json, write_text
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
-from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, prediction_table
+from snpdeconv.pipelines.evaluation import (
+    Evaluation,
+    evaluate_test,
+    network_silenced,
+    prediction_table,
+)
 from snpdeconv.pipelines.fit import choose_batch_size, fit, make_training_loss
 from snpdeconv.pipelines.importance import Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
@@ -112,14 +117,15 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
                 log_metrics=run.log_metrics,
                 should_stop=stop,
             )
-            evaluation = evaluate_test(
-                fitted.model,
-                dataset,
-                batch_size=folder.state["batch_size"],
-                device=device,
-                precision=precision,
-                seed=config.training.seed,
-            )
+            how: dict[str, Any] = {
+                "batch_size": folder.state["batch_size"],
+                "device": device,
+                "precision": precision,
+                "seed": config.training.seed,
+            }
+            evaluation = evaluate_test(fitted.model, dataset, **how)
+            with network_silenced(fitted.model) as linear_part:
+                linear = evaluate_test(linear_part, dataset, **how)
             logger.info("ranking %d SNPs", len(dataset.variants))
             scores = score_variants(
                 fitted.model,
@@ -139,7 +145,7 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
                     fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config
                 )
                 save_bundle(bundle, path / "model")
-            paths = _write_results(path, config, dataset, evaluation, scores, fitted.history)
+            paths = _write_results(path, config, dataset, evaluation, scores, fitted.history, linear=linear)
             _log_artifacts(run, paths)
             run.log_metrics(len(fitted.history["epoch"]), _flat_metrics(evaluation, scores))
             run.register(model_name, path / "model", tags=tags)
@@ -204,6 +210,8 @@ def _write_results(
     evaluation: Evaluation,
     scores: Scores,
     history: dict[str, list[float]],
+    *,
+    linear: Evaluation,
 ) -> dict[str, str]:
     ranking = build_ranking(
         dataset.variants,
@@ -227,6 +235,7 @@ def _write_results(
         paths["metrics"],
         {
             "test": evaluation.test,
+            "test_of_linear_part": linear.test,
             "cohort": dataset.report,
             "lambda_gc": _finite(scores.lambda_gc),
             "completeness_gap": _finite(scores.completeness_gap),

@@ -48,6 +48,9 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     assert ranking["variant_id"].head(5).isin(causal["variant_id"]).any()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"] == trained["test"]
+    linear = metrics["test_of_linear_part"]["r2"]["value"]
+    assert linear != metrics["test"]["r2"]["value"]
+    assert linear == pytest.approx(metrics["test"]["r2"]["value"], abs=0.2)
     assert metrics["test"]["r2"]["low"] <= metrics["test"]["r2"]["value"] <= metrics["test"]["r2"]["high"]
     for plot in ("association", "methods", "training", "predictions"):
         assert (folder / "plots" / f"{plot}.png").stat().st_size > 10_000

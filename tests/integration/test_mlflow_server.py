@@ -283,7 +283,7 @@ def test_a_training_whose_server_is_killed_loses_nothing(
     tmp_path: Path, served_home: Path, server: Server, cohort: Path, run: Callable[..., Ran]
 ) -> None:
     """The whole program, as a user meets it: train, the server dies, training ends well, sync."""
-    words = [str(word) for word in train_words(cohort, tmp_path / "run", "--name", "orphan", "--json")]
+    words = [str(word) for word in train_words(cohort, tmp_path / "run", "--name", "bereaved", "--json")]
     words += ["--set", "training.epochs=6", "--set", "tracking.log_every_steps=1"]
     words += ["--set", "tracking.flush_timeout_s=1"]
     training = subprocess.Popen(
@@ -314,7 +314,7 @@ def test_a_training_whose_server_is_killed_loses_nothing(
     server.start()
     synced = run("sync")
     assert synced.code == 0, synced.err
-    model = resolve("orphan@champion")
+    model = resolve("bereaved@champion")
     assert model.run_id is not None
     names = {name for name, _, _ in written}
     assert {"train/loss", "val/loss", "test/r2"} <= names

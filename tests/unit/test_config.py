@@ -68,7 +68,7 @@ def test_overrides_of_lists():
         ("trainin.epochs=5", "did you mean 'training.epochs'?"),
         ("training.width=5", "did you mean 'model.width'?"),
         ("epochs=5", "did you mean 'training.epochs'?"),
-        ("training.epochs", "is not section.key=value"),
+        ("training.epochs", "'training.epochs' has no value; write training.epochs=VALUE"),
         ("training.zzzz=5", "'training' has epochs"),
         ("zzz.qqq=5", "the sections are data, model"),
         ("training.epochs=0", "training.epochs: Input should be greater than or equal to 1 (given: 0)"),

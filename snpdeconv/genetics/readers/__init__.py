@@ -99,7 +99,9 @@ def find_files(source: Path) -> CohortFiles:
             raise InputError("no such file, and no PLINK prefix", where=source, mend=f"give {ACCEPTED}")
         source = bed if bed.exists() else pgen
     if source.is_dir():
-        raise InputError("is a folder but not a store", where=source, mend=f"give {ACCEPTED}")
+        raise InputError(
+            "is a folder that `snpdeconv import` did not make", where=source, mend=f"give {ACCEPTED}"
+        )
     if source.name.endswith(_VCF_SUFFIXES):
         return CohortFiles("vcf", (source,))
     if source.suffix == ".bed":

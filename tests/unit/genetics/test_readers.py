@@ -216,7 +216,7 @@ class TestFindFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(InputError, match="is a folder but not a store"):
+        with pytest.raises(InputError, match="is a folder that `snpdeconv import` did not make"):
             find_files(Path(source))
 
     @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ class TestFindFiles:
             (("a.bed", "a.fam"), "a.bed", r"a\.bim: no such file; a\.bed cannot be read without it"),
             (("a.pgen", "a.pvar"), "a", r"a\.psam: no such file"),
             (("a.pgen", "a.bed"), "a", r"a: both a\.bed and a\.pgen exist"),
-            ((), ".", "is a folder but not a store"),
+            ((), ".", "is a folder that `snpdeconv import` did not make"),
         ],
     )
     def test_what_cannot_be_found(
