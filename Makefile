@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## Simulate, train, rank, register and predict, in about five minutes
+demo: install  ## Simulate, train, rank, register and predict, in about three minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh $(DEMO)
 
 test: install  ## Run the default tests
