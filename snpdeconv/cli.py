@@ -324,7 +324,7 @@ def _run(command: Callable[[], None]) -> int:
 
 def main() -> None:
     """Entry point of the `snpdeconv` command."""
-    # Threads that spin while they wait made a training step thirty times slower on a shared machine.
+    # Threads that spin while they wait slow each other down badly on a machine shared with others.
     # It must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(_run(app))
