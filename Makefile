@@ -4,12 +4,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
 STAMP  := $(VENV)/.installed
+# Containers. BUILD_ARGS: further options of docker build; GPUS=all: give run-container the GPUs.
+DOCKER     ?= docker
+IMAGE      ?= snpdeconv:latest
+BUILD_ARGS ?=
+ENV_FILE   ?= .env
+VERSION     = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' snpdeconv/version.py)
+REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types coverage slow ui clean
+.PHONY: help install demo test check lint types coverage slow bench-ranking ui submit status logs cancel clean image run-container sif mlflow-up mlflow-down
 
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv with the package and its exact dependencies
 
@@ -28,6 +36,13 @@ test: install  ## Run the default tests
 slow: install  ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
+bench-ranking: install  ## Rank simulated cohorts with every method, for hours; fills the README's tables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/ranking.py --workers 2
+	$(BIN)/python benchmarks/ranking.py --seconds-cell --seeds 1000-1002
+	$(BIN)/python benchmarks/ranking.py --report
+	$(BIN)/python benchmarks/tables.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +54,58 @@ check: lint types  ## Lint, types, all tests and coverage: what continuous integ
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -n 2 --cov -m 'not gpu' --cov-report=term --cov-fail-under=90
 
+submit: install  ## A job: PRESET=... DATA=folder-or-cohort [CLUSTER=... TRAIT=... NAME=... MODEL=... ARGS=...]
+	@: $(if $(and $(PRESET),$(DATA)),,$(error say what: make submit PRESET=small_cpu DATA=folder [CLUSTER=name]))
+	$(BIN)/snpdeconv submit $(PRESET) --data $(DATA) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(TRAIT),--trait $(TRAIT)) \
+	  $(if $(NAME),--name $(NAME)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+status: install  ## The jobs: state, progress, last metrics, why one failed [JOB=...]
+	$(BIN)/snpdeconv status $(JOB)
+
+logs: install  ## What a job wrote [JOB=... ARGS=--follow]
+	$(BIN)/snpdeconv logs $(JOB) $(ARGS)
+
+cancel: install  ## End a job: JOB=...
+	@: $(if $(JOB),,$(error say which: make cancel JOB=..., see make status))
+	$(BIN)/snpdeconv cancel $(JOB)
+
 ui: install  ## Open the MLflow page of the runs
 	$(BIN)/snpdeconv ui
+
+image:  ## Build the container image
+	$(DOCKER) build $(BUILD_ARGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+	    --build-arg CREATED=$$(date --utc +%Y-%m-%dT%H:%M:%SZ) --tag $(IMAGE) .
+
+run-container: image  ## The demo in a container without network and rights; files in demo/container
+	@mkdir -p $(DEMO)/container
+	@# As whoever calls, so that the files are theirs; root becomes the image's own user.
+	@user=$$(id -u):$$(id -g); [ $${user%:*} != 0 ] || { user=10001:10001; chown $$user $(DEMO)/container; }; set -x; \
+	$(DOCKER) run --rm --init --user $$user --network none --read-only --tmpfs /tmp --cap-drop ALL \
+	    --security-opt no-new-privileges $(if $(GPUS),--gpus $(GPUS) --shm-size 1g) \
+	    --volume "$(abspath $(DEMO))/container:/data" --entrypoint bash $(IMAGE) \
+	    /opt/snpdeconv/examples/demo.sh /data/demo
+
+sif: image  ## Make snpdeconv.sif of the image, for Apptainer
+	@type apptainer >/dev/null || { echo "apptainer is not installed here; where it is, and there is no docker:"; \
+	    echo "  apptainer build snpdeconv.sif docker-archive:snpdeconv.tar   (from: docker save $(IMAGE) -o snpdeconv.tar)"; exit 1; }
+	mkdir -p build
+	$(DOCKER) save --output build/snpdeconv.tar $(IMAGE)
+	apptainer build --force snpdeconv.sif docker-archive:build/snpdeconv.tar
+	rm build/snpdeconv.tar
+
+COMPOSE = SNPDECONV_IMAGE=$(IMAGE) $(DOCKER) compose --env-file $(ENV_FILE)
+
+mlflow-up: $(ENV_FILE) image  ## Start an MLflow server on PostgreSQL; passwords in .env
+	$(COMPOSE) up --detach --wait --wait-timeout 300 mlflow
+	@echo "MLflow is at http://$$($(COMPOSE) port mlflow 5000); user and password are in $(ENV_FILE)"
+
+mlflow-down:  ## Stop it; runs and models are kept
+	$(COMPOSE) down
+
+$(ENV_FILE):
+	@umask 077; while IFS= read -r line; do \
+	    case $$line in *=) line=$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n');; esac; echo "$$line"; \
+	done <.env.example >$@.new && mv $@.new $@ && echo "wrote $@ with passwords drawn at random"
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -8,25 +8,74 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.demography import population_labels
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.genotypes import PackedGenotypes, allele_frequency
 from snpdeconv.genetics.simulate import simulate_genotypes, simulate_trait
 from snpdeconv.genetics.simulated_traits import SimulatedTrait
+from snpdeconv.genetics.structure import fit_components
 from snpdeconv.genetics.variants import Variants
 
 PANELS = ("thinned", "contiguous", "ancestry")
 TRAITS = ("additive", "dominance", "epistasis_main", "epistasis", "binary")
 CELLS = (*((panel, trait) for panel in PANELS[:2] for trait in TRAITS), ("ancestry", "ancestry"))
-"""Every panel and trait of the grid."""
+"""Every panel and trait with something to find, and the quantity that follows ancestry alone."""
 
 NUM_HOLDOUT = 1_000
+NUM_COMPONENTS = 10
+Kind = Literal["binary", "quantitative", "multiclass"]
+KINDS: dict[str, Kind] = {"binary": "binary", "populations": "multiclass"}
 # Streams of their own: the genotypes take the seed itself.
 TRAIT_STREAM = 7
 PERMUTATION_STREAM = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A panel, a trait and what is done to them: a row of the benchmark.
+
+    Attributes:
+        name: As the results call it.
+        panel: One of :data:`PANELS`.
+        trait: One of :data:`TRAITS`, "ancestry" or "populations".
+        control: "permuted" or "causal removed"; empty where the study stays as simulated.
+    """
+
+    name: str
+    panel: str
+    trait: str
+    control: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the trait."""
+        return KINDS.get(self.trait, "quantitative")
+
+    @property
+    def is_null(self) -> bool:
+        """Whether no SNP of the study is causal."""
+        return bool(self.control) or self.panel == "ancestry"
+
+    def study(self, *, seed: int, **sizes: Any) -> Replicate:
+        """The study of one seed; ``sizes`` are those of :func:`replicate`."""
+        made = replicate(self.panel, self.trait, seed=seed, **sizes)
+        if self.control == "permuted":
+            return made.permuted(seed)
+        return made.without_causal() if self.control else made
+
+
+GRID = (
+    *(Cell(f"{trait} {panel}", panel, trait) for panel in PANELS[:2] for trait in TRAITS),
+    *(Cell(f"{trait} permuted {p}", p, trait, "permuted") for p in PANELS[:2] for trait in TRAITS[::4]),
+    *(Cell(f"additive, causal removed, {p}", p, "additive", "causal removed") for p in PANELS[:2]),
+    Cell("ancestry", "ancestry", "ancestry"),
+    Cell("ancestry classes", "ancestry", "populations"),
+)
+"""Every row of the benchmark: studies with something to find, then the negative controls."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +91,8 @@ class Replicate:
         causal: (V,) whether a variant drives the trait.
         pairs: (number of pairs, 2) variants that interact.
         truth: As simulated.
-        kind: "binary" or "quantitative".
+        kind: "binary", "quantitative" or "multiclass".
+        covariates: (N, NUM_COMPONENTS) principal components where the panel has structure.
     """
 
     genotypes: PackedGenotypes
@@ -53,7 +103,8 @@ class Replicate:
     causal: NDArray[np.bool_]
     pairs: NDArray[np.int64]
     truth: SimulatedTrait
-    kind: str
+    kind: Kind
+    covariates: NDArray[np.float64] | None = None
 
     def permuted(self, seed: int) -> Replicate:
         """The same people with the trait of others: nothing is causal."""
@@ -92,7 +143,8 @@ def replicate(
     Args:
         panel: One of :data:`PANELS`: variants thinned to the density of an array, neighbouring variants of
             sequence density, or thinned variants of three populations.
-        trait: One of :data:`TRAITS`, or "ancestry".
+        trait: One of :data:`TRAITS`; "ancestry", a quantity that differs between populations; or
+            "populations", which of them a person is of.
         seed: The replicate; the same seed gives the same study, and traits of one panel share people.
         num_samples: N.
         num_variants: V.
@@ -104,30 +156,52 @@ def replicate(
     codes, variants = _panel(
         panel, seed=seed // traits_a_panel, num_samples=num_samples, num_variants=num_variants
     )
+    labels = population_labels(len(codes))
     truth = simulate_trait(
         codes,
-        trait=trait,
+        trait="ancestry" if trait == "populations" else trait,
         num_causal=num_causal,
         pve=pve,
         prevalence=prevalence,
         rng=np.random.default_rng([TRAIT_STREAM, seed]),
-        populations=population_labels(len(codes)),
+        populations=labels,
         num_holdout=NUM_HOLDOUT,
     )
+    values = truth.values
+    if trait == "populations":
+        values = np.unique(labels, return_inverse=True)[1].astype(np.float64)
     causal = np.zeros(num_variants, dtype=bool)
     causal[truth.causal] = True
     paired = trait in ("epistasis", "epistasis_main")
+    genotypes = PackedGenotypes.from_codes(codes[:num_samples])
     return Replicate(
-        genotypes=PackedGenotypes.from_codes(codes[:num_samples]),
-        trait=truth.values[:num_samples],
+        genotypes=genotypes,
+        trait=values[:num_samples],
         holdout_genotypes=PackedGenotypes.from_codes(codes[num_samples:]),
-        holdout_trait=truth.values[num_samples:],
+        holdout_trait=values[num_samples:],
         variants=variants,
         causal=causal,
         pairs=np.sort(truth.causal.reshape(-1, 2), axis=1) if paired else np.empty((0, 2), dtype=np.int64),
         truth=truth,
-        kind="binary" if trait == "binary" else "quantitative",
+        kind=KINDS.get(trait, "quantitative"),
+        covariates=_components(genotypes, variants) if panel == "ancestry" else None,
     )
+
+
+def _components(genotypes: PackedGenotypes, variants: Variants) -> NDArray[np.float64]:
+    """What a careful user gives as covariates of people of several populations."""
+    frequency = allele_frequency(genotypes.counts())
+    rows = np.arange(genotypes.num_samples)
+    components = fit_components(
+        genotypes,
+        rows=rows,
+        columns=np.flatnonzero((frequency > 0) & (frequency < 1)),
+        chrom=variants.chrom,
+        frequency=frequency,
+        num_components=NUM_COMPONENTS,
+        seed=0,
+    )
+    return components.project(genotypes)
 
 
 @functools.lru_cache(maxsize=2)

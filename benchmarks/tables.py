@@ -23,6 +23,166 @@ def machine_line(machine: dict[str, Any], command: str) -> str:
     )
 
 
+RANKED = {
+    "marginal": "marginal",
+    "lasso": "lasso",
+    "xgboost_shap": "XGBoost + SHAP",
+    "susie": "SuSiE",
+    "susie_dominance": "SuSiE add + dom",
+    "plink2": "plink2",
+    "deconvolution": "snpdeconv",
+}
+TRAITS = {
+    "additive": "additive",
+    "dominance": "dominance, recessive",
+    "epistasis_main": "pairs + main effects",
+    "epistasis": "pure pairs",
+    "binary": "binary, prevalence .1",
+}
+CONTROLS = {
+    "runs_with_sets_permuted": "runs with any credible set, trait permuted",
+    "runs_with_sets_structure": "runs with any credible set, trait of ancestry alone, components given",
+    "runs_with_pairs_causal_removed": "runs with any pair, additive trait, causal SNPs not genotyped",
+}
+SHARES = {
+    "coverage": "95 % credible sets that hold a causal SNP",
+    "power": "causal SNPs in a credible set",
+    "false_of_q_0.1": "SNPs of q-value up to .1 that are false (r² < .1 with every causal one)",
+    "false_pairs": "pairs reported that are false, traits with pairs",
+    "pairs_found": "causal pairs found (both SNPs at r² ≥ .8)",
+}
+"""Rows of the table of errors, as benchmarks/ranking_report.py counts them."""
+
+
+def ranking(results: dict[str, Any]) -> list[str]:
+    cells = results["cells"]
+    shown = [name for name in RANKED if any(name in cell["methods"] for cell in cells.values())]
+    num_samples, num_variants, num_causal = (int(part) for part in results["size"].split("x"))
+    seeds = results["seeds"]
+    lines = [
+        f"Ranking of {num_causal} causal SNPs among {num_variants:,} in {num_samples:,} simulated people, "
+        f"PVE .5: mean area under the precision-recall curve over {len(seeds)} replicates, the same for "
+        "every method. SNPs are as dense as on an array (thinned) or as in sequences (contiguous). The last "
+        "column is paired over replicates, against the peer of the highest mean, with its 95 % bootstrap "
+        "interval.",
+        "",
+        "| trait | " + " | ".join(RANKED[name] for name in shown) + " | − best peer |",
+        "| --- " * (len(shown) + 2) + "|",
+    ]
+    for name, cell in cells.items():
+        if not cell["is_null"]:
+            trait, _, panel = name.rpartition(" ")
+            row = [_bold_best(cell["methods"], method) for method in shown]
+            gained = cell.get("minus_best_peer", {}).get("deconvolution", {})
+            interval = (
+                f"{gained['mean']:+.3f} ({gained['low']:+.3f} to {gained['high']:+.3f})"
+                if gained.get("num")
+                else ""
+            )
+            lines.append(f"| {TRAITS[trait]}, {panel} | " + " | ".join(row) + f" | {interval} |")
+    most = max(row["num"] for cell in cells.values() for row in cell["methods"].values())
+    fewer = [f"{RANKED[name]} on {num}" for name in shown if (num := _least(cells, name)) < most]
+    times = [_mean_cpu(cells, method) for method in shown]
+    lines.append("| *CPU seconds* | " + " | ".join(times) + " | |")
+    if fewer:
+        lines += ["", f"Of {most} replicates: {', '.join(fewer)}."]
+    return [*lines, "", *_errors(results["error_control"]), *_large(results["large"]), _ranking_note(results)]
+
+
+def _least(cells: dict[str, Any], name: str) -> int:
+    counts = [c["methods"][name]["num"] for c in cells.values() if not c["is_null"] and name in c["methods"]]
+    return min(counts, default=0)
+
+
+def _bold_best(methods: dict[str, Any], name: str) -> str:
+    means = {other: methods[other]["auprc"] for other in RANKED if "auprc" in methods.get(other, {})}
+    if name not in means:
+        return ""
+    text = f"{means[name]:.3f}".removeprefix("0")
+    return f"**{text}**" if means[name] == max(means.values()) else text
+
+
+def _mean_cpu(cells: dict[str, Any], name: str) -> str:
+    times = [
+        cell["methods"][name]["cpu_seconds"]
+        for cell in cells.values()
+        if not cell["is_null"] and name in cell["methods"]
+    ]
+    return f"{sum(times) / len(times):.1f}" if times else ""
+
+
+def _errors(control: dict[str, Any]) -> list[str]:
+    shown = [name for name in RANKED if name in control]
+    if not shown:
+        return []
+    lines = [
+        "| error control, all cells together | " + " | ".join(RANKED[name] for name in shown) + " |",
+        "| --- " * (len(shown) + 1) + "|",
+    ]
+    for key, label in (SHARES | CONTROLS).items():
+        row = [_share(control[name].get(key)) for name in shown]
+        if any(row):
+            lines.append(f"| {label} | " + " | ".join(row) + " |")
+    return [*lines, ""]
+
+
+def _share(counted: Any) -> str:
+    """A pooled share with its interval, or runs of runs."""
+    if not counted:
+        return ""
+    if isinstance(counted, list):
+        return f"{counted[0]} of {counted[1]}"
+    if not counted["of"]:
+        return "0 of 0"
+    share, low, high = (100 * counted[key] for key in ("share", "low", "high"))
+    return f"{share:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _large(large: dict[str, Any]) -> list[str]:
+    methods = large.get("methods", {})
+    if "susie" not in methods or "single_effects" not in methods:
+        return []
+    parts = [
+        f"{label} {methods[name]['seconds']:.1f} s ({methods[name]['cpu_seconds']:.1f} s CPU, "
+        f"AUPRC {methods[name]['auprc']:.3f}, {methods[name]['peak_gib']:.2f} GiB)"
+        for name, label in (
+            ("susie", "SuSiE"),
+            ("single_effects", "snpdeconv without pairs"),
+            ("deconvolution", "with pairs"),
+        )
+        if name in methods
+    ]
+    num_samples, num_variants, num_causal = (int(part) for part in large["size"].split("x"))
+    ratio = methods["susie"]["cpu_seconds"] / methods["single_effects"]["cpu_seconds"]
+    return [
+        f"{num_samples:,} people × {num_variants:,} SNPs, {num_causal} causal, additive, mean of "
+        f"{len(large['seeds'])} replicates, each method on one core after the other: {', '.join(parts)}. "
+        f"SuSiE takes {ratio:.1f} times as long.",
+        "",
+    ]
+
+
+def _ranking_note(results: dict[str, Any]) -> str:
+    versions = results["versions"]
+    peers = f"pysusie {versions['pysusie']}, xgboost {versions['xgboost-cpu']}"
+    return (
+        f"{peers}; `make bench-ranking`, one core a method: "
+        + machine_line(results["machine"], "").partition(" on ")[2]
+    )
+
+
+def ranking_scale(results: dict[str, Any]) -> list[str]:
+    sizes = results["arguments"]
+    with_pairs = " with the scan of all pairs" if sizes["pairs"] else ""
+    return [
+        f"{sizes['variants']:,} SNPs × {sizes['samples']:,} people, tiled: single effects{with_pairs} on "
+        f"{sizes['device']} in {results['seconds']:.0f} s ({results['cpu_seconds']:.0f} s CPU) and "
+        f"{results['peak_gib']:.2f} GiB, AUPRC {results['auprc']:.3f}.",
+        "",
+        machine_line(results["machine"], "python benchmarks/ranking.py --scale"),
+    ]
+
+
 def real_genotypes(results: dict[str, Any]) -> list[str]:
     seeds = len({run["seed"] for run in results["runs"]})
     lines = [
@@ -62,7 +222,12 @@ def scale(results: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"real_genotypes": real_genotypes, "scale": scale}
+SECTIONS = {
+    "ranking": ranking,
+    "ranking_scale": ranking_scale,
+    "real_genotypes": real_genotypes,
+    "scale": scale,
+}
 
 
 def main() -> None:

@@ -13,13 +13,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snpdeconv import cli_jobs, cli_models
 from snpdeconv.console import configure_logging, progress
-from snpdeconv.errors import ResourceError, UserError
+from snpdeconv.errors import ConfigError, ResourceError, UserError
 from snpdeconv.version import __version__
+
+if TYPE_CHECKING:
+    from snpdeconv.pipelines.rank import RankResult
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +147,10 @@ def train(
         str | None,
         typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test."),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(metavar="TSV", help="#FID IID of the people to test on [drawn from the cohort]."),
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="A preset's name, or a YAML file of the same form.")
     ] = "small_cpu",
@@ -176,12 +184,15 @@ def train(
         covariates=covariates,
         blocks=blocks,
         groups=groups,
+        held_out=held_out,
     )
     try:
         result = run(config, inputs, model_name=name or trait, out=out)
     except Preempted as stop:
         logger.warning("%s; the same command with the same --out goes on from there", stop)
         raise typer.Exit(143) from stop
+    if result is None:
+        return  # the first of several ranks speaks for all
     _print_test(result.test)
     print(f"run      {result.run_id or '(the tracking server has not named it yet)'}")
     print(f"ranking  {result.paths['ranking']}")
@@ -196,35 +207,70 @@ def train(
 @app.command()
 def rank(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the ranking.")],
-    run: Annotated[str | None, typer.Option(metavar="RUN_ID", help="The run whose model is used.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME@champion", help="A registered model.")] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="The run whose trained network is used, if any.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME@champion", help="A registered model, in place of a run.")
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="attention, integrated_gradients, marginal or ensemble.")
+        str,
+        typer.Option(
+            help="single_effects, marginal or ensemble; with a trained network also attention or "
+            "integrated_gradients."
+        ),
     ] = "ensemble",
     genotypes: Annotated[
-        str | None, typer.Option(metavar="COHORT", help="Another cohort [the one it was trained on].")
+        str | None, typer.Option(metavar="COHORT", help="The cohort [the one the network was trained on].")
     ] = None,
     phenotypes: Annotated[Path | None, typer.Option(metavar="TSV", help="Its phenotype table.")] = None,
     trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="Its trait's column.")] = None,
     covariates: Covariates = None,
+    blocks: Annotated[
+        Path | None,
+        typer.Option(metavar="BED", help="LD blocks or haploblocks; without a network, else its own."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings without a network: a preset or a YAML file [small_cpu].")
+    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the SNPs of a cohort with a trained model."""
-    from snpdeconv.pipelines.rank import rank as run_rank
+    """Rank the SNPs of a cohort: by single effects, which need no network, or by a trained network too."""
+    if run is not None or model is not None:
+        _refuse_beside_a_network(run, model, blocks=blocks, preset=preset)
+        from snpdeconv.pipelines.rank import rank_with_network
 
-    result = run_rank(
-        out,
-        run_id=run,
-        model=model,
-        method=method,
-        genotypes=genotypes,
-        phenotypes=phenotypes,
-        trait=trait,
-        covariates=covariates,
-    )
-    print(f"ranking  {result.ranking}")
-    for place, variant in enumerate(result.top, start=1):
-        print(f"{place:>7}  {variant}")
+        result = rank_with_network(
+            out,
+            method=method,
+            run_id=run,
+            model=model,
+            genotypes=genotypes,
+            phenotypes=phenotypes,
+            trait=trait,
+            covariates=covariates,
+            overrides=overrides or [],
+        )
+    else:
+        if genotypes is None or phenotypes is None or trait is None:
+            raise ConfigError(
+                "there is nothing to rank",
+                where="rank",
+                mend="give --genotypes, --phenotypes and --trait, or a trained network by --run or --model",
+            )
+        from snpdeconv.config import load_config
+
+        config = load_config(preset or "small_cpu", overrides=overrides or [])
+
+        from snpdeconv.pipelines.inputs import Inputs
+        from snpdeconv.pipelines.rank import rank_cohort
+
+        inputs = Inputs.from_paths(
+            genotypes=genotypes, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks
+        )
+        result = rank_cohort(config, inputs, method=method, out=out)
+    _print_ranking(result)
     if as_json:
         print(json.dumps(asdict(result)))
 
@@ -297,6 +343,45 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
     if served.process is not None:
         print("press Ctrl+C to stop it", flush=True)
         served.wait()
+
+
+def _refuse_beside_a_network(
+    run: str | None, model: str | None, *, blocks: Path | None, preset: str | None
+) -> None:
+    if run is not None and model is not None:
+        raise ConfigError("both --run and --model are given", where="rank", mend="give one of them")
+    if blocks is not None:
+        raise ConfigError("a trained network has its own blocks", where="--blocks", mend="leave it out")
+    if preset is not None:
+        raise ConfigError(
+            "a trained network has its own settings",
+            where="--preset",
+            mend="leave it out, and change single ones with --set interpretation.…",
+        )
+
+
+def _print_ranking(result: RankResult) -> None:
+    with_posterior = "pip" in result.top[0]
+    print(f"{'rank':>4}  {'SNP':<20}" + (f"{'pip':>7}  {'set':>5}  {'q':>6}" if with_posterior else ""))
+    for place, snp in enumerate(result.top, start=1):
+        line = f"{place:>4}  {snp['variant_id']:<20}"
+        if with_posterior:
+            set_, q = snp["credible_set"], snp["q_value"]
+            line += f"{snp['pip']:7.3f}  {set_ or '-':>5}  " + (f"{'-':>6}" if q is None else f"{q:6.3f}")
+        print(line)
+    if result.single_effects is not None:
+        found = result.single_effects
+        print(
+            f"{found['credible_sets']:.0f} credible sets; {found['pairs']:.0f} pairs of probability over .5; "
+            f"explained variance {found['pve']:.2f} ({found['pve_low']:.2f} to {found['pve_high']:.2f})"
+        )
+    for name in ("ranking", "credible_sets", "pairs", "blocks"):
+        if name in result.paths:
+            print(f"{name.replace('_', ' '):<14}{result.paths[name]}")
+
+
+cli_jobs.register(app)
+cli_models.register(app)
 
 
 def _print_test(test: dict[str, Any]) -> None:

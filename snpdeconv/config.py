@@ -5,6 +5,8 @@ Mistakes end here, before any data is read or any job is queued. Knows no torch 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
@@ -21,7 +23,8 @@ from snpdeconv.errors import ConfigError, nearest
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
 Multiallelic = Literal["split", "skip"]
-Method = Literal["attention", "integrated_gradients", "marginal", "ensemble"]
+NetworkMethod = Literal["attention", "integrated_gradients"]
+Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
 
 
 class Section(BaseModel):
@@ -49,7 +52,7 @@ class ModelConfig(Section):
 
     architecture: Architecture
     encoding_dim: Literal[1, 2, 4, 8]
-    linear: Literal["fitted", "trained"]
+    linear: Literal["fitted", "ridge", "trained"]
     channels: tuple[int, int]
     width: int = Field(ge=8)
     num_layers: int = Field(ge=1)
@@ -116,15 +119,25 @@ class MemoryConfig(Section):
 class InterpretationConfig(Section):
     """How SNPs are ranked."""
 
-    methods: tuple[Literal["attention", "integrated_gradients"], ...]
+    methods: tuple[Literal["single_effects", NetworkMethod], ...]
+    rank_by: Method
+    coverage: float = Field(ge=0.5, lt=1.0)
+    pairs: bool | Literal["auto"]
+    decoys: int = Field(ge=0, le=100)
     gradient_steps: int = Field(ge=2)
     max_samples: int = Field(ge=1)
-    rank_by: Method
 
     @field_validator("methods", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _auto_or_a_truth(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError("should be auto, true or false")
+        return value
 
     @model_validator(mode="after")
     def _rank_by_is_computed(self) -> InterpretationConfig:
@@ -171,6 +184,11 @@ class Config(Section):
         """The settings as a file that `load_config` reads."""
         settings = self.model_dump(mode="json", exclude={"preset"})
         return yaml.safe_dump(settings, sort_keys=False)
+
+    def digest(self) -> str:
+        """Names what a model trained with these settings depends on: all but where it runs and is tracked."""
+        settings = self.model_dump(mode="json", exclude={"preset", "description", "resources", "tracking"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def flat(self) -> dict[str, str]:
         """Settings as ``section.key`` -> text, the way MLflow shows parameters."""
@@ -271,6 +289,29 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     for assignment in overrides:
         _override(settings, assignment)
     return validate(settings, where=name)
+
+
+def with_overrides(config: Config, overrides: Iterable[str], *, section: str) -> Config:
+    """Changes single settings of a configuration that is there.
+
+    Args:
+        config: The configuration.
+        overrides: ``section.key=value`` assignments; later ones win.
+        section: The only section that may change.
+
+    Raises:
+        ConfigError: Another section, an unknown key, or a value out of range.
+    """
+    settings = config.model_dump(mode="json")
+    for assignment in overrides:
+        _override(settings, assignment)
+        if not assignment.strip().startswith(f"{section}."):
+            raise ConfigError(
+                f"'{assignment}' would change what the model was trained with",
+                where="--set",
+                mend=f"beside a model only settings of '{section}' can be changed",
+            )
+    return validate(settings, where=config.preset)
 
 
 def validate(settings: Mapping[str, Any], *, where: str) -> Config:

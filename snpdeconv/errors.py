@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,6 +27,10 @@ class UserError(Exception):
         self.mend = mend
         text = problem if where is None else f"{where}: {problem}"
         super().__init__(text if mend is None else f"{text}; {mend}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """One rank tells it to the others."""
+        return partial(type(self), where=self.where, mend=self.mend), (self.problem,)
 
 
 class InputError(UserError):

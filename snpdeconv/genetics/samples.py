@@ -64,6 +64,20 @@ class Samples:
         """
         return Samples(fid=self.fid[index], iid=self.iid[index])
 
+    def among(self, others: Samples) -> NDArray[np.bool_]:
+        """Which of others are of this table, by individual ID, and family ID where both have them.
+
+        Args:
+            others: (n,) samples.
+
+        Returns:
+            (n,) mask.
+        """
+        if self.has_fid and others.has_fid:
+            known = set(zip(self.fid, self.iid, strict=True))
+            return np.array([pair in known for pair in zip(others.fid, others.iid, strict=True)], dtype=bool)
+        return np.isin(others.iid.astype(str), self.iid.astype(str))
+
     def require_unique(self, *, where: str | Path) -> None:
         """Refuses a cohort in which two samples share family and individual ID.
 

@@ -79,6 +79,63 @@ def split(
     return Split(*parts)
 
 
+def split_beside(
+    held_out: NDArray[np.bool_],
+    *,
+    kind: Literal["binary", "multiclass", "quantitative"],
+    values: NDArray[np.float64] | NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+    keys: Sequence[str] | NDArray[np.object_] | None = None,
+    val_fraction: float = 0.15,
+    seed: int,
+) -> Split:
+    """Cuts n people whose test part is given, as where models of several dates are compared on it.
+
+    Args:
+        held_out: (n,) who is in the test part.
+        kind: As in `split`.
+        values: As in `split`.
+        groups: As in `split`. People of a group that is held out in part are in no part.
+        keys: As in `split`.
+        val_fraction: Share of the other people for validation.
+        seed: Another seed, another split.
+
+    Returns:
+        The parts.
+
+    Raises:
+        InputError: A part would be empty.
+    """
+    free = ~held_out
+    if groups is not None:
+        related = free & np.isin(groups, groups[held_out])
+        free &= ~related
+        if related.any():
+            logger.info("split: %d people left out, relatives of people held out", int(related.sum()))
+    if not held_out.any() or not free.any():
+        raise InputError(
+            f"{int(held_out.sum())} people held out of {len(held_out)}",
+            where="the split",
+            mend="hold out some of the cohort's people, and not all",
+        )
+    rest = np.flatnonzero(free)
+    # Two halves of the validation part, each stratified.
+    parts = split(
+        kind=kind,
+        values=values[rest],
+        groups=None if groups is None else groups[rest],
+        keys=None if keys is None else np.asarray(keys, dtype=object)[rest],
+        val_fraction=val_fraction / 2,
+        test_fraction=val_fraction / 2,
+        seed=seed,
+    )
+    return Split(
+        train=rest[parts.train],
+        val=rest[np.sort(np.concatenate([parts.val, parts.test]))],
+        test=np.flatnonzero(held_out),
+    )
+
+
 def _strata(values: NDArray[np.float64] | NDArray[np.int64], kind: str) -> NDArray[np.int64]:
     if kind != "quantitative":
         return np.unique(values, return_inverse=True)[1].astype(np.int64)

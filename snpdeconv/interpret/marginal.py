@@ -6,7 +6,6 @@ Shapes: N samples, V variants, v variants of a chunk, Q covariates and intercept
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +17,9 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret import tails
 
-logger = logging.getLogger(__name__)
-
 Kind = Literal["binary", "multiclass", "quantitative"]
 Floats = NDArray[np.float64]
 
-INFLATED = 1.1
-# Among fewer variants, a few strong ones and what is linked to them move the median by themselves.
-ENOUGH_FOR_INFLATION = 5_000
 # Codes handled at once: as uint8 for a chunk of variants, as float64 (about 8 MiB) for some of its rows.
 CHUNK_BYTES = 2**27
 MOST_VARIANTS = 4096
@@ -117,20 +111,13 @@ def marginal_association(
     variation, tested_sum, varies = _scan(genotypes, null, rows=rows)
     df = len(truth) - len(null.projector) - len(null.direction)
     tested = _test(null, kind=kind, variation=np.where(varies, variation, 1.0), tested_sum=tested_sum, df=df)
-    found = Marginal(
+    return Marginal(
         beta=np.where(varies, tested.beta, np.nan),
         se=np.where(varies, tested.se, np.nan),
         neg_log10_p=np.where(varies, tested.neg_log10_p, 0.0),
         statistic=np.where(varies, tested.statistic, 0.0),
         lambda_gc=tails.inflation(tested.neg_log10_p[varies]) if varies.any() else float("nan"),
     )
-    if found.lambda_gc > INFLATED and varies.sum() >= ENOUGH_FOR_INFLATION:
-        logger.warning(
-            "marginal association: genomic inflation %.2f (1 is none); consider principal components as "
-            "covariates, or relatives in the cohort",
-            found.lambda_gc,
-        )
-    return found
 
 
 @dataclass(frozen=True)

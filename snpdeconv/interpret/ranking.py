@@ -6,6 +6,7 @@ Takes scores by method; knows neither how they were made nor any genotype. Shape
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,21 @@ from numpy.typing import NDArray
 from snpdeconv.files import replacing
 from snpdeconv.genetics.variants import Variants, normalise_chroms
 
-LEADING_COLUMNS = (
-    "rank",
-    "variant_id",
-    "chrom",
-    "pos",
-    "counted_allele",
-    "other_allele",
-    "block",
-    "score",
-)
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the single effects say of each variant, beside their score.
+
+    Attributes:
+        pip: (V,) probability that the variant takes part in any effect.
+        credible_set: (V,) name of the strongest credible set it is in; None where there is none.
+        q_value: (V,) false discovery rate of all variants of at least its single-effects score; NaN where it
+            was not asked for.
+    """
+
+    pip: NDArray[np.float64]
+    credible_set: NDArray[np.object_]
+    q_value: NDArray[np.float64]
 
 
 def build_ranking(
@@ -33,6 +39,7 @@ def build_ranking(
     block_names: NDArray[np.object_],
     scores: Mapping[str, NDArray[np.float64]],
     final: str,
+    posterior: Posterior | None = None,
 ) -> pd.DataFrame:
     """Variants from the most important down.
 
@@ -42,12 +49,19 @@ def build_ranking(
         scores: (V,) finite scores by method, higher is more important; that of ``marginal`` is -log10 p.
         final: The method in `scores` to order by. Ties go by ``marginal``, where it is there, then by
             chromosome, position and alleles.
+        posterior: What single effects say, where they were asked.
 
     Returns:
         Columns rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
-        `final`), then one for each method in the order of `scores`.
+        `final`), with a posterior pip, credible_set (missing for most) and q_value, and then one for each
+        method in the order of `scores`.
     """
-    table = variants.to_frame().assign(block=block_names, score=scores[final], **scores)
+    table = variants.to_frame().assign(block=block_names, score=scores[final])
+    if posterior is not None:
+        table = table.assign(
+            pip=posterior.pip, credible_set=posterior.credible_set, q_value=posterior.q_value
+        )
+    table = table.assign(**scores)
     place = np.empty(len(variants), dtype=np.int64)
     place[variants.genome_order()] = np.arange(len(variants))
     # lexsort orders by its last key first; where all is equal the order of the genome decides.

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.genetics.encoding import as_codes, channel_means, channels, check_encoding_dim, dosage_weights
+from snpdeconv.genetics.encoding import (
+    as_codes,
+    channel_means,
+    channels,
+    check_encoding_dim,
+    dominance_values,
+    dosage_weights,
+)
+
+# Genotypes that are told apart: 0, 1 and 2 copies, and missing.
+NUM_CODES = 4
 
 
 class SlotEncoder(nn.Module):
@@ -92,3 +102,36 @@ class SlotEncoder(nn.Module):
         part = genotypes[:, start // 4 : (stop + 3) // 4] if is_packed else genotypes[:, start:stop]
         codes = as_codes(part.to(frequency.device), stop - start)
         return channels(codes, frequency, 1)[0] * mask
+
+    def indicators(self, encoded: Tensor, slots: Tensor) -> Tensor:
+        """How far each slot is 0 copies, 1, 2 and missing: the genotype that an encoding stands for.
+
+        One-hot channels (4 and 8) say it themselves. Dosage and dominance (2) determine the three numbers of
+        copies, and a missing genotype, at the mean of both, is each of them with its Hardy-Weinberg
+        probability. Dosage alone (1) is divided between the two whole numbers beside it: exact for what was
+        called, and a missing genotype is the mean dosage. Only 4 and 8 tell missing genotypes apart.
+
+        Args:
+            encoded: (B, S, C); it may be a point between genotypes, such as those of integrated gradients.
+            slots: (U,) int64.
+
+        Returns:
+            (B, U, 4), each summing to 1; differentiable with respect to `encoded`.
+        """
+        x = encoded.index_select(1, slots).float()
+        if self.encoding_dim > 2:
+            return x[..., :NUM_CODES]
+        p = self.allele_frequency.index_select(0, slots)
+        dosage = x[..., 0] * (2 * p * (1 - p)).sqrt() + 2 * p
+        if self.encoding_dim == 1:
+            none, two = (1 - dosage).clamp(min=0.0), (dosage - 1).clamp(min=0.0)
+            one = 1 - none - two
+        else:
+            value = dominance_values(p)
+            # SNPs that do not vary carry no dominance: what is divided by zero there is zero.
+            curvature = value[0] - 2 * value[1] + value[2]
+            curvature = torch.where(curvature == 0, 1.0, curvature)
+            two = (x[..., 1] - value[0] + (value[0] - value[1]) * dosage) / curvature
+            one = dosage - 2 * two
+            none = 1 - one - two
+        return torch.stack([none, one, two, torch.zeros_like(two)], dim=-1)

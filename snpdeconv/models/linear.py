@@ -1,4 +1,4 @@
-"""The linear model in closed form: genomic ridge regression, calibrated on samples left out, as a wide path.
+"""The linear part of a network: genomic ridge regression in closed form, and a sparse fit beside it.
 
 Owns how the fixed weights of ``linear="fitted"`` come about; needs the training samples only, as one tensor.
 Shape suffixes: N samples, S slots, C channels, O outputs, Q covariates with the intercept.
@@ -14,13 +14,17 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from snpdeconv.genetics.encoding import dosage_weights
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.models.stacking import Stack, stack
 
 logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+Kind = Literal["quantitative", "binary", "multiclass"]
 
 CHUNK_SLOTS = 4096
 # Ratios of noise to genetic variance that are tried; 1e-4 is all but interpolation, 1e3 all but the mean.
@@ -29,20 +33,38 @@ MAX_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
+class SparseScores:
+    """A sparse fit, with what it says of the samples that it was fitted on.
+
+    Attributes:
+        terms: Of the fit to all samples; slots are the model's.
+        in_sample: (N, O) what the terms predict: a quantity, or log odds.
+        out_of_fold: (N, O) what such fits to other samples predict.
+    """
+
+    terms: SparseTerms
+    in_sample: Floats
+    out_of_fold: Floats
+
+
+@dataclass(frozen=True)
 class LinearFit:
     """What the fit found.
 
     Attributes:
         penalty: Chosen ratio of noise to genetic variance.
-        loo_r2: Leave-one-out R squared, the mean over outputs (class indicators for classes).
-        num_samples: Samples that it was fitted on.
-        offset: (N, O) to be added to the model's logits of each sample given, so that the linear part is its
-            leave-one-out prediction: beside the fit itself a network would find nothing left to learn.
+        loo_r2: Leave-one-out R squared, the mean over outputs (class indicators for classes); beside a sparse
+            part, of what that leaves.
+        num_samples: Samples that the ridge regression was fitted on.
+        sparse_share: Mean weight of the sparse part in the sum; 0 without one.
+        offset: (N, O) to be added to the model's logits of each sample given, so that the linear part is a
+            prediction of samples left out: beside the fit itself a network would find nothing left to learn.
     """
 
     penalty: float
     loo_r2: float
     num_samples: int
+    sparse_share: float
     offset: Tensor
 
 
@@ -53,25 +75,31 @@ def fit_linear(
     target: Tensor,
     covariates: Tensor | None = None,
     *,
-    kind: Literal["quantitative", "binary", "multiclass"],
+    kind: Kind,
+    sparse: SparseScores | None = None,
     seed: int = 0,
 ) -> LinearFit:
     """Fills the wide path of a model with a ridge regression on all SNPs (GBLUP; Meuwissen et al. 2001).
 
     The penalty is the one with the least leave-one-out error (exact for a linear smoother: residual / (1 -
     leverage)). For classes the regression is on class indicators, and a logistic regression turns its
-    leave-one-out scores into
-    logits: scores of the samples that were fitted on are too good, the more so the smaller their class, and
-    a calibration on them misplaces rare classes.
+    leave-one-out scores into logits: scores of the samples that were fitted on are too good, the more so the
+    smaller their class, and a calibration on them misplaces rare classes.
 
-    The model's attention starts at each SNP's share of the variance that this regression explains.
+    Beside a sparse fit the ridge regression is on what that leaves of samples it has not seen: few SNPs with
+    strong effects (and pairs) for the one, many with weak effects for the other, and whatever structure the
+    sample has. Both are stacked by what they predict of samples left out, and the weights folded into them.
+
+    The model's attention starts at each SNP's share of the variance that both explain.
 
     Args:
-        model: The model; its wide path and the places' part of its attention are overwritten.
+        model: The model; its wide path, its sparse part and the places' part of its attention are
+            overwritten.
         genotypes: (N, ...) training samples, as ``model`` takes them.
         target: (N,) as the model is trained on: a quantity, 0 / 1, or class numbers.
         covariates: (N, num_covariates), where the model has them.
         kind: What the trait is.
+        sparse: A sparse fit to the same samples, if there is one.
         seed: Of the random choice of ``MAX_SAMPLES`` samples, where there are more: the work grows with N
             cubed.
 
@@ -86,39 +114,79 @@ def fit_linear(
         genotypes, target = genotypes[chosen], target[chosen]
         covariates = None if covariates is None else covariates[chosen]
     device = model.wide.weight.device
-    response = _response(target, kind, model.num_outputs).to(device)
-    fixed = [torch.ones(len(response), 1, dtype=torch.float64, device=device)]
+    out_of_fold = None if sparse is None else sparse.out_of_fold[chosen.numpy()]
+    response = _response(target, kind, model.num_outputs, out_of_fold).to(device)
+    fixed = torch.ones(len(response), 1, dtype=torch.float64, device=device)
     if model.num_covariates and covariates is not None:
-        fixed.append(covariates.to(device, torch.float64))
-    ridge = _ridge(_relationship(model, genotypes), response, torch.cat(fixed, dim=1))
-    slope, intercept, fixed_slope = _calibrate(ridge, target, fixed[1:], kind)
+        fixed = torch.cat([fixed, covariates.to(device, torch.float64)], dim=1)
+    ridge = _ridge(_relationship(model, genotypes), response, fixed, with_fixed=kind == "quantitative")
+    stacked = _stack(ridge, out_of_fold, target, fixed[:, 1:], kind)
+    slope = torch.from_numpy(stacked.slopes[-1]).to(device)
     weight = torch.cat([z.double().t() @ ridge.dual for z in _dosage_chunks(model, genotypes)]) @ slope.t()
     weight /= _num_real(model)
+    _fill_wide(model, weight)
+    fixed_effects = (ridge.fixed_effects @ slope.t()).cpu().numpy().T
+    fixed_effects += np.column_stack([stacked.intercept, stacked.covariate_slope])
+    share = weight.square().sum(1)
+    offset = torch.zeros(everyone, model.num_outputs, dtype=torch.float64)
+    offset[chosen] = ((ridge.loo - ridge.fitted) @ slope.t()).cpu()
+    if sparse is not None and stacked.slopes[0].any():
+        terms = sparse.terms.scaled(stacked.slopes[0])
+        model.carry(SparsePart.of(terms))
+        fixed_effects += np.column_stack([terms.intercept, terms.covariate_weight])
+        offset += torch.from_numpy((sparse.out_of_fold - sparse.in_sample) @ stacked.slopes[0].T)
+        variance = terms.variance_of_slots(model.encoder.allele_frequency.double().cpu().numpy())
+        share += torch.from_numpy(variance).to(device)
+    model.start_attention(share.float())
+    model.wide.bias.copy_(torch.from_numpy(fixed_effects[:, 0]))
+    if model.wide.covariate_weight is not None:
+        model.wide.covariate_weight.copy_(torch.from_numpy(fixed_effects[:, 1:]))
+    sparse_share = 0.0 if sparse is None else float(np.diag(stacked.slopes[0]).mean())
+    logger.info(
+        "linear fit: penalty %.3g, leave-one-out R2 %.3f, %d samples%s",
+        ridge.penalty,
+        ridge.loo_r2,
+        len(response),
+        "" if sparse is None else f", beside {len(sparse.terms)} sparse terms of weight {sparse_share:.2f}",
+    )
+    return LinearFit(ridge.penalty, ridge.loo_r2, len(response), sparse_share, offset.float())
+
+
+def _fill_wide(model: InterpretableSNPModel, weight: Tensor) -> None:
+    """Weights (S, O) of standardised dosages as weights of the encoding's channels."""
     functional = dosage_weights(model.encoder.allele_frequency, model.encoder.encoding_dim)
     full = functional * weight.t().float().unsqueeze(1)
     full = torch.nn.functional.pad(full, (0, model.padding)) / model.wide.scale
     model.wide.weight.copy_(full.flatten(1))
-    model.start_attention(weight.square().sum(1).float())
-    model.wide.bias.copy_(intercept)
-    if model.wide.covariate_weight is not None:
-        model.wide.covariate_weight.copy_(fixed_slope)
-    offset = torch.zeros(everyone, model.num_outputs, device=device)
-    offset[chosen] = ((ridge.loo - ridge.fitted) @ slope.t()).float()
-    fit = LinearFit(ridge.penalty, ridge.loo_r2, len(response), offset.cpu())
-    logger.info(
-        "linear fit: penalty %.3g, leave-one-out R2 %.3f, %d samples",
-        fit.penalty,
-        fit.loo_r2,
-        fit.num_samples,
-    )
-    return fit
 
 
-def _response(target: Tensor, kind: str, num_outputs: int) -> Tensor:
-    """(N, O) float64: the quantity, the case indicator, or the class indicators."""
+def _response(target: Tensor, kind: str, num_outputs: int, out_of_fold: Floats | None) -> Tensor:
+    """(N, O) float64: the quantity, the case indicator or the class indicators, less what is predicted."""
     if kind == "multiclass":
-        return torch.nn.functional.one_hot(target.long(), num_outputs).double()
-    return target.double().unsqueeze(1)
+        response = torch.nn.functional.one_hot(target.cpu().long(), num_outputs).double()
+    else:
+        response = target.cpu().double().unsqueeze(1)
+    if out_of_fold is None:
+        return response
+    predicted = torch.from_numpy(out_of_fold)
+    if kind != "quantitative":
+        predicted = predicted.sigmoid()
+    if kind == "multiclass":
+        predicted = predicted / predicted.sum(1, keepdim=True)
+    return response - predicted
+
+
+def _stack(
+    ridge: _Ridge, out_of_fold: Floats | None, target: Tensor, covariates: Tensor, kind: Kind
+) -> Stack:
+    """Slopes of the sparse part, where there is one, and of the ridge regression."""
+    scores = [ridge.loo.cpu().numpy()]
+    if out_of_fold is not None:
+        scores.insert(0, out_of_fold)
+    elif kind == "quantitative":
+        nothing = np.zeros((1, covariates.shape[1]))
+        return Stack((np.eye(1),), np.zeros(1), nothing)
+    return stack(scores, target.cpu().numpy(), covariates.cpu().numpy(), kind=kind)
 
 
 def _dosage_chunks(model: InterpretableSNPModel, genotypes: Tensor) -> Iterator[Tensor]:
@@ -145,14 +213,23 @@ def _num_real(model: InterpretableSNPModel) -> int:
 class _Ridge:
     penalty: float
     loo_r2: float
-    loo: Tensor  # (N, O) predictions of samples left out
-    fitted: Tensor  # (N, O) predictions of the same samples, not left out
+    loo: Tensor  # (N, O) scores of samples left out
+    fitted: Tensor  # (N, O) scores of the same samples, not left out
     dual: Tensor  # (N, O) so that genetic values are K @ dual
-    fixed_effects: Tensor  # (Q, O), intercept first
+    fixed_effects: Tensor  # (Q, O), intercept first; the score is K @ dual + fixed @ fixed_effects
 
 
-def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor) -> _Ridge:
-    """Ridge regression with unpenalised fixed effects, by eigenvectors of the projected relationship."""
+def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor, *, with_fixed: bool) -> _Ridge:
+    """Ridge regression with unpenalised fixed effects, by eigenvectors of the projected relationship.
+
+    Args:
+        relationship: (N, N).
+        response: (N, O).
+        fixed: (N, Q), the intercept first.
+        with_fixed: Whether a score is the prediction, or what it adds to that of the fixed effects alone.
+            A sample's own value moves the intercept fitted to the others the other way: where genotypes tell
+            little, a logistic regression would read the value off that.
+    """
     basis = torch.linalg.svd(fixed, full_matrices=False)
     q = basis.U[:, 1e-8 * basis.S[0] < basis.S]
 
@@ -177,33 +254,11 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor) -> _Ridge:
     assert best is not None
     error, penalty, loo_error, coefficients = best
     dual = project(vectors @ coefficients)
-    fixed_effects = torch.linalg.lstsq(fixed, response - relationship @ dual, driver="gelsd").solution
+    explained = response if with_fixed else torch.zeros_like(response)
+    fixed_effects = torch.linalg.lstsq(fixed, explained - relationship @ dual, driver="gelsd").solution
     spread = float(response.var(0, correction=0).mean())
     fitted = relationship @ dual + fixed @ fixed_effects
-    return _Ridge(penalty, 1 - error / spread, response - loo_error, fitted, dual, fixed_effects)
-
-
-def _calibrate(
-    ridge: _Ridge, target: Tensor, covariates: list[Tensor], kind: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """From scores to logits: slope (O, O) on genetic values, intercept (O,), covariates' slope (O, Q - 1)."""
-    outputs = ridge.loo.shape[1]
-    if kind == "quantitative":
-        identity = torch.eye(outputs, dtype=torch.float64, device=ridge.loo.device)
-        return identity, ridge.fixed_effects[0], ridge.fixed_effects[1:].t()
-    scale = ridge.loo.std(0).clamp(min=1e-8)
-    inputs = torch.cat([ridge.loo / scale, *covariates], dim=1).cpu().numpy()
-    coefficients, intercepts = _logistic(inputs, target.cpu().numpy(), kind)
-    slopes = torch.from_numpy(coefficients).to(ridge.loo)
-    slope = slopes[:, :outputs] / scale
-    # The score is K dual + fixed effects: the logistic regression's slope applies to both parts.
-    intercept = torch.from_numpy(intercepts).to(ridge.loo) + slope @ ridge.fixed_effects[0]
-    return slope, intercept, slopes[:, outputs:] + slope @ ridge.fixed_effects[1:].t()
-
-
-def _logistic(
-    inputs: NDArray[np.float64], target: NDArray[np.generic], kind: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    # C = 10: with classes that separate perfectly the unpenalised slopes have no finite value.
-    fitted = LogisticRegression(C=10.0, max_iter=5000).fit(inputs, target.astype(np.int64))
-    return fitted.coef_, fitted.intercept_
+    loo = response - loo_error
+    if not with_fixed:
+        loo = loo - (response - residual / (1 - leverage_fixed).unsqueeze(1))
+    return _Ridge(penalty, 1 - error / spread, loo, fitted, dual, fixed_effects)

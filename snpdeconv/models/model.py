@@ -20,14 +20,16 @@ from snpdeconv.models.encoder import SlotEncoder
 from snpdeconv.models.gnn import GNNBody, chain_neighbors
 from snpdeconv.models.heads import NetworkHead, WidePath
 from snpdeconv.models.pooling import Pooled
+from snpdeconv.models.sparse import SparsePart
 
 ARCHITECTURES = ("cnn", "cnn_transformer", "gnn")
 
 
 class InterpretableSNPModel(nn.Module):
-    """A linear model of every SNP plus a network, with attention at SNP resolution.
+    """A linear model of every SNP, a sparse one of few SNPs and pairs, and a network, with SNP attention.
 
-    logits = wide(x) + covariates + head(body(x)). All sizes grow at most linearly with ``n_snps``.
+    logits = wide(x) + covariates + sparse(x) + head(body(x)). All sizes grow at most linearly with
+    ``n_snps``.
 
     Args:
         n_snps: S, slots of the model; padding slots of a token layout are counted.
@@ -51,6 +53,8 @@ class InterpretableSNPModel(nn.Module):
         linear: ``trained``: the SNPs' additive weights are learned with the network, from zero. ``fitted``:
             they are fixed, to be filled by ``fit_linear`` before training; the network learns what they
             leave.
+        sparse_sizes: SNPs and pairs of SNPs of the sparse part, whose values come with the state dict.
+            ``carry`` sets them; by default there is none.
 
     Raises:
         ConfigError: An unknown architecture, or sizes that do not hold together.
@@ -77,6 +81,7 @@ class InterpretableSNPModel(nn.Module):
         num_neighbors: int = 4,
         checkpoint_activations: bool = False,
         linear: Literal["trained", "fitted"] = "trained",
+        sparse_sizes: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         _check_sizes(architecture, n_snps=n_snps, patch=patch, width=width, num_heads=num_heads)
@@ -97,6 +102,7 @@ class InterpretableSNPModel(nn.Module):
             "num_neighbors": num_neighbors if neighbors is None else neighbors.shape[1],
             "checkpoint_activations": checkpoint_activations,
             "linear": linear,
+            "sparse_sizes": list(sparse_sizes),
         }
         self.encoder = SlotEncoder(
             n_snps, encoding_dim=encoding_dim, allele_frequency=allele_frequency, slot_mask=slot_mask
@@ -110,6 +116,7 @@ class InterpretableSNPModel(nn.Module):
             num_covariates=num_covariates,
             trained=linear == "trained",
         )
+        self.sparse = SparsePart(*sparse_sizes, num_outputs=num_outputs) if any(sparse_sizes) else None
         shared: dict[str, Any] = {
             "encoding_dim": encoding_dim,
             "width": width,
@@ -161,6 +168,8 @@ class InterpretableSNPModel(nn.Module):
             )
         x, mask = self._input(encoded)
         logits: Tensor = self.wide(x, covariates) + self.head(self.body(x, mask).features)
+        if self.sparse is not None:
+            logits = logits + self.sparse(encoded, self.encoder)
         return logits if offset is None else logits + offset.float()
 
     @torch.no_grad()
@@ -183,6 +192,15 @@ class InterpretableSNPModel(nn.Module):
             self.train(was_training)
         attention = pooled.slot_attention * pooled.token_attention.unsqueeze(-1)
         return attention.flatten(1)[:, : self.n_snps]
+
+    def carry(self, sparse: SparsePart) -> None:
+        """Takes a sparse part in the place of its own; before it is compiled or wrapped for training.
+
+        Args:
+            sparse: Over this model's slots and outputs; moved to its device.
+        """
+        self.sparse = sparse.to(self.wide.bias.device)
+        self.config["sparse_sizes"] = list(sparse.sizes)
 
     @torch.no_grad()
     def start_attention(self, share: Tensor) -> None:

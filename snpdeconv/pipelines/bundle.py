@@ -1,6 +1,7 @@
 """A trained model as a folder: weights in safetensors, everything else as text, nothing that runs code.
 
-model.safetensors, config.json and variants.tsv hold all that prediction on another cohort needs.
+model.safetensors, config.json and variants.tsv hold all that prediction on another cohort needs;
+held_out.tsv names the people that it was tested on, so that a later model can be compared on them.
 Shapes: V variants, S slots, C covariates and components.
 """
 
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from snpdeconv.files import sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.structure import Components
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
@@ -35,7 +37,7 @@ from snpdeconv.training.calibration import Calibration
 from snpdeconv.version import __version__
 
 FORMAT = 1
-_WEIGHTS, _CONFIG, _VARIANTS = "model.safetensors", "config.json", "variants.tsv"
+_WEIGHTS, _CONFIG, _VARIANTS, _HELD_OUT = "model.safetensors", "config.json", "variants.tsv", "held_out.tsv"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Bundle:
         covariate_encoder: How a covariate table is read, where the model takes one.
         components: Principal components, where the model takes them.
         inputs: The files it was trained on.
+        held_out: The people it was tested on.
         config: The settings it was trained with.
     """
 
@@ -72,6 +75,7 @@ class Bundle:
     covariate_encoder: CovariateEncoder | None
     components: Components | None
     inputs: Inputs
+    held_out: Samples
     config: Config
 
 
@@ -97,7 +101,9 @@ def make_bundle(
         calibration=calibration,
         covariate_encoder=dataset.covariate_encoder,
         components=components,
-        inputs=dataset.inputs,
+        # The table it may have come from is gone by the time that another cohort is asked for.
+        inputs=replace(dataset.inputs, held_out=None),
+        held_out=dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test]),
         config=config,
     )
 
@@ -113,6 +119,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         frame = bundle.variants.to_frame()
         frame["frequency"], frame["block"] = bundle.frequency, bundle.block
         frame.to_csv(temporary / _VARIANTS, sep="\t", index=False)
+        bundle.held_out.write_tsv(temporary / _HELD_OUT)
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -171,6 +178,7 @@ def _read_bundle(folder: Path) -> Bundle:
         covariate_encoder=about["covariates"] and CovariateEncoder.from_dict(about["covariates"]),
         components=_components(tensors),
         inputs=Inputs(**about["inputs"]),
+        held_out=Samples.read_tsv(folder / _HELD_OUT),
         config=validate({"preset": about["settings"]["preset"], **settings}, where=str(folder / _CONFIG)),
     )
 

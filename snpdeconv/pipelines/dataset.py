@@ -1,4 +1,4 @@
-"""From files to what a network trains on: people joined, split and filtered, variants laid into tokens.
+"""From files to a study (people joined, split and filtered) and to what a network trains on (tokens).
 
 All that is estimated (filters, frequencies, scales, components, blocks) is estimated on the training people.
 Shapes: N people used, V variants kept, S slots, K blocks.
@@ -7,14 +7,16 @@ Shapes: N people used, V variants kept, S slots, K blocks.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config, DataConfig, Multiallelic
 from snpdeconv.console import progress
+from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
 from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
 from snpdeconv.genetics.genotypes import PackedGenotypes
@@ -22,7 +24,8 @@ from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait
 from snpdeconv.genetics.quality import filter_samples, filter_variants
-from snpdeconv.genetics.splits import Split, split
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.splits import Split, split, split_beside
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.structure import Components, fit_components
 from snpdeconv.genetics.variants import Variants
@@ -41,21 +44,20 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A cohort ready for training.
+class Study:
+    """The people and variants of a cohort that passed, joined to a trait.
 
     Attributes:
         inputs: Where it came from.
         cohort: Everything that was imported.
         trait: The trait of the N people used; `trait.rows` are their rows in the cohort.
         scale: Units of the trait.
-        split: Indices into the N people.
+        split: Indices into the N people; all of them training people where none are held out.
         columns: (V,) columns of the cohort that are kept.
         frequency: (V,) frequency of the counted allele in the training people.
         variants: The V variants.
         blocks: LD blocks of the V variants.
-        layout: Slots of the V variants.
-        packed: (N, S / 4) genotypes in slot order.
+        genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         covariates: (N, C) float32, standardised; C may be 0.
         covariate_encoder: How a table becomes the first columns of `covariates`.
@@ -72,13 +74,25 @@ class Dataset:
     frequency: NDArray[np.float64]
     variants: Variants
     blocks: Blocks
-    layout: Layout
-    packed: NDArray[np.uint8]
+    genotypes: PackedGenotypes
     target: NDArray[np.float32] | NDArray[np.int64]
     covariates: NDArray[np.float32]
     covariate_encoder: CovariateEncoder | None
     components: Components | None
     report: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Dataset(Study):
+    """A cohort ready for training.
+
+    Attributes:
+        layout: Slots of the V variants.
+        packed: (N, S / 4) genotypes in slot order.
+    """
+
+    layout: Layout
+    packed: NDArray[np.uint8]
 
     @property
     def num_outputs(self) -> int:
@@ -92,13 +106,14 @@ def open_cohort(source: str, *, multiallelic: Multiallelic) -> Cohort:
         return load_cohort(source, cache_dir=cache_dir(), multiallelic=multiallelic, progress=update)
 
 
-def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
-    """Reads, joins, splits, filters and lays out a cohort.
+def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> Study:
+    """Reads, joins and filters a cohort.
 
     Args:
-        config: Its `data`, `model.patch` and `training.seed` are used.
+        config: Its `data` and `training.seed` are used.
         inputs: The files.
         cohort: The imported genotypes of `inputs`.
+        hold_out: Whether people are set aside for validation and test.
 
     Raises:
         InputError: Whatever is wrong with the files, in one line.
@@ -116,7 +131,11 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
         cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
     trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
-    parts = _split(trait, cohort, inputs, data, seed=config.training.seed)
+    parts = (
+        _split(trait, cohort, inputs, data, seed=config.training.seed)
+        if hold_out
+        else Split(train=np.arange(len(trait.rows)), val=np.arange(0), test=np.arange(0))
+    )
     train_rows = trait.rows[parts.train]
 
     kept = filter_variants(
@@ -136,19 +155,21 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
         if inputs.blocks is None
         else read_blocks(Path(inputs.blocks), variants=variants)
     )
-    layout = Layout.from_blocks(blocks, chrom=variants.chrom, patch=config.model.patch)
     target, scale = _target(trait, parts)
     report = {f"people_{name}": count for name, count in trait.report.items()}
     report["people_too_missing"] = samples.report["too_missing"]
     report |= {f"variants_{name}": count for name, count in cohort.report.items()}
     report |= {f"variants_{name}": count for name, count in kept.report.items()}
-    report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
+    if hold_out:
+        report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
     report["blocks"] = len(blocks.name)
-    logger.info(
-        "%d people (%d train, %d validation, %d test), %d SNPs in %d LD blocks",
-        len(trait.rows), len(parts.train), len(parts.val), len(parts.test), len(columns), len(blocks.name),
-    )  # fmt: skip
-    return Dataset(
+    cut = (
+        f" ({len(parts.train)} train, {len(parts.val)} validation, {len(parts.test)} test)"
+        if hold_out
+        else ""
+    )
+    logger.info("%d people%s, %d SNPs in %d LD blocks", len(trait.rows), cut, len(columns), len(blocks.name))
+    return Study(
         inputs=inputs,
         cohort=cohort,
         trait=trait,
@@ -158,13 +179,32 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
         frequency=kept.frequency[columns],
         variants=variants,
         blocks=blocks,
-        layout=layout,
-        packed=chosen.take(columns=layout.columns).packed,
+        genotypes=chosen,
         target=target,
         covariates=covariates,
         covariate_encoder=encoder,
         components=components,
         report=report,
+    )
+
+
+def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
+    """Reads, joins, splits, filters and lays out a cohort.
+
+    Args:
+        config: Its `data`, `model.patch` and `training.seed` are used.
+        inputs: The files.
+        cohort: The imported genotypes of `inputs`.
+
+    Raises:
+        InputError: Whatever is wrong with the files, in one line.
+    """
+    study = gather(config, inputs, cohort=cohort, hold_out=True)
+    layout = Layout.from_blocks(study.blocks, chrom=study.variants.chrom, patch=config.model.patch)
+    return Dataset(
+        **{field.name: getattr(study, field.name) for field in fields(study)},
+        layout=layout,
+        packed=study.genotypes.take(columns=layout.columns).packed,
     )
 
 
@@ -198,15 +238,18 @@ def _split(trait: Trait, cohort: Cohort, inputs: Inputs, data: DataConfig, *, se
         )
     people = cohort.samples.take(trait.rows)
     keys = np.array([f"{fid}\t{iid}" for fid, iid in zip(people.fid, people.iid, strict=True)], dtype=object)
-    return split(
-        kind=trait.kind,
-        values=trait.values,
-        groups=groups,
-        keys=keys,
-        val_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=seed,
-    )
+    how: dict[str, Any] = {"kind": trait.kind, "values": trait.values, "groups": groups, "keys": keys}
+    how |= {"val_fraction": data.validation_fraction, "seed": seed}
+    if inputs.held_out is None:
+        return split(**how, test_fraction=data.test_fraction)
+    held_out = Samples.read_tsv(Path(inputs.held_out)).among(people)
+    if not held_out.any():
+        raise InputError(
+            f"names none of the {len(people)} people with a trait in {inputs.genotypes}",
+            where=inputs.held_out,
+            mend="are the sample IDs of this cohort?",
+        )
+    return split_beside(held_out, **how)
 
 
 def _covariates(

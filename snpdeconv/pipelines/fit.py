@@ -18,9 +18,10 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ld import ld_neighbors
 from snpdeconv.models.factory import GPUOptimizedSNPModel
-from snpdeconv.models.linear import fit_linear
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, slot_genotypes
+from snpdeconv.pipelines.linear_part import fit_linear_part
+from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 from snpdeconv.training.losses import FocalLoss, balanced_class_weights, make_loss
 from snpdeconv.training.memory import GPUMemoryManager
@@ -41,10 +42,14 @@ class Fitted:
     Attributes:
         model: With the best weights, on the device it was trained on.
         history: A list per quantity, one value an epoch.
+        start: What validation said of the network before the first epoch.
+        best_epoch: The epoch whose weights these are, from 1; 0 is the start, the fitted linear part.
     """
 
     model: InterpretableSNPModel
     history: dict[str, list[float]]
+    start: dict[str, float]
+    best_epoch: int
 
 
 def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
@@ -63,7 +68,7 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
         layout.num_slots,
         config.model.architecture,
         encoding_dim=config.model.encoding_dim,
-        linear=config.model.linear,
+        linear="trained" if config.model.linear == "trained" else "fitted",
         num_outputs=dataset.num_outputs,
         num_covariates=dataset.covariates.shape[1],
         width=config.model.width,
@@ -81,13 +86,14 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
 
 
 def choose_batch_size(config: Config, dataset: Dataset, precision: Precision) -> int:
-    """The batch that fits memory by measurement, and leaves enough steps in an epoch."""
+    """The batch of all ranks that fits memory by measurement, and leaves enough steps in an epoch."""
     requested = config.training.batch_size
     if requested != "auto":
         return requested
     share = len(dataset.split.train) // (_STEPS_AN_EPOCH * config.training.accumulation)
     useful = 1 << max(3, share.bit_length() - 1)
-    cap = min(useful, config.memory.max_batch_size)
+    num_ranks = distributed.world_size()
+    cap = max(1, min(useful // num_ranks, config.memory.max_batch_size))
     device = torch.device(precision.device_type)
     manager = GPUMemoryManager(device=device, safety=config.memory.safety)
     fits = manager.get_optimal_batch_size(
@@ -98,9 +104,13 @@ def choose_batch_size(config: Config, dataset: Dataset, precision: Precision) ->
         max_batch=cap,
     )
     logger.info(
-        "batch size %d (memory allows it; %d keeps about %d steps an epoch)", fits, cap, _STEPS_AN_EPOCH
+        "batch size %d on each of %d devices (memory allows it; %d keeps about %d steps an epoch)",
+        fits,
+        num_ranks,
+        cap,
+        _STEPS_AN_EPOCH,
     )
-    return fits
+    return fits * num_ranks
 
 
 def fit(
@@ -113,28 +123,30 @@ def fit(
     device: torch.device,
     precision: Precision,
     checkpoint_dir: Path,
-    log_metrics: Callable[[int, Mapping[str, float]], None],
+    log_metrics: Callable[[int, Mapping[str, float]], None] | None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Fitted:
-    """Trains to the end, from the newest complete checkpoint where there is one.
+    """Trains to the end, from the newest complete checkpoint where there is one; a collective.
 
     Args:
         config: The settings.
         dataset: The cohort.
         genotypes: (N, S / 4) its packed genotypes on `device`.
         loss: From `make_training_loss`.
-        batch_size: Of one micro-batch.
+        batch_size: Of one micro-batch, all ranks together.
         device: Where to train.
         precision: Number format of forward and backward.
         checkpoint_dir: Where checkpoints are, or will be.
-        log_metrics: Takes step and metrics.
+        log_metrics: Takes step and metrics; on the first rank.
         should_stop: Asked between steps; True saves and raises `Preempted`.
 
     Raises:
         TrainingError: The loss is not finite, or a batch of one does not fit into memory.
     """
     base = build_model(config, dataset).to(device)
-    offset = _fit_linear(base, dataset) if config.model.linear == "fitted" else None
+    offset = None
+    if config.model.linear != "trained":
+        offset = _linear_part(base, dataset, config, device=device, folder=checkpoint_dir)
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     model = GPUOptimizedSNPModel(
@@ -160,12 +172,29 @@ def fit(
         device=device,
         metrics=_metrics(dataset),
         log_metrics=log_metrics,
+        score_start=True,
         log_every=config.tracking.log_every_steps,
         checkpoint_every_steps=config.training.checkpoint_every_steps,
         should_stop=should_stop,
     )
     history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
-    return Fitted(model=base, history=history)
+    best_epoch = trainer.best_epoch
+    assert best_epoch is not None  # a loss that is not finite ends the run
+    return Fitted(model=base, history=history, start=trainer.start, best_epoch=best_epoch)
+
+
+def _linear_part(
+    model: InterpretableSNPModel, dataset: Dataset, config: Config, *, device: torch.device, folder: Path
+) -> Tensor:
+    """Fitted by the first rank; the others read what it kept."""
+
+    def fitted() -> Tensor:
+        return fit_linear_part(
+            model, dataset, config=config, device=device, path=folder / "linear.safetensors"
+        )
+
+    offset = distributed.first_rank_does(fitted)
+    return offset if distributed.is_first() else fitted()
 
 
 def _loader(
@@ -191,20 +220,9 @@ def _loader(
         batch_size=batch_size,
         shuffle=part == "train",
         seed=seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
-
-
-def _fit_linear(model: InterpretableSNPModel, dataset: Dataset) -> Tensor:
-    """Fills the model's linear part; gives what makes it a leave-one-out prediction, (training people, O)."""
-    train = dataset.split.train
-    fitted = fit_linear(
-        model,
-        torch.from_numpy(dataset.packed[train]),
-        torch.from_numpy(dataset.target[train]),
-        torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
-        kind=dataset.trait.kind,
-    )
-    return fitted.offset
 
 
 def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:

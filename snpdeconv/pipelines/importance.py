@@ -5,7 +5,8 @@ Shapes: N people, V variants, S slots, C covariates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,37 @@ import torch
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config
-from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 from snpdeconv.interpret.ensemble import combine
 from snpdeconv.interpret.marginal import marginal_association
+from snpdeconv.interpret.ranking import Posterior
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.deconvolution import Findings, People, deconvolve_people
+from snpdeconv.pipelines.inflation import warn_of_inflation
 from snpdeconv.training.data import PackedLoader
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
+NETWORK_METHODS = ("attention", "integrated_gradients")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and the people as it sees them.
+
+    Attributes:
+        model: On its device.
+        layout: Slots of the variants.
+        packed: (N, S / 4) genotypes in slot order.
+        batch_size: People at once.
+    """
+
+    model: InterpretableSNPModel
+    layout: Layout
+    packed: NDArray[np.uint8]
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -28,74 +52,93 @@ class Scores:
     """What each method says of each variant.
 
     Attributes:
-        by_method: (V,) scores by method, higher is more important; marginal (-log10 p) is always there.
+        by_method: (V,) scores by method in the order of :data:`METHODS`, higher is more important; marginal
+            (-log10 p) is always there.
         lambda_gc: Inflation of the marginal association.
+        findings: Of single effects, where they were asked for.
         completeness_gap: Of integrated gradients, where they were asked for.
     """
 
     by_method: Mapping[str, NDArray[np.float64]]
     lambda_gc: float
+    findings: Findings | None
     completeness_gap: float | None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """Of each variant, where single effects were asked for."""
+        return None if self.findings is None else self.findings.posterior
+
+    @property
+    def found(self) -> dict[str, float] | None:
+        """What single effects found, in numbers."""
+        return None if self.findings is None else self.findings.metrics
 
 
 def score_variants(
-    model: InterpretableSNPModel,
+    people: People,
     *,
-    packed: NDArray[np.uint8],
-    covariates: NDArray[np.float32],
-    target: NDArray[np.float32] | NDArray[np.int64],
-    kind: TraitKind,
-    layout: Layout,
+    methods: Collection[str],
     config: Config,
     device: torch.device,
-    batch_size: int,
+    network: Network | None = None,
 ) -> Scores:
-    """Marginal association of everyone, the network's attributions averaged over a draw, and their ensemble.
+    """Scores by the methods asked for, and by plain association.
 
-    Association and attributions look at all people, test people included: neither feeds back into the
-    network, so the test metrics stay those of unseen people.
+    All of it looks at all people, test people included: nothing here feeds back into the network, so the test
+    metrics stay those of unseen people. Gradients are averaged over a draw of them.
 
     Args:
-        model: On `device`.
-        packed: (N, S / 4) genotypes in slot order.
-        covariates: (N, C).
-        target: (N,).
-        kind: Kind of the trait.
-        layout: Slots of the variants.
+        people: Whom to look at.
+        methods: Of :data:`METHODS`; the ensemble is that of the others.
         config: Its `interpretation` and the seed are used.
-        device: Where the network is.
-        batch_size: People at once.
+        device: Where to compute.
+        network: Needed for the methods of :data:`NETWORK_METHODS`.
     """
-    settings = config.interpretation
     marginal = marginal_association(
-        PackedGenotypes(packed, layout.num_slots).take(columns=layout.slot_of_variant),
-        target,
-        kind=kind,
-        covariates=covariates,
+        people.genotypes, people.target, kind=people.kind, covariates=people.covariates
+    )
+    warn_of_inflation(
+        marginal.lambda_gc,
+        people.genotypes,
+        variants=people.variants,
+        num_components=config.data.num_components,
+        seed=config.training.seed,
     )
     by_method = {"marginal": marginal.neg_log10_p}
-    gap = None
-    loader = PackedLoader(
-        torch.from_numpy(packed),
-        torch.from_numpy(target),
-        torch.from_numpy(covariates) if covariates.shape[1] else None,
-        batch_size=batch_size,
+    findings, gap = None, None
+    if "single_effects" in methods:
+        findings = deconvolve_people(
+            people, settings=config.interpretation, seed=config.training.seed, device=device
+        )
+        by_method["single_effects"] = findings.deconvolution.score
+    if "attention" in methods:
+        assert network is not None
+        attention = attention_scores(network.model, _loader(people, network, config), device=device)
+        by_method["attention"] = network.layout.to_variants(attention.score)
+    if "integrated_gradients" in methods:
+        assert network is not None
+        gradients = integrated_gradients(
+            network.model,
+            _loader(people, network, config),
+            kind=people.kind,
+            device=device,
+            steps=config.interpretation.gradient_steps,
+            max_samples=config.interpretation.max_samples,
+        )
+        by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
+        gap = gradients.completeness_gap
+    if "ensemble" in methods:
+        by_method["ensemble"] = combine(by_method)
+    return Scores(by_method=by_method, lambda_gc=marginal.lambda_gc, findings=findings, completeness_gap=gap)
+
+
+def _loader(people: People, network: Network, config: Config) -> PackedLoader:
+    return PackedLoader(
+        torch.from_numpy(network.packed),
+        torch.from_numpy(people.target),
+        torch.from_numpy(people.covariates) if people.covariates.shape[1] else None,
+        batch_size=network.batch_size,
         shuffle=True,
         seed=config.training.seed,
     )
-    if "attention" in settings.methods:
-        attention = attention_scores(model, loader, device=device)
-        by_method["attention"] = layout.to_variants(attention.score)
-    if "integrated_gradients" in settings.methods:
-        gradients = integrated_gradients(
-            model,
-            loader,
-            kind=kind,
-            device=device,
-            steps=settings.gradient_steps,
-            max_samples=settings.max_samples,
-        )
-        by_method["integrated_gradients"] = layout.to_variants(gradients.score)
-        gap = gradients.completeness_gap
-    by_method["ensemble"] = combine(by_method)
-    return Scores(by_method=by_method, lambda_gc=marginal.lambda_gc, completeness_gap=gap)

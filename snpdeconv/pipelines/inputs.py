@@ -21,6 +21,7 @@ class Inputs:
         covariates: Table of covariates.
         blocks: Table of LD blocks or haploblocks.
         groups: Column of the phenotype table that names families or other groups.
+        held_out: Table of the people to test on; drawn from the cohort where there is none.
     """
 
     genotypes: str
@@ -29,6 +30,7 @@ class Inputs:
     covariates: str | None = None
     blocks: str | None = None
     groups: str | None = None
+    held_out: str | None = None
 
     @classmethod
     def from_paths(
@@ -40,13 +42,14 @@ class Inputs:
         covariates: str | Path | None = None,
         blocks: str | Path | None = None,
         groups: str | None = None,
+        held_out: str | Path | None = None,
     ) -> Inputs:
         """Resolves the paths and checks that the tables are there.
 
         Raises:
             InputError: A table does not exist.
         """
-        for table in (phenotypes, covariates, blocks):
+        for table in (phenotypes, covariates, blocks, held_out):
             if table is not None and not Path(table).exists():
                 raise InputError("no such file", where=table, mend="check the path")
         return cls(
@@ -56,6 +59,7 @@ class Inputs:
             covariates=None if covariates is None else str(Path(covariates).absolute()),
             blocks=None if blocks is None else str(Path(blocks).absolute()),
             groups=groups,
+            held_out=None if held_out is None else str(Path(held_out).absolute()),
         )
 
     def digest(self, *, genotypes_digest: str) -> str:
@@ -66,7 +70,7 @@ class Inputs:
         """
         content = asdict(self)
         content["genotypes"] = genotypes_digest
-        for table in ("phenotypes", "covariates", "blocks"):
+        for table in ("phenotypes", "covariates", "blocks", "held_out"):
             if content[table] is not None:
                 with Path(content[table]).open("rb") as file:
                     content[table] = hashlib.file_digest(file, "sha256").hexdigest()

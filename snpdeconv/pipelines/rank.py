@@ -1,25 +1,34 @@
-"""The rank command: a trained model and a cohort in, ranked SNPs out."""
+"""The rank command: a cohort in, with a trained network or without; ranked SNPs and their tables out."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from snpdeconv.config import Method
+from snpdeconv.config import Config, Method, NetworkMethod, with_overrides
 from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.files import write_json, write_text
+from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait, load_trait
-from snpdeconv.interpret.plots import association_plot
+from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
 from snpdeconv.pipelines.cohort_input import cohort_input
-from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.importance import score_variants
+from snpdeconv.pipelines.dataset import gather, open_cohort
+from snpdeconv.pipelines.deconvolution import TABLES, People, write_tables
+from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.report import draw_ranking
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.tracking.registry import download, resolve, resolve_run
 
@@ -34,53 +43,88 @@ class RankResult:
     """A ranking on disk.
 
     Attributes:
-        ranking: The table.
-        plot: The picture along the genome.
         method: What it is ordered by.
         num_samples: People it was computed on.
-        top: IDs of the first variants.
+        num_variants: SNPs ranked.
+        lambda_gc: Inflation of plain association.
+        single_effects: What single effects found, in numbers; None where they were not asked for.
+        top: The first SNPs: variant_id, score and, with single effects, pip, credible_set and q_value.
+        paths: Where the tables and plots are, by name.
     """
 
-    ranking: str
-    plot: str
     method: str
     num_samples: int
-    top: list[str]
+    num_variants: int
+    lambda_gc: float | None
+    single_effects: dict[str, float] | None
+    top: list[dict[str, Any]]
+    paths: dict[str, str]
 
 
-def rank(
+def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> RankResult:
+    """Ranks the SNPs of a cohort without any network.
+
+    People and SNPs are joined and filtered as in training, but nobody is held out.
+
+    Args:
+        config: Its `data`, `interpretation` and `resources.device` are used, and the seed.
+        inputs: The files.
+        method: What to order by.
+        out: Folder to write.
+
+    Raises:
+        UserError: No such method, one that needs a network, or files that do not fit.
+    """
+    _check(method, out)
+    if method in get_args(NetworkMethod):
+        raise ConfigError(
+            f"{method} is read off a trained network, and none is given",
+            where="--method",
+            mend="give one with --run or --model, or choose single_effects, marginal or ensemble",
+        )
+    cohort = open_cohort(inputs.genotypes, multiallelic=config.data.multiallelic)
+    study = gather(config, inputs, cohort=cohort, hold_out=False)
+    people = People.of(study)
+    scores = score_variants(
+        people,
+        methods=_methods(method, [one for one in config.interpretation.methods if one == "single_effects"]),
+        config=config,
+        device=choose_device(config.resources.device),
+    )
+    return _write(out, people, scores, method=method, trait=inputs.trait, config=config, report=study.report)
+
+
+def rank_with_network(
     out: Path,
     *,
+    method: str,
     run_id: str | None = None,
     model: str | None = None,
-    method: str = "ensemble",
     genotypes: str | None = None,
     phenotypes: Path | None = None,
     trait: str | None = None,
     covariates: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> RankResult:
     """Ranks the SNPs of the cohort a model was trained on, or of another one.
 
     Args:
-        out: Folder for ranking.tsv and association.png.
+        out: Folder to write.
+        method: What to order by.
         run_id: MLflow run whose model is used.
         model: Registered model, in place of a run.
-        method: What to order by.
         genotypes: Another cohort; needs `phenotypes` too.
         phenotypes: Its phenotype table.
         trait: Its trait's column; by default the model's.
         covariates: Its covariate table, where the model takes one.
+        overrides: Changed settings of `interpretation`.
 
     Raises:
         UserError: No such run, model or method, or files that do not fit.
     """
-    if method not in get_args(Method):
-        raise ConfigError(
-            f"there is no method '{method}'", where="--method", mend=nearest(method, get_args(Method))
-        )
-    if out.exists() and not out.is_dir():
-        raise ConfigError("is a file", where=out, mend="give a folder")
+    _check(method, out)
     bundle = load_bundle(_model_folder(run_id, model))
+    config = with_overrides(bundle.config, overrides, section="interpretation")
     if (genotypes is None) != (phenotypes is None):
         raise ConfigError(
             "another cohort needs both its genotypes and its phenotypes",
@@ -100,7 +144,7 @@ def rank(
             where=source.phenotypes,
             mend="give the cohort with --genotypes and --phenotypes",
         )
-    cohort = open_cohort(source.genotypes, multiallelic=bundle.config.data.multiallelic)
+    cohort = open_cohort(source.genotypes, multiallelic=config.data.multiallelic)
     observed = load_trait(
         source.phenotypes,
         column=source.trait,
@@ -112,33 +156,121 @@ def rank(
     given = cohort_input(
         bundle, cohort, rows=observed.rows, covariates=source.covariates, where=source.genotypes
     )
-    device = choose_device("auto")
-    scores = score_variants(
-        bundle.model.to(device),
-        packed=given.packed,
-        covariates=given.covariates,
+    slots = PackedGenotypes(given.packed, bundle.layout.num_slots)
+    people = People(
+        genotypes=slots.take(columns=bundle.layout.slot_of_variant),
         target=_target(observed, bundle, where=source.phenotypes),
         kind=bundle.kind,
-        layout=bundle.layout,
-        config=bundle.config,
-        device=device,
-        batch_size=_BATCH,
+        classes=bundle.classes,
+        covariates=given.covariates,
+        variants=bundle.variants,
+        blocks=_blocks(bundle.variants, bundle.block),
     )
-    if method not in scores.by_method:
+    device = choose_device("auto")
+    scores = score_variants(
+        people,
+        methods=_methods(method, config.interpretation.methods),
+        config=config,
+        device=device,
+        network=Network(bundle.model.to(device), bundle.layout, given.packed, _BATCH),
+    )
+    return _write(out, people, scores, method=method, trait=source.trait, config=config, report=given.report)
+
+
+def _check(method: str, out: Path) -> None:
+    if method not in get_args(Method):
         raise ConfigError(
-            f"the model was trained with interpretation.methods that leave out {method}",
-            where="--method",
-            mend=f"choose one of {', '.join(scores.by_method)}",
+            f"there is no method '{method}'", where="--method", mend=nearest(method, get_args(Method))
         )
-    ranking = build_ranking(bundle.variants, block_names=bundle.block, scores=scores.by_method, final=method)
-    write_tsv(ranking, out / "ranking.tsv")
-    association_plot(ranking, path=out / "association.png", method=method, trait=bundle.trait)
+    if out.exists() and not out.is_dir():
+        raise ConfigError("is a file", where=out, mend="give a folder")
+    if (out / "run.json").exists():
+        raise ConfigError("is the folder of a training run", where=out, mend="choose another --out")
+
+
+def _methods(method: str, configured: Sequence[str]) -> set[str]:
+    """An ensemble needs all methods of the settings, any other only itself."""
+    return {method, *configured} if method == "ensemble" else {method}
+
+
+def _write(
+    out: Path,
+    people: People,
+    scores: Scores,
+    *,
+    method: str,
+    trait: str,
+    config: Config,
+    report: dict[str, int],
+) -> RankResult:
+    ranking = build_ranking(
+        people.variants,
+        block_names=people.blocks.name[people.blocks.of_variant],
+        scores=scores.by_method,
+        final=method,
+        posterior=scores.posterior,
+    )
+    paths = {"ranking": out / "ranking.tsv"}
+    write_tsv(ranking, paths["ranking"])
+    if scores.findings is not None:
+        paths |= write_tables(scores.findings, out)
+    else:
+        # Those of an earlier ranking in the same folder would pass for this one's.
+        for name in TABLES:
+            (out / f"{name}.tsv").unlink(missing_ok=True)
+    paths |= draw_ranking(
+        out, ranking=ranking, method=method, trait=trait, kind=people.kind, findings=scores.findings
+    )
+    paths["metrics"] = out / "metrics.json"
+    paths["settings"] = out / "settings.yaml"
+    lambda_gc = scores.lambda_gc if math.isfinite(scores.lambda_gc) else None
+    write_json(
+        paths["metrics"],
+        {
+            "method": method,
+            "people": people.genotypes.num_samples,
+            "snps": len(people.variants),
+            "cohort": report,
+            "lambda_gc": lambda_gc,
+            "single_effects": scores.found,
+            "completeness_gap": scores.completeness_gap,
+        },
+    )
+    write_text(paths["settings"], config.to_yaml())
     return RankResult(
-        ranking=str(out / "ranking.tsv"),
-        plot=str(out / "association.png"),
         method=method,
-        num_samples=len(observed.rows),
-        top=[str(name) for name in ranking["variant_id"].head(_SHOWN)],
+        num_samples=people.genotypes.num_samples,
+        num_variants=len(people.variants),
+        lambda_gc=lambda_gc,
+        single_effects=scores.found,
+        top=_top(ranking),
+        paths={name: str(path) for name, path in paths.items()},
+    )
+
+
+def _top(ranking: pd.DataFrame) -> list[dict[str, Any]]:
+    names = ("variant_id", "score", "pip", "credible_set", "q_value")
+    shown = ranking.head(_SHOWN)[[name for name in names if name in ranking]]
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in shown.astype(object).to_dict("records")
+    ]
+
+
+def _blocks(variants: Variants, names: NDArray[np.object_]) -> Blocks:
+    """The blocks of a model, which keeps their names: each reaches from its first variant to its last."""
+    order = variants.genome_order()
+    of_ordered, unique = pd.factorize(names[order])
+    of_variant = np.empty(len(variants), dtype=np.int64)
+    of_variant[order] = of_ordered
+    position = pd.Series(variants.position_bp).groupby(of_variant)
+    first = order[np.unique(of_ordered, return_index=True)[1]]
+    return Blocks(
+        name=np.asarray(unique, dtype=object),
+        chrom=variants.chrom[first],
+        start_bp=position.min().to_numpy(),
+        end_bp=position.max().to_numpy(),
+        of_variant=of_variant,
     )
 
 
@@ -150,10 +282,6 @@ def _covariates(bundle: Bundle, given: Path | None, *, another_cohort: bool) -> 
 
 
 def _model_folder(run_id: str | None, model: str | None) -> Path:
-    if (run_id is None) == (model is None):
-        raise ConfigError(
-            "give either --run or --model", where="rank", mend="for example --model NAME@champion"
-        )
     if model is not None:
         return download(resolve(model), cache_dir=cache_dir())
     assert run_id is not None

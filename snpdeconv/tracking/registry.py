@@ -219,6 +219,16 @@ def resolve_run(run_id: str) -> ModelRef:
     return _ref(newest, uri=run.uri)
 
 
+def version_tags(name: str, version: int) -> Mapping[str, str]:
+    """The facts kept with a version.
+
+    Raises:
+        ResourceError: The store does not answer.
+    """
+    with answering(tracking_uri()) as client:
+        return dict(client.get_model_version(name, str(version)).tags)
+
+
 def list_models() -> list[RegisteredModel]:
     """All registered models, by name.
 

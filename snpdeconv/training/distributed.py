@@ -6,9 +6,10 @@ With one process every function answers at once, so that callers need no second 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +39,18 @@ class Placement:
     device: torch.device
 
 
-def init_from_environment(*, timeout_min: float = 30.0) -> Placement:
+def init_from_environment(*, device: torch.device | None = None, timeout_min: float = 30.0) -> Placement:
     """Joins the other ranks if torchrun's variables (RANK, WORLD_SIZE and so on) say there are any.
 
     Args:
+        device: Kind of device to compute on; by default a GPU where there is one.
         timeout_min: How long a rank waits for the others in a collective before it gives up.
 
     Returns:
         This process's place; rank 0 of 1 without the variables.
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    device = default_device()
+    device = default_device() if device is None or device.type == "cuda" else device
     if num_processes > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # collectives of objects go through the current device
@@ -128,6 +130,32 @@ def from_first_rank(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def first_rank_does(work: Callable[[], T]) -> T:
+    """What only one may do, as to read, write or measure; the others wait for it.
+
+    Args:
+        work: Done on the first rank.
+
+    Returns:
+        Its value, on every rank.
+
+    Raises:
+        Exception: What it raised, on every rank.
+    """
+    if world_size() == 1:
+        return work()
+    outcome: tuple[T | None, Exception | None] = (None, None)
+    if is_first():
+        try:
+            outcome = (work(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, failure = from_first_rank(outcome)
+    if failure is not None:
+        raise failure
+    return cast(T, value)
 
 
 def barrier() -> None:

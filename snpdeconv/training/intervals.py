@@ -65,6 +65,42 @@ def bootstrap_intervals(
     return {name: _interval(value[name], drawn) for name, drawn in resampled.items()}
 
 
+def paired_difference(
+    kind: Kind,
+    challenger: ArrayLike,
+    champion: ArrayLike,
+    targets: ArrayLike,
+    *,
+    metric: str,
+    num_resamples: int = 2000,
+    seed: int,
+) -> Interval:
+    """By how much one model's metric is above another's on the same samples; both see the same resamples.
+
+    Args:
+        kind: Kind of the trait.
+        challenger: (N,) or (N, C) predictions, as `metrics.probabilities` gives them.
+        champion: The other's, of the same shape.
+        targets: (N,).
+        metric: One of `metrics.evaluate`.
+        num_resamples: Resamples drawn, stratified as in `bootstrap_intervals`.
+        seed: Of the generator that draws them.
+
+    Returns:
+        The difference with the bounds of its 95 % interval; NaN where the metric is not defined.
+    """
+    truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
+    both = [np.asarray(given, dtype=np.float64) for given in (challenger, champion)]
+    values = [metrics.evaluate(kind, given, truth)[metric] for given in both]
+    strata = np.zeros(len(truth), dtype=np.int64) if kind == "quantitative" else truth.astype(np.int64)
+    weighted = [_weighted_metrics(kind, given, truth) for given in both]
+    drawn = [
+        weighted[0](weights)[metric] - weighted[1](weights)[metric]
+        for weights in _draws(strata, num_resamples=num_resamples, rng=np.random.default_rng(seed))
+    ]
+    return _interval(values[0] - values[1], np.concatenate(drawn))
+
+
 def _interval(value: float, drawn: Floats) -> Interval:
     if math.isnan(value):
         return Interval(value, value, value)

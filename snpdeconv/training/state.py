@@ -30,11 +30,12 @@ class Progress:
         batch: Batches of it that are done; the sampler's place.
         step: Steps of the optimiser in all.
         best_value: Of the monitored quantity; None before the first.
-        best_epoch: Its epoch.
+        best_epoch: Its epoch; -1 is the start of the run.
         stale_epochs: Epochs since, for the patience of early stopping.
         micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
         learning_rate: Of the last step.
         history: A list per quantity, one value an epoch.
+        start: What validation said of the model before the first epoch, where it was asked.
     """
 
     epoch: int = 0
@@ -46,6 +47,18 @@ class Progress:
     micro_batch_size: int | None = None
     learning_rate: float = 0.0
     history: History = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+
+    def score_start(self, values: Mapping[str, float], *, value: float) -> None:
+        """Takes the model before the first epoch as the best so far.
+
+        Args:
+            values: What validation said of it.
+            value: The monitored one.
+        """
+        self.start = dict(values)
+        if not math.isnan(value):
+            self.best_value, self.best_epoch = value, -1
 
     def end_epoch(self, values: Mapping[str, float], *, value: float, direction: Direction) -> bool:
         """Closes the epoch.

@@ -42,6 +42,10 @@ class MultiGPUSNPTrainer:
     Under torchrun, after `distributed.init_from_environment()`, every process makes a trainer with its own
     share of the data, and the model is put into DistributedDataParallel if it is not there yet.
 
+    Attributes:
+        start: What validation said of the model before the first epoch, where it was asked.
+        best_epoch: The epoch whose weights `train` leaves, from 1; 0 is the start, None the last one.
+
     Args:
         model: Takes (genotypes) or (genotypes, covariates), gives (B, O) logits.
         train_loader: Batches as `training.data` describes them: a `PackedLoader` or a torch DataLoader.
@@ -64,6 +68,8 @@ class MultiGPUSNPTrainer:
         monitor: What early stopping, best checkpoint and plateau look at: `val_loss` or `val_<metric>`.
         monitor_direction: Whether small (`min`) or large (`max`) is good; None means small for losses only.
         log_metrics: Takes a step and numbers by name; called on the first rank alone.
+        score_start: Whether the model as it is given is validated too, as epoch 0: where it holds a fit
+            already, no epoch may be better.
         log_every: Steps from one log of the training loss to the next.
         checkpoint_every_steps: Steps from one checkpoint to the next; None for the ends of epochs only.
         should_stop: Asked between steps; True saves and raises `Preempted`.
@@ -93,6 +99,7 @@ class MultiGPUSNPTrainer:
         monitor: str = "val_loss",
         monitor_direction: Direction | None = None,
         log_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+        score_start: bool = False,
         log_every: int = 50,
         checkpoint_every_steps: int | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -124,9 +131,12 @@ class MultiGPUSNPTrainer:
         self._micro_batch_size = micro_batch_size
         self._metrics = metrics
         self._log = TrainingLog(log_metrics, monitor=monitor)
+        self._score_start = score_start
         self._log_every = log_every
         self._checkpoint_every_steps = checkpoint_every_steps
         self._should_stop = should_stop
+        self.start: dict[str, float] = {}
+        self.best_epoch: int | None = None
         # The plain model holds the weights; the parallel one takes the training steps.
         self._parallel = distributed.data_parallel(model, self.device)
         self.model: nn.Module = (
@@ -163,6 +173,8 @@ class MultiGPUSNPTrainer:
             Preempted: `should_stop` said so; all is saved.
         """
         run = self._start(num_epochs, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
+        if self._score_start and run.progress.step == 0 and run.progress.epoch == 0:
+            self._score(run)
         while run.progress.epoch < num_epochs and run.progress.stale_epochs < early_stopping_patience:
             started = time.perf_counter()
             with PeakMemory(self.device) as memory:
@@ -172,7 +184,18 @@ class MultiGPUSNPTrainer:
             values["seconds"] = time.perf_counter() - started
             self._finish_epoch(run, values)
         run.restore_best()
+        self.start = run.progress.start
+        best = run.progress.best_epoch
+        self.best_epoch = None if best is None else best + 1
         return run.progress.history
+
+    def _score(self, run: Run) -> None:
+        """Validates the model as it was given: the best there is until an epoch is better."""
+        values = self._validate(run)
+        run.progress.score_start(values, value=values.get(self.optimization.monitor, math.nan))
+        self._log.start(values)
+        run.keep_best()
+        run.save_best()
 
     def _train_epoch(self, run: Run) -> dict[str, float]:
         progress, seed = run.progress, self.optimization.seed

@@ -47,6 +47,14 @@ class TrainingLog:
             metrics["train/gradient_norm"] = float(gradient_norm)
         self._log_metrics(progress.step, metrics)
 
+    def start(self, values: Mapping[str, float]) -> None:
+        """Tells what validation said of the model before the first step, as step 0."""
+        if not distributed.is_first():
+            return
+        logger.info("before the first epoch: validation loss %.4g", values["val_loss"])
+        if self._log_metrics is not None:
+            self._log_metrics(0, {name.replace("val_", "val/", 1): value for name, value in values.items()})
+
     def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Tells an epoch's values, under the names of the history, after it is closed."""
         if not distributed.is_first():

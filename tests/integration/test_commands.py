@@ -38,21 +38,29 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     assert trained["run_id"]
     ranking = pd.read_csv(trained["paths"]["ranking"], sep="\t")
     assert list(ranking.columns) == [
-        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
-        "marginal", "attention", "integrated_gradients", "ensemble",
+        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score", "pip",
+        "credible_set", "q_value", "marginal", "single_effects", "attention", "integrated_gradients",
+        "ensemble",
     ]  # fmt: skip
     assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
     assert ranking["score"].is_monotonic_decreasing
     np.testing.assert_allclose(ranking["score"], ranking["ensemble"])
     causal = pd.read_csv(cohort / "causal.tsv", sep="\t")
     assert ranking["variant_id"].head(5).isin(causal["variant_id"]).any()
+    sets = pd.read_csv(folder / "credible_sets.tsv", sep="\t")
+    assert sets["best_snp"].isin(causal["variant_id"]).any()
+    assert set(ranking["credible_set"].dropna()) <= set(sets["set"])
+    for name in ("pairs", "blocks"):
+        assert trained["paths"][name] == str(folder / f"{name}.tsv")
+        assert (folder / f"{name}.tsv").stat().st_size > 0
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["single_effects"]["credible_sets"] == len(sets)
     assert metrics["test"] == trained["test"]
     linear = metrics["test_of_linear_part"]["r2"]["value"]
     assert linear != metrics["test"]["r2"]["value"]
     assert linear == pytest.approx(metrics["test"]["r2"]["value"], abs=0.2)
     assert metrics["test"]["r2"]["low"] <= metrics["test"]["r2"]["value"] <= metrics["test"]["r2"]["high"]
-    for plot in ("association", "methods", "training", "predictions"):
+    for plot in ("association", "pairs", "methods", "training", "predictions"):
         assert (folder / "plots" / f"{plot}.png").stat().st_size > 10_000
 
 
@@ -83,6 +91,46 @@ def test_rank_by_model_and_by_run_agree_and_follow_the_method(run, trained, tmp_
     assert a["variant_id"].tolist() == trained_ranking["variant_id"].tolist()
     assert b["score"].tolist() == b["marginal"].tolist()
     assert (tmp_path / "a" / "association.png").exists()
+    for name in ("credible_sets", "pairs", "blocks"):
+        trained_table = Path(trained["paths"][name]).read_text()
+        assert (tmp_path / "a" / f"{name}.tsv").read_text() == trained_table
+
+
+def test_single_effects_and_their_numbers_are_with_the_run(trained, home):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    metrics = client.get_run(trained["run_id"]).data.metrics
+    assert metrics["single_effects/credible_sets"] >= 1
+    assert 0 < metrics["single_effects/pve_low"] < metrics["single_effects/pve"] < 1
+    logged = {artifact.path for artifact in client.list_artifacts(trained["run_id"])}
+    assert {"ranking.tsv", "credible_sets.tsv", "pairs.tsv", "blocks.tsv"} <= logged
+    assert "plots/pairs.png" in {one.path for one in client.list_artifacts(trained["run_id"], "plots")}
+
+
+def test_only_what_the_method_needs_is_computed(run, trained, tmp_path, monkeypatch):
+    from snpdeconv.pipelines import importance
+
+    monkeypatch.setattr(importance, "integrated_gradients", None)
+    monkeypatch.setattr(importance, "attention_scores", None)
+    for method in ("single_effects", "marginal"):
+        done = run("rank", "--model", "height", "--method", method, "--out", tmp_path / method)
+        assert done.code == 0, done.err
+    ranking = pd.read_csv(tmp_path / "single_effects" / "ranking.tsv", sep="\t")
+    assert list(ranking)[-2:] == ["marginal", "single_effects"]
+    monkeypatch.setattr(importance, "deconvolve_people", None)
+    done = run("rank", "--model", "height", "--method", "marginal", "--out", tmp_path / "single_effects")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "single_effects" / "credible_sets.tsv").exists()
+
+
+def test_settings_of_the_ranking_can_be_changed_beside_a_model_and_others_not(run, trained, tmp_path):
+    words = ["rank", "--model", "height", "--method", "single_effects", "--out", tmp_path / "r", "--set"]
+    assert run(*words, "interpretation.coverage=0.5").code == 0
+    assert "coverage: 0.5" in (tmp_path / "r" / "settings.yaml").read_text()
+    refused = run(*words, "data.maf_min=0.1")
+    assert refused.code == 2
+    assert "would change what the model was trained with" in refused.err
 
 
 def test_rank_on_another_cohort(run, trained, cohort, tmp_path):

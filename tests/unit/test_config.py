@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpdeconv.config import load_config, preset_names, preset_text, read_yaml
+from snpdeconv.config import load_config, preset_names, preset_text, read_yaml, with_overrides
 from snpdeconv.errors import ConfigError
 
 PRESETS = ["fast_prototype", "large_multi_gpu", "medium_gpu", "memory_constrained", "production", "small_cpu"]
@@ -61,6 +61,23 @@ def test_overrides_of_lists():
     assert config.interpretation.methods == ("attention",)
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_pairs_are_looked_for_or_not_or_where_it_is_quick(text, value):
+    assert load_config("small_cpu", overrides=[f"interpretation.pairs={text}"]).interpretation.pairs == value
+
+
+def test_a_configuration_changed_in_one_section_only():
+    config = load_config("small_cpu", overrides=["training.epochs=3"])
+    changed = with_overrides(config, ["interpretation.coverage=0.9"], section="interpretation")
+    assert changed.interpretation.coverage == 0.9
+    assert changed.training == config.training
+    assert with_overrides(config, [], section="interpretation") == config
+    with pytest.raises(ConfigError, match=r"'model.width=64' would change what the model was trained with"):
+        with_overrides(config, ["model.width=64"], section="interpretation")
+    with pytest.raises(ConfigError, match=r"did you mean 'interpretation\.coverage'"):
+        with_overrides(config, ["interpretation.coverag=0.9"], section="interpretation")
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -77,6 +94,9 @@ def test_overrides_of_lists():
         ("model.architecture=cnnn", "'cnn', 'cnn_transformer' or 'gnn' (given: 'cnnn')"),
         ("model.width=100", "width 100 is not a multiple of num_heads 8"),
         ("model.channels=[1", "not readable as YAML"),
+        ("interpretation.pairs=some", "should be auto, true or false (given: 'some')"),
+        ("interpretation.coverage=1", "interpretation.coverage: Input should be less than 1"),
+        ("interpretation.decoys=-1", "interpretation.decoys: Input should be greater"),
         ("model.channels=8", "should be two numbers, such as 32,64 (given: 8)"),
     ],
 )

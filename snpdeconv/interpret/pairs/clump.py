@@ -35,12 +35,14 @@ class Leaders:
 
     Attributes:
         pairs: (L, 2) variants, in the order selected.
+        t: (L,) statistic given those selected before.
         discount: (L,) factor of t that the surroundings leave.
         kept: (L,) whether that is still strong. The others only take their shadows out.
         columns: (N, L) their standardised products.
     """
 
     pairs: NDArray[np.int64]
+    t: NDArray[np.float64]
     discount: NDArray[np.float64]
     kept: NDArray[np.bool_]
     columns: Tensor
@@ -52,6 +54,7 @@ class Leaders:
         """Both, these first."""
         return Leaders(
             pairs=np.concatenate([self.pairs, other.pairs]),
+            t=np.concatenate([self.t, other.t]),
             discount=np.concatenate([self.discount, other.discount]),
             kept=np.concatenate([self.kept, other.kept]),
             columns=torch.cat([self.columns, other.columns], dim=1),
@@ -59,8 +62,17 @@ class Leaders:
 
     def first(self, number: int) -> Leaders:
         """Those selected first."""
-        chosen = slice(number)
-        return Leaders(self.pairs[chosen], self.discount[chosen], self.kept[chosen], self.columns[:, chosen])
+        return self.take(np.arange(number))
+
+    def take(self, index: NDArray[np.int64]) -> Leaders:
+        """Some of them."""
+        return Leaders(
+            pairs=self.pairs[index],
+            t=self.t[index],
+            discount=self.discount[index],
+            kept=self.kept[index],
+            columns=self.columns[:, torch.from_numpy(index).to(self.columns.device)],
+        )
 
     def leave(self, null: Null, *, but: int | None = None) -> Tensor:
         """(N,) what the leaders, all or all but one, leave of the residual, fitted together."""
@@ -109,6 +121,7 @@ def lead(
     conditional = score.clone()
     free = torch.ones(len(pairs), dtype=torch.bool, device=dosages.device)
     index: list[int] = []
+    selected: list[float] = []
     products: list[Tensor] = []
     discount: list[float] = []
     kept: list[bool] = []
@@ -122,6 +135,7 @@ def lead(
         if surroundings.near(pairs[best]):
             share = surroundings.discount(null, residual, pairs[best], columns[:, best])
         index.append(best)
+        selected.append(float(t[best]))
         discount.append(share)
         kept.append(float(t[best]) * share >= t_min)
         products.append(columns.T @ (null.weight * columns[:, best]))
@@ -132,6 +146,7 @@ def lead(
         residual = null.residual - null.weight * (columns[:, index] @ effect)
     return Leaders(
         pairs=pairs[index],
+        t=np.array(selected),
         discount=np.array(discount),
         kept=np.array(kept, dtype=bool),
         columns=columns[:, index],

@@ -130,6 +130,28 @@ def batches(num_pairs: int, *, num_samples: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_pairs))
 
 
+@dataclass(frozen=True)
+class Products:
+    """Columns by which pairs join a regression, and what makes them of the genotypes of other samples.
+
+    Column p is ``(z_first z_second - offset - on_first z_first - on_second z_second) * inverse_sd``, where z
+    is ``(dosage - mean) * inverse_sd`` of :class:`Dosages`, 0 where the genotype is missing.
+
+    Attributes:
+        values: (N, P) float32.
+        offset: (P,) mean product.
+        on_first: (P,) regression of the product on the first dosage, given the other.
+        on_second: (P,) the same on the second.
+        inverse_sd: (P,); 0 where the dosages leave nothing of their product.
+    """
+
+    values: Tensor
+    offset: Tensor
+    on_first: Tensor
+    on_second: Tensor
+    inverse_sd: Tensor
+
+
 def pair_columns(
     genotypes: PackedGenotypes, pairs: NDArray[np.integer], *, rows: Rows = None
 ) -> NDArray[np.float32]:
@@ -147,15 +169,33 @@ def pair_columns(
     Returns:
         (N, P) float32; a column of 0 where the dosages leave nothing of their product.
     """
-    dosages = Dosages.of(genotypes, rows=rows)
-    out = np.empty((dosages.num_samples, len(pairs)), dtype=np.float32)
-    for batch in batches(len(pairs), num_samples=dosages.num_samples):
-        out[:, batch] = standardised_products(dosages, pairs[batch].astype(np.int64)).numpy()
-    return out
+    return products(Dosages.of(genotypes, rows=rows), pairs.astype(np.int64)).values.numpy()
+
+
+def products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
+    """Columns of any number of pairs (P, 2), made in batches."""
+    parts = [
+        _batch_of_products(dosages, pairs[batch])
+        for batch in batches(len(pairs), num_samples=dosages.num_samples)
+    ]
+    if not parts:
+        nothing = torch.empty(0, device=dosages.device)
+        return Products(torch.empty(dosages.num_samples, 0, device=dosages.device), *([nothing] * 4))
+    return Products(
+        values=torch.cat([part.values for part in parts], dim=1),
+        offset=torch.cat([part.offset for part in parts]),
+        on_first=torch.cat([part.on_first for part in parts]),
+        on_second=torch.cat([part.on_second for part in parts]),
+        inverse_sd=torch.cat([part.inverse_sd for part in parts]),
+    )
 
 
 def standardised_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Tensor:
     """Columns of :func:`pair_columns` for one batch: (P, 2) -> (N, P) float32 on the device."""
+    return _batch_of_products(dosages, pairs).values
+
+
+def _batch_of_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
     unique, place = np.unique(pairs, return_inverse=True)
     i, j = torch.from_numpy(place.reshape(pairs.shape).T.copy()).to(dosages.device)
     z = dosages.columns(unique).T.contiguous()
@@ -163,11 +203,13 @@ def standardised_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Tensor:
     product = first * second
     r = product.mean(1)
     product -= r[:, None]
-    on_first, on_second = (product * first).mean(1), (product * second).mean(1)
+    along_first, along_second = (product * first).mean(1), (product * second).mean(1)
     rest = (1 - r**2).clamp(min=COLLINEAR)
-    product -= ((on_first - r * on_second) / rest)[:, None] * first
-    product -= ((on_second - r * on_first) / rest)[:, None] * second
+    on_first, on_second = (along_first - r * along_second) / rest, (along_second - r * along_first) / rest
+    product -= on_first[:, None] * first
+    product -= on_second[:, None] * second
     # Of members in perfect LD the solution above is not one: no interaction could be told apart.
     sd = product.square().mean(1).sqrt()
     tested = (1 - r**2 > COLLINEAR) & (sd > COLLINEAR)
-    return (product * torch.where(tested, 1 / sd.clamp(min=COLLINEAR), 0.0)[:, None]).T
+    inverse_sd = torch.where(tested, 1 / sd.clamp(min=COLLINEAR), 0.0)
+    return Products((product * inverse_sd[:, None]).T, r, on_first, on_second, inverse_sd)

@@ -30,7 +30,9 @@ SCREENED = 20_000
 CANDIDATES = 3_000
 CELL_SNPS = 16
 MOST_OF_CELL = 3
-# A second screen is made where leaders explain this share, or where the first was inflated by this factor.
+# A second screen is made where leaders significant at this level explain this share of the residual (those of
+# chance together explain as much), or where the first was inflated by this factor.
+SIGNIFICANT = 0.05
 EXPLAINED = 0.05
 WIDE = 1.05
 # The screen is rougher than the exact test: it lets pass what falls short by this many standard errors.
@@ -145,7 +147,7 @@ def scan_pairs(
         The pairs kept, none if there are none.
 
     Raises:
-        InputError: The residual does not fit the samples.
+        InputError: The residual does not fit the samples, or the places do not fit the variants.
     """
     dosages = Dosages.of(genotypes, rows=rows, device=device)
     given = np.asarray(residual, dtype=np.float64)
@@ -155,6 +157,13 @@ def scan_pairs(
             where="residual",
             mend="give one for each sample in rows",
         )
+    for name, values in (("chrom", chrom), ("position_bp", position_bp)):
+        if len(values) != genotypes.num_variants:
+            raise InputError(
+                f"{len(values)} values for {genotypes.num_variants} variants",
+                where=name,
+                mend="give one a variant",
+            )
     null = Null.of(given, covariates=covariates, mean=mean, device=dosages.device)
     num_pairs = genotypes.num_variants * (genotypes.num_variants - 1) / 2
     t_keep = _two_sided_deviate(min(1.0, expected_false / max(1.0, num_pairs)))
@@ -220,10 +229,12 @@ class _Screen:
         """
         screened = self._screen(null, null.residual)
         leaders = self._lead(null, screened)
-        left = leaders.leave(null)
-        shrunk = float(left.square().sum()) < (1 - EXPLAINED) * float(null.residual.square().sum())
+        strong = np.flatnonzero(leaders.t > _two_sided_deviate(SIGNIFICANT / max(1, screened.num_tested)))
+        sure = leaders.take(strong).leave(null)
+        shrunk = float(sure.square().sum()) < (1 - EXPLAINED) * float(null.residual.square().sum())
         if not len(leaders) or not (shrunk or screened.inflation > WIDE):
             return leaders, screened
+        left = leaders.leave(null)
         again = self._screen(null, left)
         leaders = leaders.joined(self._lead(replace(null, residual=left), again))
         leaders = review(

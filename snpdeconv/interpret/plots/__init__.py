@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from snpdeconv.interpret.plots.blocks import block_plot
 from snpdeconv.interpret.plots.genome import association_plot
 from snpdeconv.interpret.plots.methods import importance_by_method
+from snpdeconv.interpret.plots.pairs import pair_map
 from snpdeconv.interpret.plots.performance import calibration_plot, prediction_scatter, roc_plot
 from snpdeconv.interpret.plots.training import training_curves
 
 __all__ = [
     "association_plot",
+    "block_plot",
     "calibration_plot",
     "importance_by_method",
+    "pair_map",
     "prediction_scatter",
     "roc_plot",
     "training_curves",

@@ -14,16 +14,24 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.interpret.plots import style
+from snpdeconv.interpret.plots.axis import GenomeAxis
 from snpdeconv.interpret.plots.labels import label_centres
+from snpdeconv.interpret.plots.sets import DrawnSet, drawn_sets, shaded_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NUM_LABELLED = 5
+NUM_SETS_LABELLED = 8
 LABEL_GAP_PIXELS = 14
 _CHROM_COLOURS = ("#2F6690", "#9DB9D1")
-_METHOD_NAMES = {"integrated_gradients": "integrated gradients", "marginal": "marginal association"}
+_QUIET_CHROM_COLOURS = ("#8A8F98", "#C0C5CC")
+_METHOD_NAMES = {
+    "integrated_gradients": "integrated gradients",
+    "marginal": "marginal association",
+    "single_effects": "single effects",
+}
 
 
 def association_plot(
@@ -34,27 +42,40 @@ def association_plot(
     trait: str,
     causal: Collection[str] = (),
 ) -> None:
-    """-log10 p of marginal association and the ranking's score along the genome, in two aligned panels.
+    """-log10 p of marginal association and the ranking along the genome, in two aligned panels.
 
-    The five leading SNPs are named, their LD blocks shaded, and planted SNPs of a simulation marked.
+    Where the ranking has a column ``pip``, the lower panel is the posterior inclusion probability: SNPs of
+    credible sets have a colour for each set, its LD blocks are shaded and its leading SNP is named. Otherwise
+    it is the score, and where there is no set, the five leading SNPs are named and their blocks shaded.
 
     Args:
-        ranking: As `ranking.build_ranking` gives it, with a ``marginal`` column.
+        ranking: As `ranking.build_ranking` gives it, with a ``marginal`` column, and with ``pip`` and
+            ``credible_set`` (a name, missing for most) if there are any.
         path: The PNG.
         method: Name of the method that ``score`` is of.
         trait: Name of the trait.
-        causal: IDs of planted variants.
+        causal: IDs of planted variants, marked.
     """
-    places = _places(ranking)
-    leading = ranking["rank"].to_numpy() <= NUM_LABELLED
+    axis = GenomeAxis.of(ranking)
+    by_pip = "pip" in ranking
+    sets = drawn_sets(ranking, axis=axis) if by_pip else []
+    leading = np.flatnonzero(ranking["rank"].to_numpy() <= NUM_LABELLED)
+    named = np.array([one.leading for one in sets[:NUM_SETS_LABELLED]]) if sets else leading
     planted = ranking["variant_id"].isin(list(causal)).to_numpy()
     threshold = -np.log10(0.05 / len(ranking))
     num_passing = int((ranking["marginal"] > threshold).sum())
     with style.figure_file(path, width=12, height=6.4) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, column in ((upper, "marginal"), (lower, "score")):
-            _shade_blocks(axes, ranking, places=places, leading=leading)
-            _draw_points(axes, ranking, column, places=places, leading=leading, planted=planted)
+        for axes, column in ((upper, "marginal"), (lower, "pip" if by_pip else "score")):
+            height = ranking[column].to_numpy(dtype=np.float64)
+            scale = 1.0 if column == "pip" else float(height.max())
+            _draw_points(axes, height, axis=axis, quiet=by_pip)
+            axes.set_ylim(bottom=-0.04 * scale)  # Room for the lower half of a mark at 0.
+            if sets:
+                _mark_sets(axes, ranking, height, sets=sets, axis=axis)
+            else:
+                _mark_leading(axes, ranking, height, leading=leading, axis=axis)
+            _mark_planted(axes, height, planted=planted, axis=axis)
         upper.axhline(
             threshold, color=style.INK, linestyle=(0, (4, 3)), linewidth=1, label="Bonferroni, p = 0.05"
         )
@@ -64,57 +85,64 @@ def association_plot(
             f"Association of each SNP with {style.plain(trait)}: "
             f"{num_passing:,} of {len(ranking):,} pass Bonferroni"
         )
-        lower.set_ylabel("score")
-        lower.set_title(
-            f"Importance by {_METHOD_NAMES.get(method, method)}: "
-            f"the {min(NUM_LABELLED, len(ranking))} leading SNPs named"
-        )
-        _chromosome_axis(lower, ranking, places=places)
+        if by_pip:
+            lower.set_ylabel("PIP")
+            lower.set_title("Posterior inclusion probability")
+        else:
+            lower.set_ylabel("score")
+            lower.set_title(
+                f"Importance by {_METHOD_NAMES.get(method, method)}: the {len(named)} leading SNPs named"
+            )
+        axis.label(lower)
         handles, labels = upper.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), markerscale=1.3)
-        _label_leading(figure, lower, ranking[leading], x=places[leading])
+        num_named = _label_named(
+            figure,
+            lower,
+            ranking["variant_id"].iloc[named],
+            x=axis.places[named],
+            height=height[named],
+            scale=scale,
+        )
+        if by_pip:
+            lower.set_title(f"Posterior inclusion probability: {_sets_in_words(len(sets), num_named)}")
+            lower.set_yticks(np.linspace(0, 1, 5))
+            lower.set_ylim(top=max(1.04, lower.get_ylim()[1]))
 
 
-def _places(ranking: pd.DataFrame) -> NDArray[np.float64]:
-    """(V,) positions in Mb, chromosomes laid end to end with a gap."""
-    position = ranking["pos"].to_numpy() / 1e6
-    chrom = ranking["chrom"].to_numpy()
-    names = _chromosomes(ranking)
-    if len(names) == 1:
-        return position
-    spans = {name: (position[chrom == name].min(), position[chrom == name].max()) for name in names}
-    gap = 0.008 * sum(stop - start for start, stop in spans.values())
-    places = np.empty(len(ranking))
-    offset = 0.0
-    for name in names:
-        start, stop = spans[name]
-        places[chrom == name] = position[chrom == name] - start + offset
-        offset += stop - start + gap
-    return places
+def _sets_in_words(num_sets: int, num_named: int) -> str:
+    if not num_sets:
+        return f"no credible set; the {num_named} leading SNPs named"
+    if num_sets == 1:
+        return "1 credible set, its leading SNP named"
+    if num_named < num_sets:
+        return f"{num_sets:,} credible sets, the leading SNPs of the best {num_named} named"
+    return f"{num_sets} credible sets, their leading SNPs named"
 
 
-def _chromosomes(ranking: pd.DataFrame) -> list[str]:
-    order = {name: rank for rank, name in enumerate((*map(str, range(1, 23)), "X", "Y", "XY", "MT"))}
-    return sorted(ranking["chrom"].unique(), key=lambda name: (order.get(name, len(order)), name))
+def _draw_points(axes: Axes, height: NDArray[np.float64], *, axis: GenomeAxis, quiet: bool) -> None:
+    size = float(np.clip(30_000 / len(height), 3, 14))
+    colours = _QUIET_CHROM_COLOURS if quiet else _CHROM_COLOURS
+    for index in range(len(axis.names)):
+        here = axis.number == index
+        points = axes.scatter(axis.places[here], height[here], s=size, c=colours[index % 2], linewidths=0)
+        # The layout would ask for the extent of every point, several times.
+        points.set_in_layout(False)
+    axes.margins(x=0.01)
+    axes.grid(visible=False, axis="x")
 
 
-def _draw_points(
+def _mark_leading(
     axes: Axes,
     ranking: pd.DataFrame,
-    column: str,
+    height: NDArray[np.float64],
     *,
-    places: NDArray[np.float64],
-    leading: NDArray[np.bool_],
-    planted: NDArray[np.bool_],
+    leading: NDArray[np.int64],
+    axis: GenomeAxis,
 ) -> None:
-    height = ranking[column].to_numpy()
-    chrom = ranking["chrom"].to_numpy()
-    size = float(np.clip(30_000 / len(ranking), 3, 14))
-    for index, name in enumerate(_chromosomes(ranking)):
-        here = chrom == name
-        axes.scatter(places[here], height[here], s=size, c=_CHROM_COLOURS[index % 2], linewidths=0)
+    _shade(axes, shaded_blocks(ranking, [(leading, style.ORANGE)], axis=axis))
     axes.scatter(
-        places[leading],
+        axis.places[leading],
         height[leading],
         s=34,
         c=style.ORANGE,
@@ -123,75 +151,95 @@ def _draw_points(
         zorder=3,
         label="leading SNP, its LD block shaded",
     )
+
+
+def _shade(axes: Axes, spans: list[tuple[float, float, str]]) -> None:
+    for start, stop, colour in spans:
+        axes.axvspan(start, stop, color=colour, alpha=0.2, linewidth=0)
+
+
+def _mark_sets(
+    axes: Axes,
+    ranking: pd.DataFrame,
+    height: NDArray[np.float64],
+    *,
+    sets: list[DrawnSet],
+    axis: GenomeAxis,
+) -> None:
+    _shade(axes, shaded_blocks(ranking, [(one.members, one.colour) for one in sets], axis=axis))
+    # From the last to the first, so that the best set lies on top.
+    for one in reversed(sets):
+        axes.scatter(
+            axis.places[one.members],
+            height[one.members],
+            s=34,
+            c=one.colour,
+            edgecolors=style.INK,
+            linewidths=0.6,
+            zorder=3,
+            label="SNP of a credible set, a colour each, its LD block shaded" if one is sets[0] else None,
+        )
+
+
+def _mark_planted(
+    axes: Axes, height: NDArray[np.float64], *, planted: NDArray[np.bool_], axis: GenomeAxis
+) -> None:
     if planted.any():
         axes.scatter(
-            places[planted],
+            axis.places[planted],
             height[planted],
-            s=70,
+            s=84,
             marker="D",
             facecolors="none",
-            edgecolors=style.VERMILLION,
-            linewidths=1.3,
+            edgecolors=style.INK,
+            linewidths=1.2,
             zorder=4,
+            clip_on=False,
             label="planted SNP",
         )
-    axes.set_ylim(bottom=-0.04 * float(height.max()))  # Room for the lower half of a mark at 0.
-    axes.margins(x=0.01)
-    axes.grid(visible=False, axis="x")
 
 
-def _shade_blocks(
-    axes: Axes, ranking: pd.DataFrame, *, places: NDArray[np.float64], leading: NDArray[np.bool_]
-) -> None:
-    # A block of 50 kb would be thinner than a pixel of a genome.
-    least = 0.004 * float(np.ptp(places))
-    blocks = ranking["block"].to_numpy()
-    for name in pd.unique(blocks[leading]):
-        inside = places[blocks == name]
-        middle, half = (inside.min() + inside.max()) / 2, max(float(np.ptp(inside)), least) / 2
-        axes.axvspan(middle - half, middle + half, color=style.ORANGE, alpha=0.22, linewidth=0)
+def _label_named(
+    figure: Figure,
+    axes: Axes,
+    names: pd.Series[str],
+    *,
+    x: NDArray[np.float64],
+    height: NDArray[np.float64],
+    scale: float,
+) -> int:
+    """Names points in a row above them, moved apart sideways, with leader lines that do not cross.
 
-
-def _chromosome_axis(axes: Axes, ranking: pd.DataFrame, *, places: NDArray[np.float64]) -> None:
-    axes.tick_params(axis="x", length=0)
-    names = _chromosomes(ranking)
-    if len(names) == 1:
-        axes.set_xlabel(f"position on chromosome {names[0]} (Mb)")
-        return
-    chrom = ranking["chrom"].to_numpy()
-    centres = [float(places[chrom == name].min() + places[chrom == name].max()) / 2 for name in names]
-    width = float(np.ptp(places))
-    shown: list[int] = []
-    for index, centre in enumerate(centres):
-        if not shown or centre - centres[shown[-1]] > 0.018 * width:
-            shown.append(index)
-    axes.set_xticks([centres[index] for index in shown], [names[index] for index in shown])
-    axes.set_xlabel("chromosome")
-
-
-def _label_leading(figure: Figure, axes: Axes, leading: pd.DataFrame, *, x: NDArray[np.float64]) -> None:
-    """Names the points in a row above them, moved apart sideways, with leader lines that do not cross."""
-    height = leading["score"].to_numpy(dtype=np.float64)
-    bottom, highest = axes.get_ylim()[0], float(height.max())
-    row = highest + 0.2 * (highest - bottom)
-    axes.set_ylim(top=highest + 0.3 * (highest - bottom))
+    Returns:
+        How many there was room for; the first ones come first.
+    """
+    highest = float(height.max())
+    row = highest + 0.2 * scale
+    axes.set_ylim(top=highest + 0.3 * scale)
     figure.draw_without_rendering()
+    limit = 22 if len(names) <= NUM_LABELLED else 15
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     texts = [
-        axes.text(place, row, style.shortened(name), ha="center", va="bottom", fontsize=8, bbox=white)
-        for place, name in zip(x, leading["variant_id"], strict=True)
+        axes.text(
+            place, row, style.shortened(name, limit=limit), ha="center", va="bottom", fontsize=8, bbox=white
+        )
+        for place, name in zip(x, names, strict=True)
     ]
-    points = axes.transData.transform(np.column_stack([x, height]))
     frame = axes.get_window_extent()
+    widths = np.array([text.get_window_extent().width for text in texts]) + LABEL_GAP_PIXELS
+    num_fitting = int(np.searchsorted(np.cumsum(widths), frame.width, side="right"))
+    for text in texts[num_fitting:]:
+        text.remove()
+    x, height = x[:num_fitting], height[:num_fitting]
     centres = label_centres(
-        points,
-        widths=np.array([text.get_window_extent().width for text in texts]) + LABEL_GAP_PIXELS,
+        axes.transData.transform(np.column_stack([x, height])),
+        widths=widths[:num_fitting],
         low=frame.x0,
         high=frame.x1,
         row=float(axes.transData.transform((0.0, row))[1]),
     )
     moved = axes.transData.inverted().transform(np.column_stack([centres, np.zeros(len(centres))]))[:, 0]
-    lift = 0.025 * (highest - bottom)
-    for text, point, label, top in zip(texts, x, moved, height, strict=True):
+    for text, point, label, top in zip(texts[:num_fitting], x, moved, height, strict=True):
         text.set_x(label)
-        axes.plot([point, label], [top + lift, row], color=style.GREY, linewidth=0.7, zorder=2)
+        axes.plot([point, label], [top + 0.025 * scale, row], color=style.GREY, linewidth=0.7, zorder=2)
+    return num_fitting

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import combinations, permutations
+from collections.abc import Iterator
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
+
+Order = tuple[int, ...]
+
+MOST_PERMUTED = 5
 
 
 def label_centres(
@@ -14,8 +19,11 @@ def label_centres(
 ) -> NDArray[np.float64]:
     """Where to centre each label of a row: in the order with the fewest crossings, then the shortest way.
 
+    Of the first five all orders are tried. Each further label goes where it is best, and then neighbours
+    change places as long as that makes the order better.
+
     Args:
-        points: (n, 2) horizontal and vertical place of what is labelled; n is small, all orders are tried.
+        points: (n, 2) horizontal and vertical place of what is labelled.
         widths: (n,) of the labels, with the gap between them.
         low: Left end of the row.
         high: Right end of the row; the labels fit between the two.
@@ -25,15 +33,28 @@ def label_centres(
         (n,) horizontal places.
     """
 
-    def cost(order: tuple[int, ...]) -> tuple[int, float]:
+    def placed(order: Order) -> NDArray[np.float64]:
         chosen = list(order)
-        placed = np.empty(len(points))
-        placed[chosen] = _spread(points[chosen, 0], widths=widths[chosen], low=low, high=high)
-        best[order] = placed
-        return _crossings(points, placed, row=row), float(np.abs(placed - points[:, 0]).sum())
+        return _spread(points[chosen, 0], widths=widths[chosen], low=low, high=high)
 
-    best: dict[tuple[int, ...], NDArray[np.float64]] = {}
-    return best[min(permutations(range(len(points))), key=cost)]
+    def cost(order: Order) -> tuple[int, float]:
+        chosen, centres = points[list(order)], placed(order)
+        return _crossings(chosen, centres, row=row), float(np.abs(centres - chosen[:, 0]).sum())
+
+    best = min(permutations(range(min(len(points), MOST_PERMUTED))), key=cost)
+    for label in range(MOST_PERMUTED, len(points)):
+        best = min(((*best[:at], label, *best[at:]) for at in range(label + 1)), key=cost)
+    if len(points) > MOST_PERMUTED:
+        while cost(better := min(_with_neighbours_swapped(best), key=cost)) < cost(best):
+            best = better
+    centres = np.empty(len(points))
+    centres[list(best)] = placed(best)
+    return centres
+
+
+def _with_neighbours_swapped(order: Order) -> Iterator[Order]:
+    for left, right in pairwise(range(len(order))):
+        yield (*order[:left], order[right], order[left], *order[right + 1 :])
 
 
 def _crossings(points: NDArray[np.float64], centres: NDArray[np.float64], *, row: float) -> int:

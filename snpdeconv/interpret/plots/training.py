@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,14 +16,16 @@ def training_curves(
     scores: Mapping[str, Sequence[float]],
     best_epoch: int,
     path: Path,
+    first_epoch: int = 1,
 ) -> None:
     """Losses, and beside them scores, after each epoch, with the epoch whose weights were kept.
 
     Args:
         losses: By name (such as training, validation), one value an epoch.
         scores: By name (such as AUROC), one value an epoch; may be empty.
-        best_epoch: The epoch kept, counted from 1.
+        best_epoch: The epoch kept, counted from 1; 0 is before the first.
         path: The PNG.
+        first_epoch: The epoch of the first values.
     """
     panels = [("loss", losses), ("score", scores)] if scores else [("loss", losses)]
     with style.figure_file(path, width=5.6 * len(panels), height=4.0) as figure:
@@ -32,8 +35,9 @@ def training_curves(
         for axes, (quantity, curves) in zip(grid, panels, strict=True):
             for (name, values), colour in zip(curves.items(), cycle(style.CYCLE), strict=False):
                 # A single epoch has no line to draw.
-                marker = "o" if len(values) == 1 else None
-                axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=name)
+                marker = "o" if sum(map(math.isfinite, values)) == 1 else None
+                epochs = range(first_epoch, first_epoch + len(values))
+                axes.plot(epochs, values, color=colour, marker=marker, label=name)
             axes.axvline(best_epoch, color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.margins(x=0.02)

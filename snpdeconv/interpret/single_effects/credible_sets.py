@@ -6,7 +6,8 @@ Shapes: N samples, S SNPs of a set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from snpdeconv.interpret.single_effects.result import SingleEffect, SingleEffect
 
 # Purity of larger sets is that of so many of their SNPs, evenly spread over the ranks.
 MOST_CORRELATED = 500
+# By Markov's inequality a Bayes factor of 20 has a probability of at most 1 in 20 where there is no effect.
+ENOUGH_EVIDENCE = math.log(20)
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,23 @@ def credible_sets(
     rows: NDArray[np.integer] | None = None,
     coverage: float = 0.95,
     min_purity: float = 0.5,
-    min_log_bayes_factor: float = 0.0,
+    min_log_bayes_factor: float = ENOUGH_EVIDENCE,
 ) -> tuple[CredibleSet, ...]:
     """Credible sets of the effects of a fit; the columns of a SNP count together.
 
     An effect of a pair gives one set for each of its two SNPs. Sets that share more than half of the smaller
     one are duplicates; the one of larger Bayes factor stays.
+
+    The probabilities of a set say where an effect is, given that there is one. Whether there is one is what
+    the Bayes factor says, averaged over all columns by their prior: under no effect its mean is 1, so that it
+    reaches 20 in at most 1 of 20 traits (Markov; Shafer et al. 2011, Stat. Sci. 26:84), however many SNPs and
+    pairs were looked at. The prior variance, chosen to make it largest, adds to that, and its skewness takes
+    away more. Of several fits, as of each class against the rest, the bound holds for all of them together
+    with the logarithm of their number added.
+
+    Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
+    among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then
+    stands alone in its set. Neither purity nor evidence tells such a set from others.
 
     Args:
         fit: The fit.
@@ -66,7 +80,7 @@ def credible_sets(
         rows: The samples it was fitted on.
         coverage: Least probability of a set.
         min_purity: Sets with a smaller correlation between any two SNPs say nothing of use and are left out.
-        min_log_bayes_factor: Effects with less evidence give no set.
+        min_log_bayes_factor: Natural logarithm; effects with less evidence give no set.
 
     Returns:
         The sets, strongest evidence first.
@@ -101,7 +115,7 @@ def _smallest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Most probable SNPs of one side of the columns that hold ``coverage``; none where all hold less."""
     taking_part = effect.variants[:, side] >= 0
-    probability = np.bincount(effect.variants[taking_part, side], effect.alpha[taking_part])
+    probability = np.bincount(effect.variants[taking_part, side], effect.share[taking_part])
     order = np.argsort(-probability, kind="stable")
     held = np.cumsum(probability[order])
     if not len(held) or held[-1] < coverage:
@@ -134,14 +148,6 @@ def _add(found: list[CredibleSet], new: CredibleSet) -> None:
         if 2 * num_shared > min(len(old.variants), len(new.variants)):
             effects = tuple(dict.fromkeys((*old.effects, *new.effects)))
             pve = old.pve + (new.pve if set(new.effects) - set(old.effects) else 0.0)
-            found[place] = CredibleSet(
-                variants=old.variants,
-                probability=old.probability,
-                coverage=old.coverage,
-                purity=old.purity,
-                log_bayes_factor=old.log_bayes_factor,
-                pve=pve,
-                effects=effects,
-            )
+            found[place] = replace(old, pve=pve, effects=effects)
             return
     found.append(new)

@@ -1,7 +1,7 @@
-"""One single effect: exactly one column acts, with a normal effect whose prior variance is estimated.
+"""One single effect: one column acts, or both of a SNP, with normal effects of an estimated prior variance.
 
 Owns the Bayes factors, the posterior and the marginal likelihood; knows neither genotypes nor other effects.
-Source: Wang et al. 2020 (JRSS B 82:1273), appendix A. Shapes: P columns.
+Source: Wang et al. 2020 (JRSS B 82:1273), appendix A. Shapes: P columns; V SNPs, or 0 where only one acts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Effect:
     Attributes:
         prior_variance: Of the effect of the column that acts.
         log_bayes_factor: Of this effect against none, averaged over the columns by their prior weights.
-        alpha: (P,) probability that the column is the one that acts.
+        alpha: (P,) probability that the column acts.
+        both: (V,) probability that dosage and dominance column of the SNP act, which `alpha` of both counts.
         mean: (P,) posterior mean of the effect if it is.
         second: (P,) posterior mean of its square.
         fitted: (P,) products of all columns with the expected contribution of this effect.
@@ -36,6 +37,7 @@ class Effect:
     log_bayes_factor: float
     divergence: float
     alpha: Tensor
+    both: Tensor
     mean: Tensor
     second: Tensor
     fitted: Tensor
@@ -49,12 +51,15 @@ class Evidence:
     Attributes:
         z2: (P,) squared z score.
         variance: (P,) squared standard error of its effect.
-        log_prior: (P,) logarithm of the prior weights, which sum to 1.
+        log_prior: (P,) logarithm of the prior weight that the column acts alone.
+        log_prior_both: (V,) the same of dosage and dominance column of a SNP together, which have to be
+            orthogonal; columns 0 to V - 1 and V to 2V - 1. All weights sum to 1.
     """
 
     z2: Tensor
     variance: Tensor
     log_prior: Tensor
+    log_prior_both: Tensor
 
     def log_bayes_factors(self, prior_variance: float) -> Tensor:
         """(P,) logarithm of the Bayes factor of each column against none (Wakefield 2009)."""
@@ -63,15 +68,33 @@ class Evidence:
 
     def marginal(self, prior_variance: float) -> float:
         """Logarithm of the Bayes factor averaged over columns."""
-        return float(torch.logsumexp(self.log_bayes_factors(prior_variance) + self.log_prior, 0))
+        return float(torch.logsumexp(self._joint(self.log_bayes_factors(prior_variance)), 0))
+
+    def posterior(self, prior_variance: float) -> tuple[float, Tensor, Tensor]:
+        """The marginal, (P,) probability that each column acts, (V,) that both of a SNP do."""
+        return self._posterior(self.log_bayes_factors(prior_variance))
 
     def slope(self, log_variance: float) -> float:
         """Derivative of the marginal by the logarithm of the prior variance."""
         prior_variance = math.exp(log_variance)
         share = prior_variance / (prior_variance + self.variance)
         bayes = 0.5 * (torch.log1p(-share) + self.z2 * share)
-        alpha = torch.softmax(bayes + self.log_prior, 0)
+        alpha = self._posterior(bayes)[1]
         return float(0.5 * (alpha * share * (self.z2 * (1 - share) - 1)).sum())
+
+    def _joint(self, bayes: Tensor) -> Tensor:
+        """(P + V,) logarithm of prior times Bayes factor; of orthogonal columns these multiply."""
+        num = len(self.log_prior_both)
+        both = bayes[:num] + bayes[num : 2 * num] + self.log_prior_both
+        return torch.cat([bayes + self.log_prior, both])
+
+    def _posterior(self, bayes: Tensor) -> tuple[float, Tensor, Tensor]:
+        joint = self._joint(bayes)
+        total = torch.logsumexp(joint, 0)
+        probability = torch.exp(joint - total)
+        alpha, both = probability[: len(bayes)].clone(), probability[len(bayes) :]
+        alpha[: 2 * len(both)] += both.repeat(2)
+        return float(total), alpha, both
 
 
 def best_prior_variance(evidence: Evidence, *, start: float) -> float:
@@ -130,18 +153,18 @@ def posterior(evidence: Evidence, *, correlation: Tensor, prior_variance: float)
     Returns:
         The effect, ``fitted`` still zero.
     """
-    joint = evidence.log_bayes_factors(prior_variance) + evidence.log_prior
-    total = torch.logsumexp(joint, 0)
+    total, alpha, both = evidence.posterior(prior_variance)
     variance = 1 / (1 / evidence.variance + 1 / prior_variance)
     mean = variance * correlation
-    alpha, second = torch.exp(joint - total), mean**2 + variance
+    second = mean**2 + variance
     # The bound of the effect's own regression is tight: divergence = expected log likelihood ratio - log BF.
     ratio = alpha @ (mean * correlation - 0.5 * second / evidence.variance)
     return Effect(
         prior_variance=prior_variance,
-        log_bayes_factor=float(total),
-        divergence=float(ratio - total),
+        log_bayes_factor=total,
+        divergence=float(ratio) - total,
         alpha=alpha,
+        both=both,
         mean=mean,
         second=second,
         fitted=torch.zeros_like(mean),

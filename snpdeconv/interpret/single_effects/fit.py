@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
@@ -26,6 +27,9 @@ Floats = NDArray[np.float64]
 
 # Columns of an effect that are kept; the rest together weighs less.
 ALPHA_LEFT_OUT = 1e-6
+# Of a binary trait, dominance columns compete with dosages for effects of their own, and seldom win rightly.
+DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.3}
+ENTRY = {"quantitative": 0.02, "binary": 0.3}
 LOGISTIC_VARIANCE = np.pi**2 / 3
 
 
@@ -35,8 +39,11 @@ class Settings:
 
     Attributes:
         max_effects: Most effects; they are added while new ones are not zero.
-        entry: Natural logarithm of the Bayes factor from which on a further effect is added.
-        dominance_weight: Prior weight of a SNP's dominance column, its dosage being 1; 0 leaves them out.
+        entry: Natural logarithm of the Bayes factor from which on a further effect is added; by default 0.02,
+            of a binary trait 0.3. At zero, effects that are spread over all SNPs and say nothing take most of
+            the time.
+        dominance_weight: Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By
+            default 1, of a binary trait 0.3.
         max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
         refine: Whether to look for a better solution beyond the first; for quantitative traits, where the
@@ -48,8 +55,8 @@ class Settings:
     """
 
     max_effects: int = 20
-    entry: float = 0.0
-    dominance_weight: float = 0.3
+    entry: float | None = None
+    dominance_weight: float | None = None
     max_sweeps: int = 100
     tolerance: float = 1e-3
     refine: bool = True
@@ -70,11 +77,14 @@ def fit_single_effects(
     extra: ExtraColumns | None = None,
     settings: Settings | None = None,
 ) -> SingleEffectsFit:
-    """Finds the SNPs that a trait rests on, as a sum of effects each of which one column carries.
+    """Finds the SNPs that a trait rests on, as a sum of effects each of which one SNP or pair carries.
 
     The model is SuSiE (Wang et al. 2020, JRSS B 82:1273) over dosages and dominance columns, the prior
     variance of each effect and the residual variance by maximum marginal likelihood; a binary trait has a
-    logistic likelihood. Missing genotypes count as the mean of their SNP; covariates are projected out.
+    logistic likelihood. An effect on a quantitative trait is a SNP's dosage with its dominance or without:
+    being orthogonal they fit into one effect, and together tell of its place what neither does alone. Under
+    the weights of a logistic likelihood they are not, and an effect is one of the two. Missing genotypes
+    count as the mean of their SNP; covariates are projected out.
 
     Args:
         genotypes: The cohort.
@@ -95,20 +105,28 @@ def fit_single_effects(
     given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     basis = _basis(given)
     _check(cohort, truth, basis=basis, kind=kind)
+    dominance_weight = DOMINANCE_WEIGHT[kind] if how.dominance_weight is None else how.dominance_weight
     columns = Columns(
         cohort,
         basis=basis,
         extra=extra,
-        dominance=how.dominance_weight > 0,
+        dominance=dominance_weight > 0,
         device=how.device,
         cache_bytes=how.cache_bytes,
         tile_variants=how.tile_variants,
     )
-    log_prior = _log_prior(columns, prior_weights, extra=extra, dominance_weight=how.dominance_weight)
+    prior, prior_both = _prior(
+        columns,
+        prior_weights,
+        extra=extra,
+        dominance_weight=dominance_weight,
+        together=kind == "quantitative",
+    )
     effects = SingleEffectSum(
-        log_prior=torch.from_numpy(log_prior).to(columns.device),
+        log_prior=torch.from_numpy(prior).to(columns.device).log(),
+        log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
         max_effects=how.max_effects,
-        entry=how.entry,
+        entry=ENTRY[kind] if how.entry is None else how.entry,
         spare_passes=not columns.is_cached,
     )
     trait = torch.from_numpy(truth).to(columns.device)
@@ -195,25 +213,48 @@ def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) 
         )
 
 
-def _log_prior(
-    columns: Columns, prior_weights: ArrayLike | None, *, extra: ExtraColumns | None, dominance_weight: float
-) -> Floats:
-    """(P,) logarithm of prior weights that sum to 1 over the columns that vary."""
-    num = columns.num_variants
-    own = np.ones(num) if prior_weights is None else np.asarray(prior_weights, dtype=np.float64)
-    if own.shape != (num,) or not (np.isfinite(own).all() and own.min() >= 0 and own.sum() > 0):
+def snp_weights(prior_weights: ArrayLike | None, *, num_variants: int) -> Floats:
+    """Relative prior weights (V,) that sum to 1.
+
+    Raises:
+        InputError: They are not one a SNP, or not finite and positive.
+    """
+    given = np.ones(num_variants) if prior_weights is None else np.asarray(prior_weights, dtype=np.float64)
+    if not (
+        given.shape == (num_variants,) and np.isfinite(given).all() and given.min() >= 0 and given.sum() > 0
+    ):
         raise InputError(
-            f"prior weights of shape {own.shape} for {num} SNPs, or not all finite and positive",
+            f"prior weights of shape {given.shape} for {num_variants} SNPs, or not all finite and positive",
             where="prior_weights",
             mend="give one weight a SNP, none below zero",
         )
-    own = own / own.sum()
+    return np.asarray(given / given.sum())
+
+
+def _prior(
+    columns: Columns,
+    prior_weights: ArrayLike | None,
+    *,
+    extra: ExtraColumns | None,
+    dominance_weight: float,
+    together: bool,
+) -> tuple[Floats, Floats]:
+    """Prior weights of columns alone (P,) and of both columns of a SNP, which sum to 1 over what varies.
+
+    The second is (V,) where dominance acts `together` with the dosage, else (0,).
+    """
+    num = columns.num_variants
+    own = snp_weights(prior_weights, num_variants=num)
     parts = [own, dominance_weight * own] if columns.dominance else [own]
     weight = np.concatenate([*parts, np.empty(0) if extra is None else extra.weight]) * columns.usable
     if not weight.sum() > 0:
         raise InputError("no SNP varies", where="genotypes", mend="give SNPs with more than one genotype")
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log(weight / weight.sum()))
+    weight /= weight.sum()
+    if not (columns.dominance and together):
+        return weight, np.empty(0)
+    both = weight[num : 2 * num].copy()
+    weight[num : 2 * num] = 0.0
+    return weight, both
 
 
 def _result(
@@ -237,19 +278,16 @@ def _result(
     missed = np.ones(columns.num_variants)
     column_missed = np.ones(columns.num_columns)
     for effect in found:
-        alpha = effect.alpha.cpu().numpy()
-        missed *= 1 - np.minimum(by_snp(alpha, columns.variants, num_variants=columns.num_variants), 1)
-        column_missed *= 1 - alpha
-    typical = float(np.median([effect.prior_variance for effect in found])) if found else ascent.noise * 1e-2
-    alpha = ascent.effects.next_effect(noise=ascent.noise, prior_variance=typical).cpu().numpy()
+        missed *= 1 - _by_snp(effect.alpha, effect.both, columns)
+        column_missed *= 1 - effect.alpha.cpu().numpy()
     score = genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
     design = np.hstack([np.ones((len(score), 1)), covariates])
     root = np.sqrt(weight)
     coefficients = np.linalg.lstsq(root[:, None] * design, root * (response - score), rcond=None)[0]
     return SingleEffectsFit(
         pip=1 - missed,
-        next_effect=np.minimum(by_snp(alpha, columns.variants, num_variants=columns.num_variants), 1),
-        column_pip=1 - column_missed,
+        next_effect=_by_snp(*ascent.effects.next_effect(noise=ascent.noise), columns),
+        column_pip=1 - (column_missed if columns.dominance else _with_dominance(column_missed, columns)),
         effects=effects,
         noise=ascent.noise,
         fitted=design @ coefficients + score,
@@ -261,23 +299,40 @@ def _result(
     )
 
 
-def by_snp(weight: Floats, variants: NDArray[np.int64], *, num_variants: int) -> Floats:
-    """Sum of columns' weights (S,) over the SNPs that take part in them (S, 2); -1 is none. (V,)."""
+def _with_dominance(missed: Floats, columns: Columns) -> Floats:
+    """(V + E,) of a fit without dominance columns as (2V + E,): they are certainly not effects."""
+    return np.insert(missed, columns.num_variants, np.ones(columns.num_variants))
+
+
+def _beside(both: Tensor, columns: Columns) -> Floats:
+    """(P,) part of each dominance column's probability in which the dosage of its SNP acts as well."""
+    beside = np.zeros(columns.num_columns)
+    beside[len(both) : 2 * len(both)] = both.cpu().numpy()
+    return beside
+
+
+def _by_snp(alpha: Tensor, both: Tensor, columns: Columns) -> Floats:
+    """(V,) probability that a SNP takes part in an effect, by any of its columns."""
+    weight, variants = alpha.cpu().numpy() - _beside(both, columns), columns.variants
     paired = variants[:, 1] >= 0
     taking_part = np.concatenate([variants[:, 0], variants[paired, 1]])
-    total = np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=num_variants)
-    return total.astype(np.float64)
+    total = np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=columns.num_variants)
+    return np.clip(total, 0.0, 1.0)
 
 
 def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
-    alpha = effect.alpha.cpu().numpy()
+    alpha, mean, second = (values.cpu().numpy() for values in (effect.alpha, effect.mean, effect.second))
     order = np.argsort(-alpha, kind="stable")
-    num_kept = int(np.searchsorted(np.cumsum(alpha[order]), 1 - ALPHA_LEFT_OUT)) + 1
-    chosen = order[:num_kept]
+    held = np.cumsum(alpha[order])
+    chosen = order[: int(np.searchsorted(held, held[-1] - ALPHA_LEFT_OUT)) + 1]
     return SingleEffect(
-        columns=chosen,
+        columns=chosen
+        if columns.dominance
+        else chosen + columns.num_variants * (chosen >= columns.num_variants),
         alpha=alpha[chosen],
-        mean=effect.mean.cpu().numpy()[chosen],
+        beside=_beside(effect.both, columns)[chosen],
+        mean=mean[chosen],
+        variance=second[chosen] - mean[chosen] ** 2,
         variants=columns.variants[chosen],
         prior_variance=effect.prior_variance,
         log_bayes_factor=effect.log_bayes_factor,

@@ -19,6 +19,8 @@ REFINED_GAIN = 0.5
 REFINED_SWEEPS = 12
 REFINED_TOLERANCE = 0.05
 MOST_REFINEMENTS = 10
+# Of the trait's variance: single precision cannot tell less noise from none, which has no Bayes factors.
+LEAST_NOISE = 1e-6
 
 
 @dataclass
@@ -63,7 +65,7 @@ class NormalClimb:
             if settled and (spread or never_spread):
                 return True
             spread = not never_spread and (settled or always)
-            self.noise = squares / self.df
+            self.noise = max(squares, LEAST_NOISE * self.total) / self.df
         return False
 
 

@@ -24,8 +24,11 @@ class SingleEffect:
 
     Attributes:
         columns: (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first.
-        alpha: (S,) probability of each; what is left out sums to less than 1e-6.
-        mean: (S,) posterior mean of the effect of one standard deviation of the column.
+        alpha: (S,) probability that each acts; what is left out sums to less than 1e-6.
+        beside: (S,) of a dominance column, the part of `alpha` in which the dosage of its SNP acts as well;
+            0 of other columns, and of traits of classes, where one column acts.
+        mean: (S,) posterior mean of the effect of one standard deviation of the column, given that it acts.
+        variance: (S,) posterior variance of the same.
         variants: (S, 2) SNPs that take part in each column, -1 where there is only one.
         prior_variance: Of the effect.
         log_bayes_factor: Natural logarithm, of this effect against none given the others.
@@ -34,11 +37,18 @@ class SingleEffect:
 
     columns: NDArray[np.int64]
     alpha: Floats
+    beside: Floats
     mean: Floats
+    variance: Floats
     variants: NDArray[np.int64]
     prior_variance: float
     log_bayes_factor: float
     pve: float
+
+    @property
+    def share(self) -> Floats:
+        """(S,) probabilities that sum to 1: a SNP of which both columns act counts by its dosage."""
+        return self.alpha - self.beside
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,17 @@ CARRIES = 0.01
 LINKED = 0.5
 PREFETCHED = 32
 PEAK_WIDTH = 64
+# Prior variance of a further effect over its squared standard error: that of a z score of about 4.5.
+NEXT_VARIANCE = 20.0
 
 
 class SingleEffectSum:
     """The posterior of a sum of single effects, updated one at a time against the residual of the others.
 
     Args:
-        log_prior: (P,) logarithm of the prior weights, which sum to 1.
+        log_prior: (P,) logarithm of the prior weight of each column alone.
+        log_prior_both: (V,) that of dosage and dominance column of a SNP together, where one effect may be
+            both; else (0,). All weights sum to 1.
         max_effects: Most effects.
         entry: Log Bayes factor from which on a new effect is added; one that is in stays while its best prior
             variance is not zero, so that the bound never falls.
@@ -38,9 +42,12 @@ class SingleEffectSum:
             many columns, which need two passes an update, wait until the others have settled.
     """
 
-    def __init__(self, *, log_prior: Tensor, max_effects: int, entry: float, spare_passes: bool) -> None:
+    def __init__(
+        self, *, log_prior: Tensor, log_prior_both: Tensor, max_effects: int, entry: float, spare_passes: bool
+    ) -> None:
         self.effects: list[Effect] = []
         self._log_prior = log_prior
+        self._log_prior_both = log_prior_both
         self._max_effects = max_effects
         self._entry = entry
         self.spare_passes = spare_passes
@@ -81,19 +88,22 @@ class SingleEffectSum:
         """A copy whose effects cannot rest on some columns; an effect that did is gone from it."""
         copy = SingleEffectSum(
             log_prior=self._log_prior.clone(),
+            log_prior_both=self._log_prior_both.clone(),
             max_effects=self._max_effects,
             entry=self._entry,
             spare_passes=self.spare_passes,
         )
         at = torch.from_numpy(index).to(self._log_prior.device)
         copy._log_prior[at] = -torch.inf
+        num = len(self._log_prior_both)
+        copy._log_prior_both[at[at < 2 * num] % max(num, 1)] = -torch.inf
         copy._gram, copy._correlation = self._gram, self._correlation
         copy.effects = [effect for effect in self.effects if float(effect.alpha[at].sum()) < 0.5]
         return copy
 
     def allow_all_of(self, other: SingleEffectSum) -> None:
         """Takes over the prior of the sum that this is a copy of."""
-        self._log_prior = other._log_prior
+        self._log_prior, self._log_prior_both = other._log_prior, other._log_prior_both
 
     def sweep(self, noise: float, *, spread: bool = True) -> None:
         """Updates every effect once, drops those that became zero, and adds new ones while they are not.
@@ -138,10 +148,16 @@ class SingleEffectSum:
         """Sum of the effects' divergences of posterior from prior."""
         return sum(effect.divergence for effect in self.effects)
 
-    def next_effect(self, *, noise: float, prior_variance: float) -> Tensor:
-        """(P,) probability of each column to be the next effect, did one exist, of a given prior variance."""
+    def next_effect(self, *, noise: float) -> tuple[Tensor, Tensor]:
+        """(P,) probability of each column to act by the next effect, did one exist; (V,) of both of a SNP.
+
+        Its prior variance must not rest on the effects found: decoys, which are compared with real SNPs,
+        are fitted where there are none.
+        """
         evidence = self._evidence(self._residual, noise=noise)
-        return torch.softmax(evidence.log_bayes_factors(prior_variance) + self._log_prior, 0)
+        prior_variance = NEXT_VARIANCE * float(evidence.variance[self._log_prior > -torch.inf].median())
+        _, alpha, both = evidence.posterior(prior_variance)
+        return alpha, both
 
     def support(self, effect: Effect, *, noise: float) -> NDArray[np.int64]:
         """Columns without which no z score would move by more than MOST_Z_LEFT_OUT."""
@@ -177,7 +193,12 @@ class SingleEffectSum:
 
     def _evidence(self, residual: Tensor, *, noise: float) -> Evidence:
         variance = noise / self._gram.diagonal
-        return Evidence(z2=residual**2 * variance / noise**2, variance=variance, log_prior=self._log_prior)
+        return Evidence(
+            z2=residual**2 * variance / noise**2,
+            variance=variance,
+            log_prior=self._log_prior,
+            log_prior_both=self._log_prior_both,
+        )
 
     def _remaining(self) -> Tensor:
         remaining = self._correlation.clone()

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.splits import split
+from snpdeconv.genetics.splits import split, split_beside
 
 fractions = st.floats(0.05, 0.45)
 # With more than this held out, what a class of five must leave for training moves the counts by two.
@@ -208,3 +208,31 @@ def test_tiny_cohorts_are_cut_or_refused(values, seed):
     else:
         assert_partition(cut, len(values))
         assert set(values[cut.train]) == set(values)
+
+
+def test_people_held_out_are_the_test_part_and_the_rest_is_cut_without_them():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=400)
+    held_out = rng.random(400) < 0.2
+    parts = split_beside(held_out, kind="quantitative", values=values, val_fraction=0.15, seed=3)
+    assert (parts.test == np.flatnonzero(held_out)).all()
+    assert sorted(np.concatenate([parts.train, parts.val, parts.test])) == list(range(400))
+    assert len(parts.val) == pytest.approx(0.15 * (~held_out).sum(), abs=2)
+    again = split_beside(held_out, kind="quantitative", values=values, val_fraction=0.15, seed=3)
+    assert (again.train == parts.train).all()
+
+
+def test_relatives_of_people_held_out_are_in_no_part():
+    held_out = np.zeros(60, dtype=bool)
+    held_out[[0, 2]] = True
+    groups = np.arange(60) // 2
+    parts = split_beside(held_out, kind="binary", values=np.arange(60) % 2, groups=groups, seed=1)
+    assert list(parts.test) == [0, 2]
+    assert not {1, 3} & {*parts.train, *parts.val}
+    assert len(parts.train) + len(parts.val) == 56
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_holding_out_nobody_or_everybody_is_refused(everyone):
+    with pytest.raises(InputError, match="held out of 30"):
+        split_beside(np.full(30, everyone), kind="quantitative", values=np.arange(30.0), seed=1)

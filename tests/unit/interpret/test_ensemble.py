@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.interpret.ensemble import DEFAULT_WEIGHTS, combine
+from snpdeconv.interpret.ensemble import combine
 
 
 def test_one_method_is_its_own_ranks_as_p_values():
@@ -33,18 +33,35 @@ def test_ties_share_their_mean_rank_and_a_constant_method_says_nothing():
 def test_only_the_order_of_a_method_counts(values):
     scores = np.array(values, dtype=float)
     other = np.arange(len(scores), dtype=float)
-    found = combine({"marginal": scores, "attention": other})
-    transformed = combine({"marginal": np.exp(scores / 500) * 1e-9, "attention": other})
+    equally = {"marginal": 0.5, "attention": 0.5}
+    found = combine({"marginal": scores, "attention": other}, weights=equally)
+    transformed = combine({"marginal": np.exp(scores / 500) * 1e-9, "attention": other}, weights=equally)
     assert found == pytest.approx(transformed)
     assert np.all(found > 0)
     higher = scores.copy()
     higher[0] = scores.max() + 1
-    assert combine({"marginal": higher, "attention": other})[0] >= found[0] - 1e-12
+    assert combine({"marginal": higher, "attention": other}, weights=equally)[0] >= found[0] - 1e-12
 
 
-def test_marginal_association_weighs_most_by_default():
-    assert max(DEFAULT_WEIGHTS, key=DEFAULT_WEIGHTS.__getitem__) == "marginal"
-    assert sum(DEFAULT_WEIGHTS.values()) == pytest.approx(1)
+def test_single_effects_decide_and_association_settles_what_they_leave_equal():
+    scores = {
+        "marginal": np.array([1.0, 5.0, 9.0, 7.0]),
+        "single_effects": np.array([0.9, 0.4, 0.4, 0.1]),
+        "attention": np.array([0.0, 0.0, 0.0, 1.0]),
+        "integrated_gradients": np.array([0.0, 0.0, 0.0, 1.0]),
+    }
+    assert np.argsort(-combine(scores)).tolist() == [0, 2, 1, 3]
+
+
+def test_without_single_effects_association_decides():
+    scores = {"marginal": np.array([1.0, 5.0, 9.0]), "attention": np.array([9.0, 0.0, 1.0])}
+    assert combine(scores) == pytest.approx(combine({"marginal": scores["marginal"]}))
+
+
+@given(st.permutations(range(200)), st.permutations(range(200)))
+def test_association_never_overrules_single_effects(single, marginal):
+    scores = {"single_effects": np.array(single, dtype=float), "marginal": np.array(marginal, dtype=float)}
+    assert np.argsort(combine(scores)).tolist() == np.argsort(scores["single_effects"]).tolist()
 
 
 def test_a_method_without_a_weight_and_weights_of_nothing_are_errors():

@@ -251,28 +251,24 @@ def test_too_many_covariates_are_an_error(num):
         )
 
 
-def test_p_values_of_a_null_trait_are_uniform_and_uninflated(caplog):
+def test_p_values_of_a_null_trait_are_uniform_and_uninflated():
     rng = np.random.default_rng(5)
     codes = rng.binomial(2, 0.3, (400, 6000)).astype(np.uint8)
     case = (rng.random(400) < 0.3).astype(float)
     found = marginal_association(packed(codes), case, kind="binary")
     assert stats.kstest(10**-found.neg_log10_p, "uniform").pvalue > 0.001
     assert found.lambda_gc == pytest.approx(1, abs=0.08)
-    assert not caplog.records
 
 
-def test_a_trait_driven_by_ancestry_is_inflated_and_says_so_until_ancestry_is_a_covariate(caplog):
+def test_a_trait_driven_by_ancestry_is_inflated_until_ancestry_is_a_covariate():
     rng = np.random.default_rng(5)
     population = np.repeat([0, 1], 200)
     frequency = np.clip(0.3 + rng.normal(0, 0.06, (2, 6000)), 0.02, 0.98)
     codes = rng.binomial(2, frequency[population]).astype(np.uint8)
     value = population + rng.normal(size=400)
     assert marginal_association(packed(codes), value, kind="quantitative").lambda_gc > 1.5
-    assert "consider principal components" in caplog.text
-    caplog.clear()
     adjusted = marginal_association(packed(codes), value, kind="quantitative", covariates=population)
     assert adjusted.lambda_gc == pytest.approx(1, abs=0.08)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,7 @@ def test_leaders_are_judged_again_without_the_others():
     place = Surroundings(dosages, chrom_code, np.arange(12) * 60_000)
     leaders = Leaders(
         pairs=pairs,
+        t=np.array([20.0, 6.0]),
         discount=np.array([1.0, 0.1]),
         kept=np.array([True, False]),
         columns=torch.tensor(columns),

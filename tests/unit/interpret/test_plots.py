@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from matplotlib.image import imread
 
 from snpdeconv.interpret import plots
 from snpdeconv.interpret.plots import style
+from snpdeconv.interpret.plots.axis import GenomeAxis
 from snpdeconv.interpret.plots.labels import label_centres
+from snpdeconv.interpret.plots.sets import drawn_sets, shaded_blocks
 
 
 @pytest.fixture
@@ -111,6 +114,288 @@ def test_the_title_counts_the_snps_past_bonferroni(tmp_path, drawn):
     assert "marginal association" in drawn[0].axes[1].get_title("left")
 
 
+def with_sets(ranking, members_of, *, seed=1):
+    """Adds pip and credible_set: rows (by rank - 1) of each set, by the set's name."""
+    rng = np.random.default_rng(seed)
+    ranking["pip"] = rng.beta(0.05, 60, len(ranking))
+    ranking["credible_set"] = None
+    for name, rows in members_of.items():
+        ranking.loc[rows, "credible_set"] = name
+        ranking.loc[rows, "pip"] = rng.dirichlet(np.ones(len(rows)))
+    return ranking
+
+
+def rows_of_colour(axes, ranking, colour):
+    """Heights drawn in a colour."""
+    from matplotlib.colors import to_rgba
+
+    return [
+        height
+        for points in axes.collections
+        if len(points.get_facecolors()) and np.allclose(points.get_facecolors()[0], to_rgba(colour))
+        for height in np.asarray(points.get_offsets())[:, 1].tolist()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chromosomes", "num_variants", "ids"),
+    [
+        ([*map(str, range(1, 23))], 3000, "rs{}"),
+        (["6"], 200, "6:{}:ACGTACGTACGTACGT:A"),
+    ],
+)
+def test_credible_sets_have_a_colour_each_and_their_leading_snps_are_named(
+    tmp_path, drawn, chromosomes, num_variants, ids
+):
+    ranking = ranking_table(chromosomes=chromosomes, num_variants=num_variants, ids=ids)
+    members = {f"cs{number + 1}": [number, 20 + 3 * number, 21 + 3 * number] for number in range(10)}
+    ranking = with_sets(ranking, members)
+    ranking.loc[100, "credible_set"] = ""
+    plots.association_plot(
+        ranking,
+        path=tmp_path / "a.png",
+        method="single_effects",
+        trait="height",
+        causal=[ranking["variant_id"].iloc[0]],
+    )
+    (figure,) = drawn
+    assert_well_laid_out(figure)
+    upper, lower = figure.axes
+    expected = {style.shortened(name, limit=15) for name in ranking["variant_id"].head(8)}
+    assert {text.get_text() for text in lower.texts} == expected
+    boxes = [text.get_window_extent() for text in lower.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    title = lower.get_title("left")
+    assert title.endswith("10 credible sets, the leading SNPs of the best 8 named")
+    assert lower.get_ylim()[1] > 1
+    assert lower.get_yticks().max() == 1
+    # Along the genome neighbouring sets differ; every member is drawn in its set's colour in both panels.
+    axis = GenomeAxis.of(ranking)
+    sets = drawn_sets(ranking, axis=axis)
+    assert [one.members.tolist() for one in sets] == list(members.values())
+    along = sorted(sets, key=lambda one: axis.places[one.leading])
+    assert all(a.colour != b.colour for a, b in itertools.pairwise(along))
+    for axes, column in ((upper, "marginal"), (lower, "pip")):
+        for colour in {one.colour for one in sets}:
+            rows = [row for one in sets if one.colour == colour for row in one.members]
+            assert sorted(rows_of_colour(axes, ranking, colour)) == sorted(ranking[column].iloc[rows])
+        assert len(axes.patches) >= 6  # Shaded blocks.
+
+
+@pytest.mark.parametrize("column", [None, np.nan, 0])
+def test_probabilities_without_a_credible_set(tmp_path, drawn, column):
+    ranking = ranking_table(chromosomes=["2"], num_variants=300)
+    ranking["pip"], ranking["credible_set"] = 0.0, column
+    plots.association_plot(ranking, path=tmp_path / "a.png", method="single_effects", trait="height")
+    assert_well_laid_out(drawn[0])
+    lower = drawn[0].axes[1]
+    assert lower.get_title("left").endswith("no credible set; the 5 leading SNPs named")
+    assert {text.get_text() for text in lower.texts} == set(ranking["variant_id"].head(5))
+    assert lower.get_ylim()[1] >= 1
+
+
+def test_sets_whose_names_do_not_fit_are_left_unnamed(tmp_path, drawn):
+    ranking = ranking_table(chromosomes=["2"], num_variants=300, ids="WWWWWWWWWWWW{}WWWWWWWWWWWWWWW")
+    plots.association_plot(
+        with_sets(ranking, {"a": [0], "b": [1]}), path=tmp_path / "a.png", method="ensemble", trait="height"
+    )
+    assert drawn[0].axes[1].get_title("left").endswith("2 credible sets, their leading SNPs named")
+    plots.association_plot(
+        with_sets(ranking, {row: [row] for row in range(1, 9)}),
+        path=tmp_path / "b.png",
+        method="ensemble",
+        trait="height",
+    )
+    lower = drawn[1].axes[1]
+    assert_well_laid_out(drawn[1])
+    assert 4 < len(lower.texts) < 8
+    title = f"8 credible sets, the leading SNPs of the best {len(lower.texts)} named"
+    assert lower.get_title("left").endswith(title)
+
+
+def test_a_lone_set_is_told_as_one(tmp_path, drawn):
+    ranking = with_sets(ranking_table(chromosomes=["2"], num_variants=300), {2.0: [3, 9]})
+    plots.association_plot(ranking, path=tmp_path / "a.png", method="ensemble", trait="height")
+    lower = drawn[0].axes[1]
+    assert lower.get_title("left").endswith(": 1 credible set, its leading SNP named")
+    assert [text.get_text() for text in lower.texts] == [ranking["variant_id"].iloc[3]]
+
+
+def test_a_snp_of_two_sets_is_drawn_with_the_first():
+    ranking = with_sets(ranking_table(chromosomes=["2"], num_variants=30), {"1": [0], "2,1": [4], "2": [5]})
+    sets = drawn_sets(ranking, axis=GenomeAxis.of(ranking))
+    assert [one.members.tolist() for one in sets] == [[0], [4, 5]]
+
+
+def test_half_a_million_snps_are_drawn_in_seconds(tmp_path, drawn):
+    ranking = ranking_table(chromosomes=[*map(str, range(1, 23))], num_variants=500_000)
+    ranking = with_sets(ranking, {f"cs{number}": [7 * number, 7 * number + 1] for number in range(1, 30)})
+    started = time.process_time()
+    plots.association_plot(ranking, path=tmp_path / "a.png", method="single_effects", trait="height")
+    assert time.process_time() - started < 15
+    assert_well_laid_out(drawn[0])
+
+
+def test_neighbouring_blocks_of_a_set_are_one_stretch():
+    ranking = pd.DataFrame(
+        {"chrom": "1", "pos": [1e6, 2e6, 2e6, 3e6, 5e6, 9e6], "block": ["a", "a", "b", "b", "c", "d"]}
+    )
+    axis = GenomeAxis.of(ranking)
+    blue, red = np.array([0, 2]), np.array([4])
+    assert shaded_blocks(ranking, [(blue, "blue"), (red, "red")], axis=axis) == [
+        (1.0, 3.0, "blue"),
+        (pytest.approx(4.984), pytest.approx(5.016), "red"),  # As wide as can be seen.
+    ]
+    assert [span[2] for span in shaded_blocks(ranking, [(blue, "blue"), (blue[:1], "red")], axis=axis)] == [
+        "blue"
+    ]
+
+
+def test_the_genome_axis_keeps_chromosomes_apart():
+    table = pd.DataFrame({"chrom": ["X", "2", "10", "2"], "pos": [5_000_000, 7_000_000, 100, 3_000_000]})
+    axis = GenomeAxis.of(table)
+    assert axis.names == ("2", "10", "X")
+    np.testing.assert_allclose(axis.places, [4.064, 4.0, 4.032, 0.0])
+    alone = GenomeAxis.of(table[table["chrom"] == "2"])
+    assert alone.places.tolist() == [7.0, 3.0]
+    # Chromosomes of a single position each do not fall on each other.
+    assert np.ptp(GenomeAxis.of(table.iloc[:3]).places) > 0
+
+
+def pair_rows(ranking, pairs, *, seed=0):
+    rng = np.random.default_rng(seed)
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return pd.DataFrame(
+        {
+            "variant_id_1": ranking["variant_id"].to_numpy()[first],
+            "variant_id_2": ranking["variant_id"].to_numpy()[second],
+            "effect": np.where(np.arange(len(pairs)) % 2, 0.2, -0.125),
+            "pip": np.linspace(0.9, 0.1, len(pairs)),
+            "neg_log10_p": rng.exponential(9, len(pairs)),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("chromosomes", "num_variants", "ids"),
+    [
+        ([*map(str, range(1, 23))], 2000, "rs{}"),
+        (["6"], 200, "6:{}:ACGTACGTACGTACGT:A"),
+        (["1", "2"], 100, "rs{}"),
+    ],
+)
+def test_pair_map_places_every_pair_below_the_diagonal(tmp_path, drawn, chromosomes, num_variants, ids):
+    ranking = with_sets(
+        ranking_table(chromosomes=chromosomes, num_variants=num_variants, ids=ids),
+        {"cs1": [0, 1], "cs2": [2]},
+    )
+    rng = np.random.default_rng(0)
+    chosen = [(0, 1), (1, 0), *map(tuple, rng.integers(0, num_variants, (12, 2)))]
+    pairs = pair_rows(ranking, chosen)
+    names = ranking["variant_id"]
+    planted = [(names[0], names[1]), (names[2], "not genotyped")]
+    plots.pair_map(
+        pairs.sample(frac=1, random_state=1),
+        ranking,
+        path=tmp_path / "p.png",
+        trait="a $",
+        causal_pairs=planted,
+    )
+    assert imread(tmp_path / "p.png").std() > 0.01
+    (figure,) = drawn
+    assert_well_laid_out(figure)
+    (axes,) = figure.axes
+    places = GenomeAxis.of(ranking).places
+    negative, positive, diamonds = (np.asarray(marks.get_offsets()) for marks in _by_colour(axes))
+    for points, rows in ((negative, chosen[0::2]), (positive, chosen[1::2])):
+        expected = [sorted((places[a], places[b]), reverse=True) for a, b in rows]
+        np.testing.assert_allclose(points, expected)
+    np.testing.assert_allclose(diamonds, [sorted(places[[0, 1]], reverse=True)])
+    sizes = _by_colour(axes)[0].get_sizes()
+    assert np.all(np.diff(sizes) < 0)
+    assert axes.get_title("left").endswith("14 pairs, 7 of PIP 0.5 or more")
+    listed, *numbers = sorted((text.get_text() for text in axes.texts), key=len, reverse=True)
+    assert "effect −0.12" in listed
+    assert listed.count("PIP") == 5
+    # The first two are one place: their numbers share a mark.
+    assert "1, 2" in numbers
+    assert sorted(",".join(numbers).replace(" ", "").split(",")) == list("12345")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "planted pair" in legend
+    assert "LD block of a credible set" in legend
+
+
+def _by_colour(axes):
+    from matplotlib.colors import to_hex
+
+    faces = {
+        to_hex(marks.get_facecolors()[0]).upper() if len(marks.get_facecolors()) else "none": marks
+        for marks in axes.collections
+    }
+    return [faces[colour] for colour in (style.VERMILLION, style.BLUE, "none")]
+
+
+@pytest.mark.parametrize("num_variants", [1, 50])
+def test_pair_map_without_pairs_says_so(tmp_path, drawn, num_variants):
+    ranking = ranking_table(chromosomes=["3"], num_variants=num_variants)
+    plots.pair_map(pair_rows(ranking, []), ranking, path=tmp_path / "p.png", trait="height")
+    (axes,) = drawn[0].axes
+    assert_well_laid_out(drawn[0])
+    assert axes.get_title("left") == "SNPs that act together on height: none found"
+    assert axes.texts[0].get_text().startswith("No pair of SNPs stood out")
+    assert not drawn[0].legends
+
+
+def test_pair_map_of_a_single_pair(tmp_path, drawn):
+    ranking = with_sets(ranking_table(chromosomes=["3"], num_variants=2), {"cs1": [0], "cs2": [1]})
+    plots.pair_map(pair_rows(ranking, [(0, 1)]), ranking, path=tmp_path / "p.png", trait="height")
+    assert_well_laid_out(drawn[0])
+    assert drawn[0].axes[0].get_title("left").endswith("1 pair, PIP 0.90")
+
+
+def block_rows(pve, *, names="{}:1000000-2000000"):
+    pve = np.asarray(pve)
+    return pd.DataFrame(
+        {
+            "block": [names.format(number) for number in range(len(pve))],
+            "pve": pve,
+            "pve_low": np.maximum(pve - 0.02, 0),
+            "pve_high": pve + 0.03,
+            "best_snp": [f"rs{number}" for number in range(len(pve))],
+            "credible_sets": ["cs1" if value > 0.03 else None for value in pve],
+        }
+    )
+
+
+@pytest.mark.parametrize("num", [1, 4, 60])
+def test_block_plot_shows_the_largest_shares(tmp_path, drawn, num):
+    pve = np.random.default_rng(0).permutation(np.linspace(0.15, 0.002, num))
+    table = block_rows(pve, names="chromosome_{}:a very long name of a block from a table")
+    plots.block_plot(table, path=tmp_path / "b.png", trait="cost in $" * 9, total=(0.5, 0.45, 0.56))
+    assert imread(tmp_path / "b.png").std() > 0.01
+    (figure,) = drawn
+    assert_well_laid_out(figure)
+    (axes,) = figure.axes
+    widths = [bar.get_width() for bar in axes.patches]
+    np.testing.assert_allclose(widths, 100 * np.sort(pve)[::-1][:15])
+    (line,) = (bar for bars in axes.containers for bar in getattr(bars, "lines", [()])[-1])
+    ends = np.array([segment[:, 0] for segment in line.get_segments()])
+    np.testing.assert_allclose(ends[:, 1] - widths, 3.0)
+    np.testing.assert_allclose(ends[:, 0], np.maximum(np.array(widths) - 2, 0), atol=1e-9)
+    assert "All blocks together 50.0 % (45.0 to 56.0)" in figure.get_suptitle()
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert labels[0].endswith(f"rs{pve.argmax()}")
+    boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+def test_block_plot_without_effects_says_so(tmp_path, drawn):
+    plots.block_plot(block_rows([0.0, 1e-5]), path=tmp_path / "b.png", trait="height", total=(0, 0, 0))
+    assert_well_laid_out(drawn[0])
+    assert drawn[0].axes[0].texts[0].get_text() == "No LD block explains 0.05% or more."
+    assert "together" not in drawn[0].get_suptitle()
+
+
 def crossings(points, centres, row):
     """By solving for the meeting point of each pair of lines."""
     count = 0
@@ -137,25 +422,49 @@ def test_labels_never_overlap_and_their_lines_never_cross(points):
     assert crossings(places, centres, 600) == 0
 
 
+@given(st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 500)), min_size=6, max_size=9, unique=True))
+@settings(max_examples=15, deadline=None)
+def test_many_labels_do_not_overlap_and_stay_in_the_row(points):
+    places = np.array(points, dtype=float)
+    widths = np.full(len(points), 150.0)
+    centres = label_centres(places, widths=widths, low=0, high=1400, row=600)
+    in_order = np.sort(centres)
+    assert np.all(np.diff(in_order) >= 150 - 1e-6)
+    assert in_order[0] >= 75 - 1e-6
+    assert in_order[-1] <= 1325 + 1e-6
+
+
+def test_lines_to_many_labels_hardly_ever_cross():
+    rng = np.random.default_rng(0)
+    num_crossed = 0
+    for _ in range(20):
+        points = np.column_stack([rng.integers(0, 1400, 8), rng.integers(0, 500, 8)]).astype(float)
+        centres = label_centres(points, widths=np.full(8, 150.0), low=0, high=1400, row=600)
+        num_crossed += crossings(points, centres, 600) > 0
+    assert num_crossed <= 1
+
+
 def test_a_lone_label_stands_over_its_point():
     assert label_centres(np.array([[300.0, 5]]), widths=np.array([80.0]), low=0, high=1000, row=9) == [300]
 
 
 def test_importance_by_method_shows_each_methods_rank(tmp_path, drawn):
     ranking = ranking_table(chromosomes=["1"], num_variants=50)
+    ranking["single_effects"] = ranking["attention"] ** 2
     plots.importance_by_method(
         ranking,
         path=tmp_path / "methods.png",
-        methods=["attention", "marginal"],
+        methods=["attention", "single_effects", "marginal"],
         causal=[ranking["variant_id"].iloc[1]],
         num_leading=10,
     )
     assert_well_laid_out(drawn[0])
     axes = drawn[0].axes[0]
-    shown = np.array([text.get_text() for text in axes.texts]).reshape(10, 2)
-    assert shown[:, 1].tolist() == [str(rank) for rank in range(1, 11)]
+    shown = np.array([text.get_text() for text in axes.texts]).reshape(10, 3)
+    assert shown[:, 2].tolist() == [str(rank) for rank in range(1, 11)]
     expected = ranking["attention"].rank(ascending=False).astype(int).head(10)
-    assert shown[:, 0].astype(int).tolist() == expected.tolist()
+    assert shown[:, 0].astype(int).tolist() == shown[:, 1].astype(int).tolist() == expected.tolist()
+    assert [tick.get_text() for tick in axes.get_xticklabels()][1] == "single\neffects"
     marked = [tick.get_text() for tick in axes.get_yticklabels() if "◆" in tick.get_text()]
     assert marked == [f"{ranking['variant_id'].iloc[1]} ◆"]
 

@@ -10,6 +10,7 @@ from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret.single_effects import (
     ExtraColumns,
     Settings,
+    credible_sets,
     fit_one_against_rest,
     fit_single_effects,
     gram,
@@ -87,7 +88,7 @@ def test_agrees_with_the_reference_implementation(study):
     codes, y = study
     codes = np.where(codes == MISSING, 0, codes).astype(np.uint8)
     reference = pysusie.susie(codes.astype(float), y, L=10)
-    found = fit(codes, y, settings=Settings(dominance_weight=0.0, max_effects=10, refine=False))
+    found = fit(codes, y, settings=Settings(dominance_weight=0.0, max_effects=10, entry=0.0, refine=False))
     np.testing.assert_allclose(found.pip, reference.pip, atol=1e-3)
     assert found.noise == pytest.approx(reference.sigma2, rel=2e-3)
     assert found.elbo[-1] == pytest.approx(reference.elbo[-1], abs=0.05)
@@ -129,9 +130,46 @@ def test_a_pure_dominance_effect_is_found_by_its_dominance_column():
     found = fit(codes, y, settings=Settings(max_effects=3))
     assert found.pip[25] > 0.9
     assert found.column_pip[50 + 25] > 0.9
-    assert found.column_pip[25] < 0.1
-    assert found.effects[0].columns[0] == 50 + 25
+    effect = found.effects[0]
+    of_snp = effect.variants[:, 0] == 25
+    assert sorted(effect.columns[of_snp]) == [25, 75]
+    assert effect.share.sum() == pytest.approx(1, abs=1e-5)
+    size = dict(zip(effect.columns, effect.mean, strict=True))
+    assert abs(size[25]) < 0.1 < 0.4 < size[75]
     assert fit(codes, y, settings=ADDITIVE).pip[25] < 0.2
+
+
+def test_dosage_and_dominance_of_a_snp_are_one_effect_whose_evidence_adds_up():
+    """Log Bayes factors and probabilities of every state, written out with one density a state."""
+    codes = random_codes(300, 12, seed=8, missing=0.03)
+    x = standardised(codes)
+    het = np.where(codes == MISSING, np.nan, codes == 1)
+    het = np.nan_to_num(het - np.nanmean(het, axis=0))
+    het -= x * (x * het).mean(axis=0)
+    het /= het.std(axis=0)
+    y = 0.3 * x[:, 4] + 0.25 * het[:, 4] + np.random.default_rng(9).normal(size=300)
+    y -= y.mean()
+    found = fit(codes, y, settings=Settings(max_effects=1, dominance_weight=0.3, tolerance=1e-9))
+    (effect,) = found.effects
+    s2, v = found.noise, effect.prior_variance
+
+    def log_density(*columns):
+        covariance = s2 * np.eye(300) + v * sum(np.outer(c, c) for c in columns)
+        return -0.5 * np.linalg.slogdet(covariance / s2)[1] - 0.5 * (
+            y @ np.linalg.solve(covariance, y) - y @ y / s2
+        )
+
+    alone = np.array([log_density(c) for c in x.T]) + np.log(1 / 1.3 / 12)
+    both = np.array([log_density(c, h) for c, h in zip(x.T, het.T, strict=True)]) + np.log(0.3 / 1.3 / 12)
+    total = special.logsumexp([alone, both])
+    assert effect.log_bayes_factor == pytest.approx(total, abs=1e-4)
+    np.testing.assert_allclose(found.pip, np.exp(alone - total) + np.exp(both - total), atol=1e-5)
+    np.testing.assert_allclose(found.column_pip[:12], found.pip, atol=1e-9)
+    np.testing.assert_allclose(found.column_pip[12:], np.exp(both - total), atol=1e-5)
+    assert np.diff(found.elbo).min() > -1e-6
+    (one,) = credible_sets(found, PackedGenotypes.from_codes(codes))
+    assert one.variants.tolist() == [4]
+    np.testing.assert_allclose(found.predict(PackedGenotypes.from_codes(codes)), found.fitted, atol=1e-9)
 
 
 def test_covariates_equal_a_regression_on_residuals(study):
@@ -151,7 +189,7 @@ def test_covariates_equal_a_regression_on_residuals(study):
     constant = np.zeros((500, 1), dtype=np.uint8)
     expected = fit(constant, project @ y, extra=residuals, settings=Settings(max_effects=10))
     found = fit(codes, y, covariates=covariates, settings=Settings(dominance_weight=0.0, max_effects=10))
-    np.testing.assert_allclose(found.column_pip, expected.column_pip[2:], atol=5e-3)
+    np.testing.assert_allclose(found.column_pip[:80], expected.column_pip[2:], atol=5e-3)
     fitted = found.predict(PackedGenotypes.from_codes(codes), covariates)
     np.testing.assert_allclose(fitted, found.fitted, atol=1e-6)
     # What the fit leaves is uncorrelated with intercept and covariates.
@@ -238,6 +276,27 @@ def test_nothing_in_the_trait_gives_no_strong_snp():
     codes = random_codes(300, 50, seed=9)
     strongest = [fit(codes, np.random.default_rng(s).normal(size=300)).pip.max() for s in range(10)]
     assert np.sum(np.array(strongest) > 0.9) <= 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_trait_without_noise_is_its_snps(noise):
+    codes = random_codes(200, 30, seed=11)
+    y = codes[:, 7] + 0.5 * codes[:, 20] + noise * np.random.default_rng(12).normal(size=200)
+    found = fit(codes, y)
+    assert np.flatnonzero(found.pip > 0.5).tolist() == [7, 20]
+    np.testing.assert_allclose(found.fitted, y, atol=5e-3)
+
+
+def test_the_next_effect_depends_on_what_is_left_alone(study):
+    """A trait without effects, and the same beside one that is explained, order and weigh SNPs alike."""
+    codes = study[0]
+    rest = np.random.default_rng(13).normal(size=len(codes))
+    how = Settings(dominance_weight=0.0, entry=4.0)
+    alone = fit(codes, rest, settings=how)
+    beside = fit(codes, rest + 2.0 * standardised(codes)[:, 40], settings=how)
+    far = np.delete(np.arange(80), np.arange(30, 50))
+    assert not alone.effects
+    np.testing.assert_allclose(beside.next_effect[far], alone.next_effect[far], rtol=0.5)
 
 
 def test_prior_weights_move_the_posterior():

@@ -1,7 +1,11 @@
-"""Credible sets: coverage, purity, duplicates and pairs."""
+"""Credible sets: coverage, purity, evidence, duplicates and pairs."""
+
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.interpret.single_effects import (
@@ -22,10 +26,12 @@ def made_fit(num_variants, *effects):
             SingleEffect(
                 columns=np.arange(len(keys)),
                 alpha=np.array([alpha[key] for key in keys]),
+                beside=np.zeros(len(keys)),
                 mean=np.ones(len(keys)),
+                variance=np.ones(len(keys)),
                 variants=np.array(pairs),
                 prior_variance=0.1,
-                log_bayes_factor=10.0 - number,
+                log_bayes_factor=10.0 - 1.1 * number,
                 pve=0.1,
             )
         )
@@ -69,6 +75,10 @@ def test_impure_and_weak_sets_are_left_out(genotypes):
     assert credible_sets(impure, genotypes) == ()
     assert len(credible_sets(impure, genotypes, min_purity=0.0)) == 1
     assert credible_sets(made_fit(8, {0: 1.0}), genotypes, min_log_bayes_factor=11.0) == ()
+    # The last one's is below the default, log 20.
+    many = made_fit(8, *({number: 1.0} for number in range(8)))
+    assert [one.log_bayes_factor > math.log(20) for one in credible_sets(many, genotypes)] == [True] * 7
+    assert len(credible_sets(many, genotypes, min_log_bayes_factor=0.0)) == 8
 
 
 def test_duplicates_become_one(genotypes):
@@ -82,6 +92,50 @@ def test_a_pair_gives_a_set_for_each_of_its_snps(genotypes):
     found = credible_sets(made_fit(8, {(0, 5): 0.5, (1, 5): 0.48, 7: 0.02}), genotypes)
     assert [s.variants.tolist() for s in found] == [[0, 1], [5]]
     assert {s.effects for s in found} == {(0,)}
+
+
+@st.composite
+def effects(draw):
+    """Effects of SNPs and pairs of SNPs with any probabilities, which sum to 1."""
+    key = st.one_of(st.integers(0, 7), st.tuples(st.integers(0, 3), st.integers(4, 7)))
+    weights = draw(
+        st.lists(st.dictionaries(key, st.floats(1e-3, 1), min_size=1, max_size=8), min_size=1, max_size=5)
+    )
+    return [{key: w / sum(one.values()) for key, w in one.items()} for one in weights]
+
+
+@given(effects(), st.sampled_from([0.5, 0.9, 0.95]))
+def test_every_set_is_the_smallest_of_its_coverage(made, coverage):
+    codes = np.random.default_rng(0).binomial(2, 0.4, (40, 8)).astype(np.uint8)
+    found = credible_sets(
+        made_fit(8, *made), PackedGenotypes.from_codes(codes), coverage=coverage, min_purity=0.0
+    )
+    for one in found:
+        assert one.coverage == pytest.approx(one.probability.sum())
+        assert one.coverage >= coverage - 1e-9
+        assert one.probability[:-1].sum() < coverage
+        assert (np.diff(one.probability) <= 0).all()
+        assert len(set(one.variants)) == len(one.variants)
+        assert 0 <= one.purity <= 1
+    evidence = [one.log_bayes_factor for one in found]
+    assert evidence == sorted(evidence, reverse=True)
+    for number, one in enumerate(found):
+        for other in found[number + 1 :]:
+            shared = set(one.variants) & set(other.variants)
+            assert 2 * len(shared) <= min(len(one.variants), len(other.variants))
+
+
+def test_a_trait_of_chance_has_no_sets():
+    rng = np.random.default_rng(5)
+    codes = rng.binomial(2, 0.3, (300, 100)).astype(np.uint8)
+    codes[:, 1::2] = np.where(rng.random((300, 50)) < 0.1, codes[:, 1::2], codes[:, ::2])
+    genotypes = PackedGenotypes.from_codes(codes)
+    found = 0
+    for kind in ("quantitative", "binary"):
+        for _ in range(15):
+            trait = rng.normal(size=300) if kind == "quantitative" else rng.random(300) < 0.2
+            found += len(credible_sets(fit_single_effects(genotypes, trait, kind=kind), genotypes)) > 0
+    assert found <= 2
 
 
 def test_perfect_ld_gives_one_set_with_both():

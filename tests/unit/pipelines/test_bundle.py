@@ -9,8 +9,10 @@ import torch
 from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.models.sparse import SparsePart, SparseTerms
 from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Scale
 from snpdeconv.pipelines.inputs import Inputs
@@ -38,6 +40,7 @@ def bundle():
         calibration=Calibration(kind="quantitative", scale=1.0, bias=(0.0,)),
         covariate_encoder=None,
         components=None,
+        held_out=Samples(fid=np.array(["f"], dtype=object), iid=np.array(["i"], dtype=object)),
         inputs=Inputs(genotypes="/a.bed", phenotypes="/p.tsv", trait="height"),
         config=load_config("small_cpu"),
     )
@@ -53,6 +56,26 @@ def test_names_that_look_like_numbers_stay_as_they_are(bundle, tmp_path):
     codes = torch.tensor([[0, 1, 3, 3, 2, 3, 3, 3]])
     assert torch.equal(loaded.model(codes), bundle.model(codes))
     assert loaded.config == bundle.config
+
+
+def test_the_sparse_part_of_the_head_travels(bundle, tmp_path):
+    terms = SparseTerms(
+        first=np.array([0, 4]),
+        second=np.array([-1, 1]),
+        first_value=np.array([[0.0, 1.0, 3.0, 0.5], [1.0, 2.0, -1.0, 0.0]]),
+        second_value=np.array([[1.0, 1.0, 1.0, 1.0], [0.5, 0.0, 2.0, 0.0]]),
+        weight=np.array([[2.0, -1.0]]),
+        intercept=np.zeros(1),
+        covariate_weight=np.empty((1, 0)),
+    )
+    codes = torch.tensor([[1, 0, 3, 3, 2, 3, 3, 3], [2, 2, 3, 3, 1, 3, 3, 3]])
+    before = bundle.model(codes).detach()
+    bundle.model.carry(SparsePart.of(terms))
+    save_bundle(bundle, tmp_path / "model")
+    loaded = load_bundle(tmp_path / "model")
+    assert torch.equal(loaded.model(codes), bundle.model(codes))
+    added = torch.tensor([[2 * 1.0 - -1.0 * 0.5], [2 * 3.0 - 2.0 * 2.0]])
+    torch.testing.assert_close(loaded.model(codes).detach(), before + added, atol=1e-4, rtol=0)
 
 
 def without(folder, key):

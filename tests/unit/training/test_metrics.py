@@ -11,7 +11,7 @@ from scipy import special
 from sklearn.metrics import log_loss, roc_auc_score
 
 from snpdeconv.training.calibration import Calibration, fit_calibration
-from snpdeconv.training.intervals import _weighted_metrics, bootstrap_intervals
+from snpdeconv.training.intervals import _weighted_metrics, bootstrap_intervals, paired_difference
 from snpdeconv.training.metrics import calibration_error, equal_mass_bins, evaluate, probabilities
 
 
@@ -234,3 +234,38 @@ def test_a_calibration_survives_json_and_leaves_quantities_alone():
         [1.0],
         [2.0],
     ]
+
+
+def test_the_difference_of_two_models_is_told_far_more_finely_than_either_of_them():
+    rng = np.random.default_rng(5)
+    truth = rng.normal(size=600)
+    shared = truth + rng.normal(size=600)
+    better, worse = shared * 0.5, shared * 0.5 + 0.15 * rng.normal(size=600)
+    difference = paired_difference("quantitative", better, worse, truth, metric="r2", seed=2)
+    assert difference.value == pytest.approx(
+        evaluate("quantitative", better, truth)["r2"] - evaluate("quantitative", worse, truth)["r2"]
+    )
+    assert 0 < difference.low < difference.value < difference.high
+    alone = bootstrap_intervals("quantitative", better, truth, seed=2)["r2"]
+    assert difference.high - difference.low < (alone.high - alone.low) / 2
+    swapped = paired_difference("quantitative", worse, better, truth, metric="r2", seed=2)
+    assert (swapped.value, swapped.low) == (-difference.value, pytest.approx(-difference.high))
+
+
+def test_the_interval_of_a_difference_covers_it():
+    covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        truth = (rng.random(300) < 0.3).astype(int)
+        signal = truth + rng.normal(size=300)
+        first, second = (1 / (1 + np.exp(-(signal + 0.5 * rng.normal(size=300)))) for _ in range(2))
+        interval = paired_difference(
+            "binary", first, second, truth, metric="auroc", num_resamples=400, seed=1
+        )
+        covered += interval.low <= 0 <= interval.high  # both are equally good
+    assert covered >= 52
+
+
+def test_the_difference_of_an_undefined_metric_is_nan():
+    ones = np.ones(20, dtype=int)
+    assert np.isnan(paired_difference("binary", ones * 0.5, ones * 0.4, ones, metric="auroc", seed=1).value)

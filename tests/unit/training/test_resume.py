@@ -143,6 +143,29 @@ def test_stopped_on_request_at_every_third_step(kind, tmp_path):
     assert timeless(history) == timeless(expected_history)
 
 
+def test_the_start_is_scored_once(tmp_path):
+    """A run stopped in its first epoch remembers how good it was before."""
+    whole = make_trainer("data_loader", score_start=True)
+    history = whole.train(3, 10)
+    scored = []
+    for _ in range(20):
+        trainer = make_trainer(
+            "data_loader",
+            score_start=True,
+            should_stop=lambda: True,
+            log_metrics=lambda step, values: scored.append(values["val/loss"]) if step == 0 else None,
+        )
+        try:
+            resumed = trainer.train(3, 10, tmp_path)
+            break
+        except Preempted:
+            continue
+    assert scored == [whole.start["val_loss"]]
+    assert trainer.start == whole.start
+    assert trainer.best_epoch == whole.best_epoch
+    assert timeless(resumed) == timeless(history)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_over_is_not_trained_again(kind, tmp_path):
     first = make_trainer(kind)

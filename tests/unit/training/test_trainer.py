@@ -72,6 +72,35 @@ def test_the_best_epoch_ends_the_run_in_patience_and_comes_back(tmp_path):
     assert_same_tensors(best["model"], seen[1])
 
 
+def test_the_start_may_be_the_best_and_comes_back(tmp_path):
+    values = iter([0.8, 0.5, 0.7, 0.9])
+    logged = []
+    model = make_network()
+    given = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = make_trainer(
+        model,
+        metrics=lambda *_: {"score": next(values)},
+        monitor="val_score",
+        score_start=True,
+        log_metrics=lambda step, values: logged.append((step, dict(values))),
+    )
+    history = trainer.train(50, 2, tmp_path)
+    assert history["val_score"] == [0.5, 0.7]  # patience counts from the start
+    assert trainer.best_epoch == 0
+    assert trainer.start["val_score"] == 0.8
+    assert_same_tensors(trainer.model.state_dict(), given)
+    assert logged[0] == (0, {"val/loss": trainer.start["val_loss"], "val/score": 0.8})
+    best = read_checkpoint(CheckpointStore(tmp_path).best())
+    assert (best["epoch"], best["value"]) == (-1, 0.8)
+
+
+def test_an_epoch_that_is_better_than_the_start_is_kept():
+    trainer = make_trainer(data=loaders(num_samples=200), score_start=True)
+    history = trainer.train(3)
+    assert trainer.best_epoch == 1 + history["val_loss"].index(min(history["val_loss"]))
+    assert min(history["val_loss"]) < trainer.start["val_loss"]
+
+
 @pytest.mark.parametrize("direction, best", [(None, 1), ("min", 0)])
 def test_direction_and_metrics_that_are_not_there_in_every_epoch(direction, best):
     values = iter([{"r": 0.1}, {"r": 0.3, "other": 1.0}, {"r": math.nan}, {}])

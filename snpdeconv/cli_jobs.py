@@ -1,0 +1,263 @@
+"""The commands about jobs: submit, status, logs, cancel. Registered on the command by `register`.
+
+Prints, as cli.py does; the work and its heavy imports start inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from snpdeconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from snpdeconv.launch.records import Record
+    from snpdeconv.pipelines.inputs import Inputs
+
+logger = logging.getLogger(__name__)
+
+JobName = Annotated[
+    str | None, typer.Argument(metavar="[JOB]", help="Its ID, the start of it, or SLURM's number [the last].")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+_WAIT_POLL_S = 2.0
+_NUM_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (submit, status, logs, cancel):
+        app.command()(command)
+
+
+def submit(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or a YAML file of the same form.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[COHORT]...", help="Further cohorts, with --model.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder with cohort and phenotypes.tsv, or the cohort in it."),
+    ] = None,
+    genotypes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."
+        ),
+    ] = None,
+    phenotypes: Annotated[
+        Path | None, typer.Option(metavar="TSV", help="Table with the columns #FID IID and the trait.")
+    ] = None,
+    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="The trait's column.")] = None,
+    covariates: Annotated[
+        Path | None, typer.Option(metavar="TSV", help="Table of covariates: #FID IID, then a column each.")
+    ] = None,
+    blocks: Annotated[
+        Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks; computed when not given.")
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@champion", help="Predict the cohorts with this model; do not train."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="SNPDECONV_CLUSTER",
+            help="A jobs/clusters/NAME.yaml, its path, or local [SLURM if it is here, else this machine].",
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another partition of the cluster.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="JOB", help="Start when that job is done; repeatable.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch script; queue nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, or predict with --model, in a job on a SLURM cluster or on this machine."""
+    from snpdeconv.config import load_config
+    from snpdeconv.launch.records import find_record
+    from snpdeconv.launch.site import load_site
+    from snpdeconv.launch.submit import show_script, submit_predict, submit_train
+    from snpdeconv.launch.table import submitted_lines
+
+    site = load_site(cluster)
+    if partition is not None:
+        site = site.model_copy(update={"partition": partition, "gpu_partition": None})
+    given = [] if site.device == "auto" else [f"resources.device={site.device}"]
+    config = load_config(preset, overrides=[*given, *(overrides or [])])
+    command = shlex.join(["snpdeconv", *sys.argv[1:]])
+    earlier = [find_record(job) for job in after or []]
+    if model is not None:
+        cohorts = _cohorts(data, genotypes, more)
+        if dry_run:
+            label = model.partition("@")[0].partition("/")[0]
+            needs = [(out or Path("tables")).absolute(), *(Path(path).absolute().parent for path in cohorts)]
+            print(show_script(config, site=site, name=label, needs=needs, num_elements=len(cohorts)), end="")
+            return
+        record = submit_predict(
+            config,
+            model=model,
+            genotypes=cohorts,
+            covariates=covariates,
+            out=out,
+            site=site,
+            command=command,
+            after=earlier,
+        )
+    else:
+        if more:
+            raise ConfigError(
+                f"{len(more) + 1} cohorts to train on",
+                where=more[0],
+                mend="give one, or --model to predict them",
+            )
+        inputs = _inputs(data, genotypes, phenotypes, trait, covariates, blocks, groups)
+        label = name or inputs.trait
+        if dry_run:
+            print(
+                show_script(config, site=site, name=label, needs=_folders(inputs, out), num_elements=0),
+                end="",
+            )
+            return
+        record = submit_train(
+            config, inputs, model_name=label, out=out, site=site, command=command, after=earlier
+        )
+    print("\n".join(submitted_lines(record)), flush=True)
+    if wait:
+        raise typer.Exit(_wait(record))
+    if as_json:
+        print(json.dumps(asdict(record)))
+
+
+def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -> list[str]:
+    from snpdeconv.launch.data_folder import find_all_genotypes
+
+    named = [*([genotypes] if genotypes is not None else []), *(more or [])]
+    if data is not None:
+        named += map(str, find_all_genotypes(data))
+    if not named:
+        raise ConfigError("no cohort to predict", where="--genotypes", mend="--genotypes A.vcf.gz B.bed ...")
+    return named
+
+
+def _inputs(
+    data: Path | None,
+    genotypes: str | None,
+    phenotypes: Path | None,
+    trait: str | None,
+    covariates: Path | None,
+    blocks: Path | None,
+    groups: str | None,
+) -> Inputs:
+    from snpdeconv.launch.data_folder import find_inputs
+
+    if (data is None) == (genotypes is None):
+        raise ConfigError(
+            "give one of --data and --genotypes" if data is None else "give --data or --genotypes, not both",
+            where="submit",
+            mend="--data FOLDER, or --genotypes COHORT --phenotypes TSV --trait COLUMN",
+        )
+    place = data if data is not None else Path(str(genotypes))
+    return find_inputs(
+        place, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks, groups=groups
+    )
+
+
+def _folders(inputs: Inputs, out: Path | None) -> list[Path]:
+    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
+    return [(out or Path("run")).absolute().parent, *(Path(t).parent for t in tables if t is not None)]
+
+
+def _wait(record: Record) -> int:
+    """Tells each change until the job has ended; the exit code says how."""
+    from snpdeconv.launch.status import read_status
+    from snpdeconv.launch.table import detail_lines, progress_text
+
+    told = ""
+    while True:
+        (now,) = read_status([record])
+        line = f"{now.state}  {progress_text(now)}".strip()
+        if line != told:
+            logger.info("%s: %s", record.id, line)
+            told = line
+        if not now.is_live:
+            print("\n".join(detail_lines(now)))
+            return 0 if now.state == "done" else 2
+        time.sleep(_WAIT_POLL_S)
+
+
+def status(
+    job: JobName = None,
+    everything: Annotated[bool, typer.Option("--all", help="All there ever were.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs: state, progress, last metrics and, of one that failed, why."""
+    from snpdeconv.launch.records import all_records, find_record
+    from snpdeconv.launch.status import read_status
+    from snpdeconv.launch.table import as_dict, detail_lines, table_lines
+
+    if job is not None:
+        statuses = read_status([find_record(job)])
+        print("\n".join(detail_lines(statuses[0])))
+    else:
+        statuses = read_status(all_records() if everything else all_records()[-_NUM_SHOWN:])
+        print("\n".join(table_lines(statuses)) if statuses else "no jobs yet")
+    if as_json:
+        print(json.dumps([as_dict(one) for one in statuses]))
+
+
+def logs(
+    job: JobName = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Process of a job with several.")] = 0,
+    element: Annotated[int | None, typer.Option(min=0, help="Of an array, from 0.")] = None,
+) -> None:
+    """Show what a job has written."""
+    from snpdeconv.launch.logs import log_file, read_log
+    from snpdeconv.launch.records import find_record
+
+    record = find_record(job)
+    path = log_file(record, element=element, rank=rank)
+    logger.info("%s: %s", record.id, path)
+    for text in read_log(path, record=record, follow=follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Its ID, the start of it, or SLURM's number.")],
+) -> None:
+    """End a job. Its checkpoints stay: the same submission with --out goes on from there."""
+    from snpdeconv.launch.cancel import cancel as run
+    from snpdeconv.launch.records import find_record
+    from snpdeconv.launch.table import headline
+
+    print(headline(run(find_record(job))))

@@ -1,0 +1,268 @@
+"""Single effects of dosage, dominance and pairs, fitted as one sum, in one call.
+
+Owns the order of fits and scans and the prior of pairs; knows no file and no name.
+Shapes: N samples, V variants, P pairs, O outputs, C covariates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.deconvolution.heredity import inherited
+from snpdeconv.interpret.deconvolution.products import PairColumns, fitted_terms, pair_part
+from snpdeconv.interpret.deconvolution.terms import Terms
+from snpdeconv.interpret.pairs import PairScan, scan_pairs
+from snpdeconv.interpret.single_effects import (
+    CredibleSet,
+    Settings,
+    SingleEffectsFit,
+    credible_sets,
+    fit_one_against_rest,
+    fit_single_effects,
+    joint_pip,
+)
+from snpdeconv.interpret.single_effects.fit import LOGISTIC_VARIANCE, snp_weights
+
+Kind = Literal["quantitative", "binary", "multiclass"]
+Floats = NDArray[np.float64]
+
+# Prior weight of all pairs tested together; the dosages of all SNPs together weigh 1.
+PAIRS_WEIGHT = 1.0
+# A pair whose Bayes factor is below this share of what its prior asks for cannot act.
+WEAK = 0.3
+# Share of the residual's variance by which single SNPs have to give way to pairs for a second scan.
+GIVEN_WAY = 0.05
+
+
+@dataclass(frozen=True)
+class PairEffects:
+    """Pairs of SNPs that joined the last fit, most probable first.
+
+    Attributes:
+        first: (P,) variant, smaller than `second`.
+        second: (P,) variant.
+        effect: (P,) posterior mean coefficient of the standardised product, in the trait's unit or log odds,
+            0 where the pair does not act.
+        pip: (P,) probability that the pair acts.
+        neg_log10_p: (P,) -log10 p-value of the exact test, not corrected for the number of pairs.
+        q_value: (P,) false discovery rate of the clump of linked pairs that this one belongs to.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    effect: Floats
+    pip: Floats
+    neg_log10_p: Floats
+    q_value: Floats
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+@dataclass(frozen=True)
+class Deconvolution:
+    """A trait taken apart.
+
+    Attributes:
+        kind: Of the trait.
+        fits: One, or one a class, that class against the rest.
+        pairs: Pairs that joined the fit.
+        pip: (V,) probability that a SNP takes part in any effect.
+        score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
+        sets: 95 % credible sets, strongest evidence first within each fit.
+        terms: What predicts the trait of other samples.
+        fitted: (N, O) linear predictor of the samples of the fit.
+    """
+
+    kind: Kind
+    fits: tuple[SingleEffectsFit, ...]
+    pairs: PairEffects
+    pip: Floats
+    score: Floats
+    sets: tuple[CredibleSet, ...]
+    terms: Terms
+    fitted: Floats
+
+
+def deconvolve(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    kind: Kind,
+    chrom: NDArray[np.object_],
+    position_bp: NDArray[np.int64],
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    pairs: bool = True,
+    settings: Settings | None = None,
+) -> Deconvolution:
+    """Takes a trait apart into effects of single SNPs, their dominance and pairs of SNPs.
+
+    Dosages and dominance columns are fitted first; all pairs are scanned on what they leave, and the pairs
+    found join the fit. Where single SNPs that had stood for pairs gave way to them, the scan is made once
+    more on what dosages and dominance columns alone now leave, and its pairs replace the first ones. In a
+    last fit the prior of the SNPs of pairs is larger
+    (:func:`~snpdeconv.interpret.deconvolution.heredity.inherited`).
+
+    Args:
+        genotypes: The cohort.
+        target: (N,) values of the samples in `rows`; zeros and ones, or class indices, of classes.
+        kind: Kind of the trait; one of classes is fitted class against the rest, without pairs.
+        chrom: (V,) chromosomes.
+        position_bp: (V,) places.
+        rows: (N,) samples fitted; all by default.
+        covariates: (N, C) of these samples, without an intercept.
+        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
+        pairs: Whether to look for pairs.
+        settings: How to fit.
+
+    Raises:
+        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    """
+    cohort = genotypes if rows is None else genotypes.take(rows=rows)
+    how = settings or Settings()
+    if kind == "multiclass":
+        fits = fit_one_against_rest(
+            cohort, target, covariates=covariates, prior_weights=prior_weights, settings=how
+        )
+        return _joined(cohort, kind, fits, columns=None, found=None)
+    study = _Study(
+        cohort=cohort,
+        truth=np.asarray(target, dtype=np.float64),
+        kind=kind,
+        chrom=chrom,
+        position_bp=position_bp,
+        covariates=covariates,
+        prior_weights=snp_weights(prior_weights, num_variants=cohort.num_variants),
+        settings=how,
+    )
+    if not pairs:
+        return _joined(cohort, kind, (study.fit(None),), columns=None, found=None)
+    single = study.fit(None, refine=False).fitted
+    found, columns = study.scan(single)
+    weights = None
+    # Pairs too weak to act in any fit need none to tell.
+    if (found.t**2).max(initial=0.0) / 2 > np.log(WEAK * max(1, found.num_tested) / PAIRS_WEIGHT):
+        earlier = study.fit(columns, refine=False)
+        left = earlier.fitted - pair_part(earlier, columns)
+        if np.var(left - single) > GIVEN_WAY * study.noise(left):
+            found, columns = study.scan(left)
+            earlier = study.fit(columns, refine=False)
+        weights = study.inherited(earlier, columns)
+    fit = study.fit(columns, prior_weights=weights)
+    return _joined(cohort, kind, (fit,), columns=columns, found=found)
+
+
+@dataclass(frozen=True)
+class _Study:
+    cohort: PackedGenotypes
+    truth: Floats
+    kind: Literal["quantitative", "binary"]
+    chrom: NDArray[np.object_]
+    position_bp: NDArray[np.int64]
+    covariates: ArrayLike | None
+    prior_weights: Floats
+    settings: Settings
+
+    def inherited(self, earlier: SingleEffectsFit, columns: PairColumns) -> Floats:
+        """(V,) prior weights after a fit of single SNPs and of the columns."""
+        return self.prior_weights + inherited(earlier, columns) * (self.prior_weights > 0)
+
+    def fit(
+        self, columns: PairColumns | None, *, prior_weights: Floats | None = None, refine: bool = True
+    ) -> SingleEffectsFit:
+        """Fits all columns; only the last fit has to look for a better optimum than the first one.
+
+        Args:
+            columns: The pairs that join, if any.
+            prior_weights: (V,); those of the study by default.
+            refine: Whether to look.
+        """
+        weights = self.prior_weights if prior_weights is None else prior_weights
+        extra = None
+        if columns is not None:
+            # The fit takes a SNP's weights relative to the sum of their dosages.
+            each = PAIRS_WEIGHT / max(1, columns.num_tested) / weights.sum()
+            extra = columns.extra(np.full(len(columns.pairs), each))
+        return fit_single_effects(
+            self.cohort,
+            self.truth,
+            kind=self.kind,
+            covariates=self.covariates,
+            prior_weights=weights,
+            extra=extra,
+            settings=replace(self.settings, refine=refine and self.settings.refine),
+        )
+
+    def scan(self, linear: Floats) -> tuple[PairScan, PairColumns]:
+        """Scans what a linear predictor without pairs leaves of the trait."""
+        mean = special.expit(linear) if self.kind == "binary" else None
+        found = scan_pairs(
+            self.cohort,
+            self.truth - (linear if mean is None else mean),
+            chrom=self.chrom,
+            position_bp=self.position_bp,
+            mean=mean,
+            covariates=self.covariates,
+            device=self.settings.device,
+        )
+        columns = PairColumns.of(
+            self.cohort, found.pairs, num_tested=found.num_tested, device=self.settings.device
+        )
+        return found, columns
+
+    def noise(self, linear: Floats) -> float:
+        """Variance that a linear predictor leaves, on its own scale."""
+        return LOGISTIC_VARIANCE if self.kind == "binary" else float(np.var(self.truth - linear))
+
+
+def _joined(
+    cohort: PackedGenotypes,
+    kind: Kind,
+    fits: tuple[SingleEffectsFit, ...],
+    *,
+    columns: PairColumns | None,
+    found: PairScan | None,
+) -> Deconvolution:
+    pip = joint_pip(fits)
+    evidence = ENOUGH_EVIDENCE + math.log(len(fits))
+    further = 1 - np.prod([1 - fit.next_effect for fit in fits], axis=0)
+    return Deconvolution(
+        kind=kind,
+        fits=fits,
+        pairs=_pair_effects(fits[0], columns, found),
+        pip=pip,
+        score=1 - (1 - pip) * (1 - 0.5 * further),
+        sets=tuple(one for fit in fits for one in credible_sets(fit, cohort, min_log_bayes_factor=evidence)),
+        terms=fitted_terms(fits, columns),
+        fitted=np.column_stack([fit.fitted for fit in fits]),
+    )
+
+
+def _pair_effects(fit: SingleEffectsFit, columns: PairColumns | None, found: PairScan | None) -> PairEffects:
+    if columns is None or found is None:
+        nothing, none = np.empty(0), np.empty(0, dtype=np.int64)
+        return PairEffects(none, none, nothing, nothing, nothing, nothing)
+    first_extra = len(fit.column_pip) - len(found)
+    pip = fit.column_pip[first_extra:]
+    effect = np.zeros(len(fit.column_pip))
+    for one in fit.effects:
+        effect[one.columns] += one.alpha * one.mean
+    of_clump = found.q_value[found.leads]
+    order = np.lexsort((-found.neg_log10_p, -pip))
+    return PairEffects(
+        first=found.i[order],
+        second=found.j[order],
+        effect=effect[first_extra:][order],
+        pip=pip[order],
+        neg_log10_p=found.neg_log10_p[order],
+        q_value=of_clump[found.clump][order],
+    )

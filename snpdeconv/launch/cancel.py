@@ -1,0 +1,74 @@
+"""Ends a job of SLURM or of this machine, and what hangs on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+
+from snpdeconv.errors import ResourceError
+from snpdeconv.launch.records import Outcome, Record, write_outcome
+from snpdeconv.launch.scheduler import find_process
+from snpdeconv.launch.status import JobStatus, read_status
+
+_PATIENCE_S = 30.0
+
+
+def cancel(record: Record) -> JobStatus:
+    """Ends a job; one that has ended stays as it was.
+
+    Args:
+        record: The submission.
+
+    Returns:
+        How it is then.
+
+    Raises:
+        ResourceError: SLURM does not take the request.
+    """
+    (before,) = read_status([record])
+    if not before.is_live:
+        return before
+    if record.scheduler == "slurm":
+        _cancel_on_slurm(record)
+    else:
+        _end_processes(record)
+        for place in range(len(record.elements)) if record.elements else [None]:
+            if record.outcome(place) is None:
+                write_outcome(record.folder, place, Outcome("cancelled", "cancelled"))
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        (after,) = read_status([record])
+        if not after.is_live or time.monotonic() > deadline:
+            return after
+        time.sleep(0.5)
+
+
+def _cancel_on_slurm(record: Record) -> None:
+    try:
+        subprocess.run(
+            ["scancel", record.scheduler_id], check=True, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", "") or str(error)
+        raise ResourceError(f"scancel failed ({told.strip()})", where=record.id) from error
+
+
+def _end_processes(record: Record) -> None:
+    """Asks the job's processes to end, and makes them when they do not.
+
+    The controller has a session of its own, and hands SIGTERM on to the ranks.
+    """
+    process = find_process(record)
+    if process is None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=_PATIENCE_S / 2)
+    except psutil.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,206 @@
+"""What runs inside a job: a frozen description that submitit carries there and calls on every rank.
+
+Only paths travel. Whatever a job has done is found again on disk, so that a preempted, timed-out, requeued or
+restarted one is the same case.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
+
+from snpdeconv.config import Config, read_yaml, validate
+from snpdeconv.console import configure_logging
+from snpdeconv.errors import UserError
+from snpdeconv.launch.leaving import TimeUp
+from snpdeconv.launch.records import Outcome, begin, read_outcome, write_outcome
+from snpdeconv.training.preemption import Preempted
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PORT = 20_000
+_NUM_PORTS = 12_000
+"""Below the ports that systems give away by themselves."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every job knows.
+
+    Attributes:
+        record: Folder of its record.
+        settings: Its frozen settings, a YAML file.
+        notice_s: How long before its end it is told.
+        in_container: Whether its processes run in a container.
+        element: Its place in an array.
+    """
+
+    record: str
+    settings: str
+    notice_s: float
+    in_container: bool
+    element: int | None = None
+
+    def __call__(self) -> None:
+        """Does the work, on every rank, and writes how it ended."""
+        configure_logging()
+        environment = JobEnvironment()
+        join_ranks(environment)
+        folder = Path(self.record)
+        first = environment.global_rank == 0
+        if first:
+            begin(folder, self.element)
+
+        def fail(reason: str) -> None:
+            write_outcome(folder, self.element, Outcome("failed", reason))
+
+        with TimeUp(notice_s=self.notice_s, in_container=self.in_container, gave_up=fail) as time_up:
+            try:
+                result = self.work(read_settings(Path(self.settings)))
+            except Preempted as stop:
+                logger.warning("%s", stop)
+                time_up.leave()
+            except UserError as error:
+                # Trying again would come to the same end.
+                logger.error("%s", error)
+                fail(str(error))
+                raise SystemExit(2) from error
+            except UncompletedJobError:
+                time_up.tell_it_gave_up()
+                raise
+            except Exception as error:
+                fail(f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (see the log)")
+                raise
+            else:
+                if first:
+                    write_outcome(folder, self.element, Outcome("done", result=result))
+
+    def work(self, config: Config) -> dict[str, Any]:
+        """The work itself; gives what is worth keeping of its result."""
+        raise NotImplementedError
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts after a requeue: the same again."""
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """Trains, ranks and registers.
+
+    Attributes:
+        inputs: The run's input files, a JSON file.
+        model_name: Name in the registry.
+        out: The run's folder.
+    """
+
+    inputs: str
+    model_name: str
+    out: str
+
+    def work(self, config: Config) -> dict[str, Any]:
+        """Trains, or goes on training."""
+        from snpdeconv.pipelines.inputs import Inputs
+        from snpdeconv.pipelines.train import train
+
+        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        result = train(config, inputs, model_name=self.model_name, out=Path(self.out))
+        return {} if result is None else asdict(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob(Job):
+    """Predicts one cohort.
+
+    Attributes:
+        model: NAME/version.
+        genotypes: The cohort.
+        covariates: Table of covariates, where the model takes one.
+        out: Table to write.
+    """
+
+    model: str
+    genotypes: str
+    covariates: str | None
+    out: str
+
+    def work(self, config: Config) -> dict[str, Any]:
+        """Predicts; a table that is there is written anew."""
+        from snpdeconv.pipelines.predict import predict
+
+        covariates = None if self.covariates is None else Path(self.covariates)
+        return asdict(
+            predict(
+                config,
+                model=self.model,
+                genotypes=self.genotypes,
+                covariates=covariates,
+                out=Path(self.out),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """An array on one machine: its jobs one after the other, each with an outcome of its own."""
+
+    jobs: tuple[Job, ...]
+
+    def __call__(self) -> None:
+        """Does all of them; those that fail are told at the end."""
+        failed = [job.element for job in self.jobs if not _succeeds(job)]
+        if failed:
+            raise SystemExit(2)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts after a restart: those that are not done."""
+        return DelayedSubmission(self)
+
+
+def _succeeds(job: Job) -> bool:
+    before = read_outcome(Path(job.record), job.element)
+    if before is not None and before.end == "done":
+        return True
+    try:
+        job()
+    except SystemExit as end:
+        if end.code != 2:
+            raise  # told to end
+        return False
+    except Exception:
+        logger.exception("this one failed; the others go on")
+        return False
+    return True
+
+
+def read_settings(path: Path) -> Config:
+    """The settings that were frozen at submission, the preset's name among them."""
+    return validate(read_yaml(path.read_text(), where=path), where=str(path))
+
+
+def join_ranks(environment: JobEnvironment) -> None:
+    """Says in torchrun's variables where this process stands among those of the job.
+
+    Args:
+        environment: submitit's.
+    """
+    if environment.num_tasks == 1:
+        return
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    os.environ.update(
+        MASTER_ADDR=environment.hostnames[0],
+        MASTER_PORT=str(_FIRST_PORT + zlib.crc32(environment.job_id.encode()) % _NUM_PORTS),
+        RANK=str(environment.global_rank),
+        WORLD_SIZE=str(environment.num_tasks),
+        # Where each process is shown its own GPU only, that one is number 0.
+        LOCAL_RANK=str(environment.local_rank % len(visible) if visible else environment.local_rank),
+        LOCAL_WORLD_SIZE=str(environment.num_tasks // environment.num_nodes),
+    )

@@ -1,0 +1,274 @@
+"""From what a user asked to a job in the queue, with its record; what could fail is looked at before."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import yaml
+
+from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError
+from snpdeconv.files import write_text
+from snpdeconv.launch import executor
+from snpdeconv.launch.data_folder import check_genotypes
+from snpdeconv.launch.executor import Plan
+from snpdeconv.launch.jobs import InTurn, Job, PredictJob, TrainJob
+from snpdeconv.launch.records import Kind, Record, discard, jobs_dir, new_record, save
+from snpdeconv.launch.request import make_request
+from snpdeconv.launch.site import Site
+from snpdeconv.launch.target import Target, choose_target, track_at
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.run_folder import RunFolder, run_settings
+from snpdeconv.tracking.registry import check_model_name, resolve
+
+logger = logging.getLogger(__name__)
+
+
+def submit_train(
+    config: Config,
+    inputs: Inputs,
+    *,
+    model_name: str,
+    out: Path | None,
+    site: Site,
+    command: str,
+    after: Sequence[Record] = (),
+) -> Record:
+    """Submits a training.
+
+    Args:
+        config: The settings.
+        inputs: The files.
+        model_name: Name in the registry.
+        out: The run's folder; by default one of the job's name in the site's folder, or in this one.
+        site: Where to.
+        command: What the user typed.
+        after: Jobs that must have ended well before.
+
+    Returns:
+        What was submitted.
+
+    Raises:
+        UserError: Something to mend, before anything is queued.
+    """
+    check_model_name(model_name)
+    track_at(site)
+    target = choose_target(config, site=site)
+    record = make_record("train", config, target, model=model_name, command=command, after=after)
+    out = out.absolute() if out is not None else _results(site) / record.id
+    record = replace(record, out=str(out))
+    try:
+        # Looks whether the folder is free, or holds this very run.
+        with RunFolder(out, settings=run_settings(config, model_name=model_name)):
+            pass
+        settings = _write_settings(record, config)
+        write_text(record.folder / "inputs.json", json.dumps(asdict(inputs), indent=2) + "\n")
+        job = TrainJob(
+            record=str(record.folder),
+            settings=str(settings),
+            notice_s=target.request.signal_delay_s,
+            in_container=site.container.runtime != "none",
+            inputs=str(record.folder / "inputs.json"),
+            model_name=model_name,
+            out=str(out),
+        )
+        tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
+        needs = (out.parent, *(Path(table).parent for table in tables if table is not None))
+        return launch([job], record, target, needs=needs, after=after)
+    except BaseException:
+        discard(record)
+        raise
+
+
+def submit_predict(
+    config: Config,
+    *,
+    model: str,
+    genotypes: Sequence[str],
+    covariates: Path | None,
+    out: Path | None,
+    site: Site,
+    command: str,
+    after: Sequence[Record] = (),
+) -> Record:
+    """Submits predictions of one cohort, or of several as an array.
+
+    Args:
+        config: Batch size, device and resources.
+        model: NAME@alias or NAME/version; an alias is resolved now, for all alike.
+        genotypes: The cohorts.
+        covariates: Table of covariates.
+        out: Folder of the tables, one a cohort.
+        site: Where to.
+        command: What the user typed.
+        after: Jobs that must have ended well before.
+
+    Returns:
+        What was submitted.
+
+    Raises:
+        UserError: Something to mend, before anything is queued.
+    """
+    for cohort in genotypes:
+        check_genotypes(Path(cohort))
+    track_at(site)
+    reference = resolve(model)
+    version = f"{reference.name}/{reference.version}"
+    target = choose_target(config, site=site, one_process=True)
+    elements = tuple(str(Path(cohort).absolute()) for cohort in genotypes)
+    record = make_record("predict", config, target, model=version, command=command, after=after)
+    record = replace(record, elements=elements if len(elements) > 1 else ())
+    folder = out.absolute() if out is not None else _results(site) / record.id
+    record = replace(record, out=str(folder))
+    try:
+        if folder.is_file():
+            raise ConfigError("is a file", where=folder, mend="give a folder for the tables")
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = _write_settings(record, config)
+        jobs = [
+            PredictJob(
+                record=str(record.folder),
+                settings=str(settings),
+                notice_s=target.request.signal_delay_s,
+                in_container=site.container.runtime != "none",
+                element=place if record.elements else None,
+                model=version,
+                genotypes=cohort,
+                covariates=None if covariates is None else str(covariates.absolute()),
+                out=str(table),
+            )
+            for place, (cohort, table) in enumerate(zip(elements, _tables(folder, elements), strict=True))
+        ]
+        needs = (folder, *(Path(cohort).parent for cohort in elements))
+        return launch(jobs, record, target, needs=needs, after=after)
+    except BaseException:
+        discard(record)
+        raise
+
+
+def show_script(config: Config, *, site: Site, name: str, needs: Sequence[Path], num_elements: int) -> str:
+    """The sbatch script that `submit` would hand over; needs no SLURM and writes nothing.
+
+    Args:
+        config: The settings.
+        site: Where to.
+        name: The model's name.
+        needs: Files that a container must see.
+        num_elements: Cohorts to predict; 0 for a training.
+    """
+    plan = Plan(
+        name=f"snpdeconv-{name}",
+        request=make_request(config, one_process=num_elements > 0),
+        site=site,
+        folder=jobs_dir() / f"{name}-DATE-TIME" / "log",
+        needs=tuple(needs),
+    )
+    return executor.sbatch_script(plan, num_elements=num_elements)
+
+
+def launch(
+    jobs: Sequence[Job],
+    record: Record,
+    target: Target,
+    *,
+    needs: Sequence[Path],
+    after: Sequence[Record] = (),
+) -> Record:
+    """Queues jobs, or starts them here, and completes their record.
+
+    Args:
+        jobs: One, or the elements of an array.
+        record: From `make_record`.
+        target: Where they go.
+        needs: Files and folders that a container must see.
+        after: Submissions that must have ended well before; on SLURM only.
+
+    Raises:
+        UserError: It cannot be queued.
+    """
+    plan = Plan(
+        name=f"snpdeconv-{record.model.replace('/', '-').replace(' ', '-')}",
+        request=target.request,
+        site=target.site,
+        folder=record.log_folder,
+        needs=tuple(needs),
+        after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
+    )
+    save(record)
+    if target.scheduler == "slurm":
+        record = replace(record, scheduler_id=executor.submit_to_slurm(jobs, plan))
+    else:
+        pid = executor.submit_here(jobs[0] if len(jobs) == 1 else InTurn(tuple(jobs)), plan)
+        record = replace(record, scheduler_id=str(pid), process_created=psutil.Process(pid).create_time())
+    save(record)
+    return record
+
+
+def make_record(
+    kind: Kind,
+    config: Config,
+    target: Target,
+    *,
+    model: str,
+    command: str,
+    after: Sequence[Record] = (),
+) -> Record:
+    """A new record, with its folder, of what is about to be submitted.
+
+    Args:
+        kind: What it does.
+        config: Its settings.
+        target: Where it goes.
+        model: The model's name, or NAME/version.
+        command: What the user typed.
+        after: Submissions that it waits for.
+    """
+    return new_record(
+        Record(
+            id=f"{model.partition('/')[0].replace(' ', '-')}",
+            kind=kind,
+            preset=config.preset,
+            model=model,
+            out="",
+            site=target.site.name,
+            scheduler=target.scheduler,
+            command=command,
+            submitted=time.time(),
+            host="",
+            partition=(target.site.partition or "") if target.scheduler == "slurm" else "",
+            num_tasks=target.request.num_tasks,
+            after=tuple(earlier.id for earlier in after),
+        )
+    )
+
+
+def _write_settings(record: Record, config: Config) -> Path:
+    """Freezes the settings, with the preset's name, by which a run is told from another."""
+    path = record.folder / "settings.yaml"
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return path
+
+
+def _results(site: Site) -> Path:
+    return Path.cwd() if site.folder is None else Path(site.folder).absolute()
+
+
+def _tables(folder: Path, cohorts: Sequence[str]) -> list[Path]:
+    """A table for each cohort, named after it; cohorts of one name are numbered."""
+    names: list[str] = []
+    for cohort in cohorts:
+        name = Path(cohort).name
+        for suffix in (".gz", ".bgz", ".vcf", ".bcf", ".bed", ".pgen"):
+            name = name.removesuffix(suffix)
+        names.append(name)
+    tables = []
+    for place, name in enumerate(names):
+        number = names[: place + 1].count(name)
+        tables.append(folder / (f"{name}.tsv" if names.count(name) == 1 else f"{name}-{number}.tsv"))
+    return tables

@@ -1,0 +1,237 @@
+"""What single effects find in a study, and its tables: credible sets, pairs, blocks.
+
+Shapes: N people, V variants, C covariates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from snpdeconv.config import InterpretationConfig
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics.variants import Variants
+from snpdeconv.interpret.block_pve import BlockPVE, block_pve
+from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
+from snpdeconv.interpret.decoys import decoy_scores, q_values
+from snpdeconv.interpret.effect_tables import (
+    block_table,
+    credible_set_table,
+    effect_kind,
+    pair_table,
+    set_of_variant,
+)
+from snpdeconv.interpret.ranking import Posterior, write_tsv
+from snpdeconv.interpret.single_effects import CredibleSet, Settings, SingleEffectsFit, credible_sets
+from snpdeconv.interpret.single_effects.credible_sets import ENOUGH_EVIDENCE
+from snpdeconv.pipelines.dataset import Study
+
+logger = logging.getLogger(__name__)
+
+TABLES = ("credible_sets", "pairs", "blocks")
+
+# People times pairs of SNPs, once for the cohort and once for each draw of decoys, up to which
+# `interpretation.pairs=auto` looks at all of them: 2 minutes of one core for each 1e12.
+MOST_PAIR_OPERATIONS = {"cpu": 3e12, "cuda": 3e15}
+
+
+@dataclass(frozen=True)
+class People:
+    """The people and variants that are ranked on, and their trait.
+
+    Attributes:
+        genotypes: (N, V).
+        target: (N,) values, 0 and 1, or classes.
+        kind: Kind of the trait.
+        classes: Names of its classes.
+        covariates: (N, C).
+        variants: The V variants.
+        blocks: Their LD blocks.
+    """
+
+    genotypes: PackedGenotypes
+    target: NDArray[np.float32] | NDArray[np.int64]
+    kind: TraitKind
+    classes: tuple[str, ...]
+    covariates: NDArray[np.float32]
+    variants: Variants
+    blocks: Blocks
+
+    @classmethod
+    def of(cls, study: Study) -> People:
+        """All people of a study."""
+        return cls(
+            genotypes=study.genotypes,
+            target=study.target,
+            kind=study.trait.kind,
+            classes=study.trait.classes,
+            covariates=study.covariates,
+            variants=study.variants,
+            blocks=study.blocks,
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What single effects say of a study.
+
+    Attributes:
+        deconvolution: The fit.
+        posterior: Of each variant.
+        share: Explained variance of each block.
+        tables: The tables of :data:`TABLES`, by name.
+    """
+
+    deconvolution: Deconvolution
+    posterior: Posterior
+    share: BlockPVE
+    tables: Mapping[str, pd.DataFrame]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The findings in numbers, as a run logs them."""
+        return {
+            "credible_sets": float(len(self.tables["credible_sets"])),
+            "pairs": float((self.tables["pairs"]["pip"] > 0.5).sum()),
+            "sum_of_pips": float(self.posterior.pip.sum()),
+            "pve": self.share.total,
+            "pve_low": self.share.total_low,
+            "pve_high": self.share.total_high,
+        }
+
+
+def deconvolve_people(
+    people: People, *, settings: InterpretationConfig, seed: int, device: torch.device
+) -> Findings:
+    """Fits single effects to everyone, counts decoys, and makes the tables.
+
+    Args:
+        people: Whom to look at.
+        settings: Coverage, pairs and decoys are used.
+        seed: Of decoys and draws.
+        device: Where to compute.
+    """
+    started = time.monotonic()
+    how: dict[str, Any] = {
+        "chrom": people.variants.chrom,
+        # A copy: torch warns of arrays that are read-only, as those of a table are.
+        "position_bp": people.variants.position_bp.copy(),
+        "covariates": people.covariates,
+        "pairs": _looks_for_pairs(people, settings, device=device),
+        "settings": Settings(device=str(device)),
+    }
+    found = deconvolve(people.genotypes, people.target, kind=people.kind, **how)
+    sets = _strongest_first(found.fits, people.genotypes, coverage=settings.coverage)
+    logger.info(
+        "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
+        " and pairs" if how["pairs"] else "",
+        people.genotypes.num_samples,
+        sum(len(fit.effects) for fit in found.fits),
+        len(sets),
+        time.monotonic() - started,
+    )
+    share = block_pve(
+        found.fits,
+        people.genotypes,
+        kind=people.kind,
+        blocks=people.blocks,
+        covariates=people.covariates,
+        seed=seed,
+    )
+    only_sets = [one for _, one in sets]
+    tables = {
+        "credible_sets": credible_set_table(
+            only_sets,
+            variants=people.variants,
+            kinds=[effect_kind(found.fits[number], one.effects[0]) for number, one in sets],
+            classes=[people.classes[number] for number, _ in sets] if people.kind == "multiclass" else [],
+        ),
+        "pairs": pair_table(found.pairs, variants=people.variants),
+        "blocks": block_table(
+            people.blocks,
+            variants=people.variants,
+            share=share,
+            pip=found.pip,
+            score=found.score,
+            sets=only_sets,
+        ),
+    }
+    posterior = Posterior(
+        pip=found.pip,
+        credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
+        q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, how=how),
+    )
+    return Findings(deconvolution=found, posterior=posterior, share=share, tables=tables)
+
+
+def write_tables(findings: Findings, folder: Path) -> dict[str, Path]:
+    """Writes the tables as ``NAME.tsv``; gives the path of each by name."""
+    paths = {name: folder / f"{name}.tsv" for name in TABLES}
+    for name, path in paths.items():
+        write_tsv(findings.tables[name], path)
+    return paths
+
+
+def _looks_for_pairs(people: People, settings: InterpretationConfig, *, device: torch.device) -> bool:
+    if people.kind == "multiclass":
+        return False
+    if settings.pairs != "auto":
+        return settings.pairs
+    num_variants = people.genotypes.num_variants
+    num_looks = 1 + settings.decoys
+    num_operations = num_looks * people.genotypes.num_samples * num_variants * (num_variants - 1) / 2
+    most = MOST_PAIR_OPERATIONS[device.type]
+    if num_operations > most:
+        logger.info(
+            "no pairs of SNPs are looked for: with decoys that is %.2g people × pairs, and auto stops at "
+            "%.0g on a %s; --set interpretation.pairs=true looks all the same",
+            num_operations, most, "CPU" if device.type == "cpu" else "GPU",
+        )  # fmt: skip
+    return num_operations <= most
+
+
+def _q_values(
+    people: People, found: Deconvolution, *, num_draws: int, seed: int, how: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """(V,) false discovery rates counted from decoys; NaN where none are asked for."""
+    if not num_draws:
+        return np.full(len(people.variants), np.nan)
+    started = time.monotonic()
+    try:
+        decoys = decoy_scores(people.genotypes, people.target, found, **how, num_draws=num_draws, seed=seed)
+    except InputError:
+        # The single effects explain the trait wholly, and decoys have nothing left to compete for.
+        logger.warning("the SNPs found leave nothing of the trait unexplained: no q-values from decoys")
+        return np.full(len(people.variants), np.nan)
+    q_value = q_values(people.genotypes, found, decoys)
+    logger.info(
+        "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",
+        num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,
+    )  # fmt: skip
+    return q_value
+
+
+def _strongest_first(
+    fits: tuple[SingleEffectsFit, ...], genotypes: PackedGenotypes, *, coverage: float
+) -> list[tuple[int, CredibleSet]]:
+    """Credible sets of all fits, each with the number of its fit."""
+    evidence = ENOUGH_EVIDENCE + math.log(len(fits))
+    sets = [
+        (number, one)
+        for number, fit in enumerate(fits)
+        for one in credible_sets(fit, genotypes, coverage=coverage, min_log_bayes_factor=evidence)
+    ]
+    return sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor)

@@ -1,0 +1,244 @@
+"""The linear part of a network before its training: a sparse fit, cross-fitted, and a ridge regression.
+
+Carries terms from `interpret`, which finds them, to `models`, which holds them; keeps the fit in a file.
+Shapes: N training people, V variants, S slots, O outputs, C covariates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from snpdeconv.config import Config
+from snpdeconv.errors import InputError
+from snpdeconv.files import replacing
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.deconvolution import Terms, deconvolve
+from snpdeconv.interpret.single_effects import Settings
+from snpdeconv.models.linear import LinearFit, SparseScores, fit_linear
+from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.pipelines.dataset import Dataset
+from snpdeconv.pipelines.deconvolution import MOST_PAIR_OPERATIONS
+from snpdeconv.version import __version__
+
+logger = logging.getLogger(__name__)
+
+# Folds of the cross-fit by size (people times variants times classes): five cost four times the fit itself,
+# two as much as it; the larger the cohort, the less a fit to half of it differs.
+FOLDS = ((1e7, 5), (1e8, 3), (np.inf, 2))
+# Each class is a fit of its own, and each fold as many again.
+MOST_CLASSES = 4
+SMALLEST_CLASS = 20
+# Leave-one-out R squared of the class indicators from which on a sparse fit has nothing to add: ancestry
+# reaches .96, and single effects look for it in vain for minutes.
+ENOUGH = 0.9
+# What the fit writes into the model.
+_FITTED = ("wide.", "sparse.", "body.slot_attention.place", "body.pool.place")
+_OFFSET = "offset"
+
+
+def fit_linear_part(
+    model: InterpretableSNPModel, dataset: Dataset, *, config: Config, device: torch.device, path: Path
+) -> Tensor:
+    """Fills the linear part of a model from the training people, or from the file of an interrupted run.
+
+    Args:
+        model: New, with ``linear="fitted"``, on `device`.
+        dataset: The cohort.
+        config: `model.linear` says whether there is a sparse part, `interpretation.pairs` whether it looks
+            for pairs.
+        device: Where to compute.
+        path: The file of the fit.
+
+    Returns:
+        (N, O) what makes the model's linear part a prediction of people left out, for `_loader`.
+    """
+    digest = _digest(config, dataset)
+    kept = _read(path, digest=digest)
+    if kept is None:
+        started = time.monotonic()
+        kept = {_OFFSET: _fit(model, dataset, config=config, device=device)}
+        kept |= {
+            name: value.detach().cpu().contiguous()
+            for name, value in model.state_dict().items()
+            if name.startswith(_FITTED)
+        }
+        logger.info("linear part fitted in %.1f s", time.monotonic() - started)
+        with replacing(path) as temporary:
+            save_file(kept, temporary, metadata={"digest": digest})
+        return kept[_OFFSET]
+    logger.info("%s: the linear part was fitted before", path)
+    if "sparse.slot" in kept:
+        model.carry(
+            SparsePart(len(kept["sparse.slot"]), kept["sparse.pair"].shape[1], num_outputs=model.num_outputs)
+        )
+    offset = kept.pop(_OFFSET)
+    model.load_state_dict(kept, strict=False)
+    return offset
+
+
+def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, device: torch.device) -> Tensor:
+    train, kind = dataset.split.train, dataset.trait.kind
+
+    def fitted(sparse: SparseScores | None) -> LinearFit:
+        return fit_linear(
+            model,
+            torch.from_numpy(dataset.packed[train]),
+            torch.from_numpy(dataset.target[train]),
+            torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
+            kind=kind,
+            sparse=sparse,
+        )
+
+    if config.model.linear == "ridge":
+        return fitted(None).offset
+    if kind == "multiclass" and (alone := fitted(None)).loo_r2 > ENOUGH:
+        logger.info("the network builds on no sparse fit: ridge regression alone tells the classes apart")
+        return alone.offset
+    return fitted(_sparse(dataset, config=config, device=device)).offset
+
+
+def _sparse(dataset: Dataset, *, config: Config, device: torch.device) -> SparseScores | None:
+    """The sparse fit of the training people; None, its reason in the log, where there is none to have."""
+    reason = _reason_against(dataset)
+    if reason is None:
+        try:
+            scores = _Fits.of(dataset, config=config, device=device).cross_fitted(seed=config.training.seed)
+        except InputError as error:  # such as covariates that leave nothing to explain
+            reason = str(error)
+        else:
+            if len(scores.terms):
+                return scores
+            reason = "no SNP or pair has an effect that can be told from none"
+    logger.info("the network builds on no sparse fit: %s", reason)
+    return None
+
+
+def _reason_against(dataset: Dataset) -> str | None:
+    if dataset.trait.kind == "quantitative":
+        return None
+    counts = np.bincount(dataset.target[dataset.split.train].astype(np.int64))
+    if len(counts) > MOST_CLASSES:
+        return f"{len(counts)} classes would take as many fits (at most {MOST_CLASSES})"
+    if counts.min() < SMALLEST_CLASS:
+        return f"the smallest class has {counts.min()} training people (at least {SMALLEST_CLASS})"
+    return None
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Sparse fits to some of the training people."""
+
+    genotypes: PackedGenotypes
+    dataset: Dataset
+    pairs: bool
+    device: torch.device
+
+    @classmethod
+    def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
+        genotypes = dataset.genotypes.take(rows=dataset.split.train)
+        size, num = genotypes.num_samples, genotypes.num_variants
+        affordable = size * num * (num - 1) / 2 <= MOST_PAIR_OPERATIONS[device.type]
+        wanted = config.interpretation.pairs
+        return cls(genotypes, dataset, affordable if wanted == "auto" else wanted, device)
+
+    @property
+    def target(self) -> NDArray[np.float32] | NDArray[np.int64]:
+        return self.dataset.target[self.dataset.split.train]
+
+    @property
+    def covariates(self) -> NDArray[np.float32]:
+        return self.dataset.covariates[self.dataset.split.train]
+
+    def cross_fitted(self, *, seed: int) -> SparseScores:
+        """The fit to everyone, and what fits to the other folds predict of each.
+
+        Raises:
+            InputError: There is nothing to fit.
+        """
+        everyone = np.arange(self.genotypes.num_samples)
+        terms = self.terms(everyone)
+        in_sample = self.predict(terms, everyone)
+        out_of_fold = np.empty_like(in_sample)
+        if not len(terms):
+            return SparseScores(self._in_slots(terms), in_sample=in_sample, out_of_fold=in_sample)
+        size = len(everyone) * self.genotypes.num_variants * in_sample.shape[1]
+        num_folds = next(folds for most, folds in FOLDS if size <= most)
+        fold = _folds(self.target, kind=self.dataset.trait.kind, num_folds=num_folds, seed=seed)
+        for one in range(num_folds):
+            held_out = np.flatnonzero(fold == one)
+            out_of_fold[held_out] = self.predict(self.terms(np.flatnonzero(fold != one)), held_out)
+        scores = SparseScores(terms=self._in_slots(terms), in_sample=in_sample, out_of_fold=out_of_fold)
+        logger.info(
+            "sparse part: %d terms, %d of them of pairs, in %d folds",
+            len(terms),
+            (terms.second >= 0).sum(),
+            num_folds,
+        )
+        return scores
+
+    def terms(self, rows: NDArray[np.int64]) -> Terms:
+        """Of the fit to some people, without its crumbs."""
+        found = deconvolve(
+            self.genotypes,
+            self.target[rows],
+            kind=self.dataset.trait.kind,
+            chrom=self.dataset.variants.chrom,
+            position_bp=self.dataset.variants.position_bp,
+            rows=rows,
+            covariates=self.covariates[rows],
+            pairs=self.pairs,
+            settings=Settings(device=str(self.device)),
+        ).terms
+        kept = SparseTerms(**vars(found)).without_crumbs(self.dataset.frequency)
+        return Terms(**vars(kept))
+
+    def predict(self, terms: Terms, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, O) linear predictors of some people."""
+        return terms.predict(self.genotypes.take(rows=rows), self.covariates[rows])
+
+    def _in_slots(self, terms: Terms) -> SparseTerms:
+        slot = np.append(self.dataset.layout.slot_of_variant, -1)
+        return replace(SparseTerms(**vars(terms)), first=slot[terms.first], second=slot[terms.second])
+
+
+def _folds(
+    target: NDArray[np.float32] | NDArray[np.int64], *, kind: str, num_folds: int, seed: int
+) -> NDArray[np.int64]:
+    """(N,) fold of each person; each class is spread evenly over the folds."""
+    order = np.random.default_rng(seed).permutation(len(target))
+    if kind != "quantitative":
+        order = order[np.argsort(target[order], kind="stable")]
+    fold = np.empty(len(target), dtype=np.int64)
+    fold[order] = np.arange(len(target)) % num_folds
+    return fold
+
+
+def _digest(config: Config, dataset: Dataset) -> str:
+    """What the fit depends on: settings, cohort, people, trait and covariates, and this version."""
+    digest = hashlib.sha256(json.dumps([__version__, dataset.cohort.digest, config.flat()]).encode())
+    for values in (dataset.split.train, dataset.columns, dataset.target, dataset.covariates):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, *, digest: str) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if file.metadata()["digest"] != digest:
+            logger.info("%s is of other settings or data; fitting anew", path)
+            return None
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping

@@ -1,0 +1,135 @@
+"""The files and figures of a finished run: tables, metrics, predictions, pictures.
+
+Knows no registry and no network's insides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from snpdeconv.config import Config
+from snpdeconv.files import write_json, write_text
+from snpdeconv.interpret.ranking import build_ranking, write_tsv
+from snpdeconv.pipelines.dataset import Dataset
+from snpdeconv.pipelines.deconvolution import TABLES, write_tables
+from snpdeconv.pipelines.evaluation import Evaluation, prediction_table
+from snpdeconv.pipelines.fit import Fitted
+from snpdeconv.pipelines.importance import Scores
+from snpdeconv.pipelines.report import draw_plots
+from snpdeconv.tracking.run import TrackedRun
+
+
+def write_results(
+    path: Path,
+    config: Config,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    scores: Scores,
+    fitted: Fitted,
+    *,
+    linear: Evaluation,
+) -> dict[str, str]:
+    """Writes everything into the run's folder; gives the paths by what they are.
+
+    Args:
+        path: The folder.
+        config: The settings.
+        dataset: The cohort.
+        evaluation: The test people.
+        scores: Of every variant.
+        fitted: The network and its history.
+        linear: The test people, as the network's linear part alone predicts them.
+    """
+    ranking = build_ranking(
+        dataset.variants,
+        block_names=dataset.blocks.name[dataset.blocks.of_variant],
+        scores=scores.by_method,
+        final=config.interpretation.rank_by,
+        posterior=scores.posterior,
+    )
+    paths = {
+        "ranking": path / "ranking.tsv",
+        "metrics": path / "metrics.json",
+        "predictions": path / "test_predictions.tsv",
+        "settings": path / "settings.yaml",
+        "model": path / "model",
+        "plots": path / "plots",
+    }
+    write_tsv(ranking, paths["ranking"])
+    if scores.findings is not None:
+        paths |= write_tables(scores.findings, path)
+    write_tsv(test_predictions(dataset, evaluation), paths["predictions"])
+    write_text(paths["settings"], config.to_yaml())
+    write_json(
+        paths["metrics"],
+        {
+            "test": evaluation.test,
+            "test_of_linear_part": linear.test,
+            "cohort": dataset.report,
+            "lambda_gc": _finite(scores.lambda_gc),
+            "single_effects": scores.found,
+            "completeness_gap": _finite(scores.completeness_gap),
+            "epochs": len(fitted.history["epoch"]),
+            "best_epoch": fitted.best_epoch,
+        },
+    )
+    draw_plots(
+        paths["plots"],
+        config=config,
+        ranking=ranking,
+        findings=scores.findings,
+        dataset=dataset,
+        evaluation=evaluation,
+        history=fitted.history,
+        start=fitted.start,
+        best_epoch=fitted.best_epoch,
+    )
+    return {name: str(place) for name, place in paths.items()}
+
+
+def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
+    """The test people with what was predicted for them and the truth, in the trait's units."""
+    rows = dataset.trait.rows[dataset.split.test]
+    table = prediction_table(
+        dataset.cohort.samples.take(rows),
+        evaluation.predictions,
+        kind=dataset.trait.kind,
+        classes=dataset.trait.classes,
+    )
+    truth = dataset.trait.values[dataset.split.test]
+    table["truth"] = np.array(dataset.trait.classes, dtype=object)[truth] if dataset.trait.classes else truth
+    return table
+
+
+def flat_metrics(evaluation: Evaluation, scores: Scores) -> dict[str, float]:
+    """The run's results in numbers, by the names that tracking shows."""
+    metrics = {
+        f"test/{name}" if part == "value" else f"test/{name}_{part}": value
+        for name, interval in evaluation.test.items()
+        for part, value in interval.items()
+        if value is not None
+    }
+    metrics["marginal/lambda_gc"] = scores.lambda_gc
+    metrics |= {f"single_effects/{name}": value for name, value in (scores.found or {}).items()}
+    if scores.completeness_gap is not None:
+        metrics["integrated_gradients/completeness_gap"] = scores.completeness_gap
+    return metrics
+
+
+def log_artifacts(run: TrackedRun, paths: dict[str, Any]) -> None:
+    """Has tables, pictures and the best checkpoint uploaded."""
+    for name in ("ranking", *TABLES, "metrics", "predictions", "settings"):
+        if name in paths:
+            run.log_artifact(Path(paths[name]))
+    for plot in sorted(Path(paths["plots"]).glob("*.png")):
+        run.log_artifact(plot, folder="plots")
+    for checkpoint in sorted((Path(paths["plots"]).parent / "checkpoints").glob("best*")):
+        run.log_artifact(checkpoint, folder="checkpoints")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,119 @@
+"""Who is champion: a challenger takes the alias only from the champion that it was compared with.
+
+Aliases in MLflow have no compare-and-set: promotions take turns by a lock in the home, so all that promote
+one model (a scheduled job, a person) must share a home.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from snpdeconv.errors import InputError, nearest
+from snpdeconv.tracking.connection import answering
+from snpdeconv.tracking.home import home, tracking_uri
+from snpdeconv.tracking.locks import locked
+from snpdeconv.tracking.registry import list_models
+
+logger = logging.getLogger(__name__)
+
+PREVIOUS = "snpdeconv.previous_champion"
+"""Tag of a version that was promoted: the version that was champion before it."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a promotion.
+
+    Attributes:
+        champion: The version that has the alias now; None if none has.
+        done: Whether the wanted version took it.
+    """
+
+    champion: int | None
+    done: bool
+
+
+def champion_of(name: str) -> int | None:
+    """The version that has the alias; None where the model or the alias is not there yet.
+
+    Raises:
+        ResourceError: The store does not answer.
+    """
+    return next((model.aliases.get("champion") for model in list_models() if model.name == name), None)
+
+
+def promote(
+    name: str, *, version: int, instead_of: int | None, tags: Mapping[str, str] | None = None
+) -> Promotion:
+    """Makes a version the champion, if the champion is still the one that it was compared with.
+
+    Args:
+        name: The model's name.
+        version: The challenger.
+        instead_of: The champion it was compared with; None where there was none.
+        tags: The decision and its figures, kept with the version.
+
+    Raises:
+        ResourceError: The store does not answer, or another promotion hangs.
+    """
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        now = client.get_registered_model(name).aliases.get("champion")
+        stands = None if now is None else int(now)
+        done = stands == instead_of
+        facts = {"snpdeconv.promotion": "promoted" if done else f"refused: version {stands} came first"}
+        if done:
+            client.set_registered_model_alias(name, "champion", str(version))
+            facts |= {PREVIOUS: "" if stands is None else str(stands), "snpdeconv.promoted_at": _now()}
+        for key, value in {**(tags or {}), **facts}.items():
+            client.set_model_version_tag(name, str(version), key, value)
+    logger.info("%s: champion is version %s", name, version if done else stands)
+    return Promotion(champion=version if done else stands, done=done)
+
+
+def note(name: str, *, version: int, tags: Mapping[str, str]) -> None:
+    """Keeps facts with a version that is not promoted.
+
+    Raises:
+        ResourceError: The store does not answer.
+    """
+    with answering(tracking_uri()) as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(version), key, value)
+
+
+def rollback(name: str, *, to: int | None = None) -> Promotion:
+    """Gives the alias back to the champion before this one.
+
+    Args:
+        name: The model's name.
+        to: A version to take in its place.
+
+    Raises:
+        InputError: There is no such model, no champion, none before it, or no such version.
+        ResourceError: The store does not answer.
+    """
+    model = next((model for model in list_models() if model.name == name), None)
+    stands = None if model is None else model.aliases.get("champion")
+    if model is None or stands is None:
+        raise InputError("has no champion", where=name, mend="train and register it first")
+    if to is not None and to not in model.versions:
+        raise InputError(f"has no version {to}", where=name, mend=nearest(str(to), map(str, model.versions)))
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        before = to or client.get_model_version(name, str(stands)).tags.get(PREVIOUS)
+        if not before:
+            raise InputError(
+                f"version {stands} is the first champion: there is none before it",
+                where=name,
+                mend="choose a version with --to",
+            )
+        client.set_registered_model_alias(name, "champion", str(before))
+        client.set_model_version_tag(name, str(stands), "snpdeconv.promotion", f"rolled back at {_now()}")
+    logger.info("%s: champion is version %s again", name, before)
+    return Promotion(champion=int(before), done=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,88 @@
+"""Retraining: when it trains, when the challenger wins, and what stays on record."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import FAST
+
+from snpdeconv.config import load_config
+from snpdeconv.errors import InputError
+from snpdeconv.pipelines.bundle import load_bundle
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.retrain import retrain
+from snpdeconv.tracking import list_models, resolve
+from snpdeconv.tracking.registry import version_tags
+
+CONFIG = load_config("small_cpu", overrides=[*FAST, "model.linear=ridge"])
+
+
+def inputs_of(folder, phenotypes=None):
+    return Inputs.from_paths(
+        genotypes=folder / "cohort.bed", phenotypes=phenotypes or folder / "phenotypes.tsv", trait="trait"
+    )
+
+
+@pytest.fixture
+def noisy(cohort, tmp_path):
+    """The cohort as it was at first: the trait of nearly everyone measured badly."""
+    table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t")
+    rng = np.random.default_rng(1)
+    table["trait"] = 0.15 * table["trait"] + rng.normal(size=len(table))
+    table.to_csv(tmp_path / "noisy.tsv", sep="\t", index=False)
+    return inputs_of(cohort, tmp_path / "noisy.tsv")
+
+
+def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohort, noisy, tmp_path):
+    first = retrain(CONFIG, noisy, model_name="height", out=tmp_path / "first")
+    assert (first.reason, first.champion, first.promoted) == ("there was no champion", 1, True)
+    tested = load_bundle(tmp_path / "first" / "model").held_out
+
+    again = retrain(CONFIG, noisy, model_name="height", out=tmp_path / "again")
+    assert (again.retrained, again.reason) == (False, "nothing changed")
+    assert not (tmp_path / "again").exists()
+
+    second = retrain(CONFIG, inputs_of(cohort), model_name="height", out=tmp_path / "second")
+    assert second.reason == "changed: data"
+    assert second.promoted
+    assert second.low > 0
+    assert (second.champion, second.challenger) == (2, 2)
+    assert resolve("height@champion").version == 2
+    assert second.num_held_out == len(tested) == 36
+    assert set(load_bundle(tmp_path / "second" / "model").held_out.iid) == set(tested.iid)
+    tags = version_tags("height", 2)
+    assert tags["snpdeconv.promotion"] == "promoted"
+    assert tags["snpdeconv.compared_with"] == "1"
+    assert json.loads((tmp_path / "second-decision.json").read_text())["low"] == second.low
+    predictions = pd.read_csv(tmp_path / "second" / "test_predictions.tsv", sep="\t", dtype={"IID": str})
+    assert set(predictions["IID"]) == set(tested.iid)
+
+
+def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort, tmp_path):
+    retrain(CONFIG, inputs_of(cohort), model_name="height", out=tmp_path / "first")
+    other = load_config("small_cpu", overrides=[*FAST, "model.linear=ridge", "training.seed=2"])
+    refused = retrain(other, inputs_of(cohort), model_name="height", out=tmp_path / "second")
+    assert refused.reason == "changed: settings"
+    assert not refused.promoted
+    assert refused.low <= 0 <= refused.high
+    assert refused.champion == 1
+    assert resolve("height@champion").version == 1
+    assert version_tags("height", 2)["snpdeconv.promotion"].startswith("refused")
+
+    again = retrain(other, inputs_of(cohort), model_name="height", out=tmp_path / "third")
+    assert not again.retrained
+    forced = retrain(other, inputs_of(cohort), model_name="height", out=tmp_path / "fourth", force=True)
+    assert (forced.reason, forced.challenger) == ("forced", 3)
+    (model,) = list_models()
+    assert model.aliases == {"champion": 1, "challenger": 3}
+
+
+def test_a_cohort_without_the_people_that_the_champion_was_tested_on(cohort, noisy, tmp_path):
+    retrain(CONFIG, noisy, model_name="height", out=tmp_path / "first")
+    held_out = set(load_bundle(tmp_path / "first" / "model").held_out.iid)
+    table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype={"IID": str})
+    table[~table["IID"].isin(held_out)].to_csv(tmp_path / "others.tsv", sep="\t", index=False)
+    others = inputs_of(cohort, tmp_path / "others.tsv")
+    with pytest.raises(InputError, match="names none of the .* people with a trait"):
+        retrain(CONFIG, others, model_name="height", out=tmp_path / "second")

@@ -1,0 +1,126 @@
+"""A real SLURM cluster for the tests; loud where there is none."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from required import missing
+
+from snpdeconv.config import load_config
+from snpdeconv.launch.records import Record
+from snpdeconv.launch.request import Request
+from snpdeconv.launch.site import Site
+from snpdeconv.launch.status import JobStatus, read_status
+from snpdeconv.launch.submit import launch, make_record
+from snpdeconv.launch.target import Target
+
+HERE = Path(__file__).parent
+CLUSTER = Path(os.environ.get("SNPDECONV_SLURM", "/tmp/snpdeconv-slurm"))
+
+
+def answers() -> bool:
+    return subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The test cluster, started if it is not up and this is root; what was started here is stopped again."""
+    os.environ["SLURM_CONF"] = str(CLUSTER / "etc" / "slurm.conf")
+    if (CLUSTER / "env.sh").exists() and answers():
+        yield
+        return
+    if os.geteuid() != 0:
+        missing("slurm", "the test cluster is not up, and only root can start it", config=request.config)
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    with log.open("w") as stream:  # not a pipe: the daemons would keep it open
+        started = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
+    if started.returncode != 0:
+        why = f"the test cluster does not start ({log.read_text().strip()[-300:]})"
+        missing("slurm", why, config=request.config)
+    yield
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # another worker may still need it
+        subprocess.run([HERE / "cluster-down.sh"], check=True)
+
+
+@pytest.fixture
+def nodes_back() -> Iterator[None]:
+    """Brings nodes back that a test took out of service."""
+    yield
+    for node in ("gpu1", "gpu2", "cpu1"):
+        subprocess.run(
+            ["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False
+        )
+
+
+PATHS = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+SITE = Site(name="test", scheduler="slurm", environment={"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"})
+
+
+def site(**facts: object) -> Site:
+    return SITE.model_copy(update=facts)
+
+
+def request(**resources: int) -> Request:
+    asked = {
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "gpus_per_node": 0,
+        "cpus_per_task": 1,
+        "mem_gib": 1,
+        "timeout_min": 60,
+        "signal_delay_s": 5,
+    }
+    return Request(**(asked | resources))
+
+
+@pytest.fixture
+def submit(cluster, home, tmp_path) -> Iterator[Callable[..., Record]]:
+    """Submits a job of a class that the tests made up; what is left of it is cancelled in the end."""
+    submitted: list[Record] = []
+
+    def submit_job(kind, *, to: Site = SITE, asking: Request | None = None, after=(), **facts) -> Record:
+        config = load_config("small_cpu")
+        target = Target(to, "slurm", asking or request())
+        record = make_record("train", config, target, model="toy", command="", after=after)
+        (record.folder / "settings.yaml").write_text(config.to_yaml() + "preset: small_cpu\n")
+        job = kind(
+            record=str(record.folder),
+            settings=str(record.folder / "settings.yaml"),
+            notice_s=target.request.signal_delay_s,
+            in_container=to.container.runtime != "none",
+            **facts,
+        )
+        record = launch([job], record, target, needs=(), after=after)
+        submitted.append(record)
+        return record
+
+    yield submit_job
+    for record in submitted:
+        subprocess.run(["scancel", record.scheduler_id], check=False)
+
+
+def await_state(record: Record, *states: str, timeout_s: float = 100.0) -> JobStatus:
+    """Waits until a job is in one of the states."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        (now,) = read_status([record])
+        if now.state in states:
+            return now
+        assert time.monotonic() < deadline, f"still {now.state}: {now.reason}\n{log_of(record)}"
+        assert now.is_live, f"{now.state}: {now.reason}\n{log_of(record)}"
+        time.sleep(0.5)
+
+
+def await_true(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def log_of(record: Record) -> str:
+    path = record.log_path()
+    return path.read_text()[-4000:] if path.exists() else "(no log)"

@@ -1,0 +1,28 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=4
+#SBATCH --job-name=snpdeconv-height
+#SBATCH --mem=16G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/jobs/height-DATE-TIME/log/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=1440
+
+# setup
+export SNPDECONV_HOME=/home/me
+export OMP_NUM_THREADS=4
+export OMP_WAIT_POLICY=passive
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 ch-run --bind /data/cohort --bind /home/me /images/snpdeconv -- python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+
+
+# teardown
+code=$?
+if [ -e /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue ]; then rm /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue; scontrol requeue "$SLURM_JOB_ID"; fi
+exit $code

@@ -1,0 +1,31 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=genetics
+#SBATCH --constraint='a100&nvlink'
+#SBATCH --cpus-per-task=4
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=snpdeconv-height
+#SBATCH --mail-type=FAIL
+#SBATCH --mem=16G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/jobs/height-DATE-TIME/log/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=1440
+
+# setup
+module load cuda
+export SNPDECONV_HOME=/home/me
+export OMP_NUM_THREADS=4
+export OMP_WAIT_POLICY=passive
+export MLFLOW_TRACKING_URI=http://mlflow.example.org:5000
+export NCCL_SOCKET_IFNAME=ib0
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 /venv/python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log

@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-1%2
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:a100:1
+#SBATCH --job-name=snpdeconv-height
+#SBATCH --mem=32G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/jobs/height-DATE-TIME/log/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=240
+
+# setup
+export SNPDECONV_HOME=/home/me
+export OMP_NUM_THREADS=8
+export OMP_WAIT_POLICY=passive
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%A_%a_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 apptainer exec --nv --bind /scratch --bind /etc/site:/etc/site --bind /data/cohort --bind /home/me /images/snpdeconv.sif python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+
+
+# teardown
+code=$?
+if [ -e /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue ]; then rm /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue; scontrol requeue "$SLURM_JOB_ID"; fi
+exit $code

@@ -1,0 +1,113 @@
+"""submit, status, logs and cancel as a user types them, on this machine."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from command_line import FAST_WORDS
+
+from snpdeconv.launch.progress import read_progress
+from snpdeconv.launch.records import find_record
+from snpdeconv.launch.scheduler import find_process
+
+HERE = ("--cluster", "local")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """The folder that the user stands in."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def status_of(run, job: str = "") -> dict:
+    return json.loads(run("status", *([job] if job else []), "--json").out.splitlines()[-1])[-1]
+
+
+def run_in_mlflow(home):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
+    (found,) = client.search_runs([experiment.experiment_id])
+    return found
+
+
+@pytest.mark.slow
+def test_train_then_predict_several(run, cohort, home, work):
+    ran = run("submit", "small_cpu", "--data", cohort, "--name", "height", *HERE, *FAST_WORDS, "--wait")
+    assert ran.code == 0, ran.err
+    shown = status_of(run)
+    assert (shown["state"], shown["kind"], shown["epochs"], shown["starts"]) == ("done", "train", 2, 1)
+    assert shown["out"].startswith(f"{work}/height-")
+    assert shown["metrics"]["test/r2"] > 0
+    assert run_in_mlflow(home).info.run_id == shown["run_id"]
+    assert run_in_mlflow(home).data.params["preset"] == "small_cpu"
+    table = run("status").out
+    assert "epoch 2 of 2" in table
+    assert "epoch 2: training loss" in run("logs").out
+    assert shown["run_id"] in run("status", shown["id"]).out
+    # The alias is what it was at submission.
+    cohorts = (cohort / "cohort.bed", cohort / "holdout" / "cohort.bed")
+    ran = run("submit", "production", "--model", "height@champion", *HERE, "--wait", "--genotypes", *cohorts)
+    assert ran.code == 0, ran.err
+    assert status_of(run)["model"] == "height/1"
+    assert len(list(work.glob("height-*/cohort-[12].tsv"))) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_does_not_stay_running(run, cohort, home, work):
+    words = ("--set", "training.epochs=5000", "--set", "training.patience=5000")
+    assert run("submit", "small_cpu", "--data", cohort, *HERE, *FAST_WORDS, *words, "--out", "run").code == 0
+    record = find_record(None)
+    deadline = time.monotonic() + 120
+    while read_progress(work / "run").run_id is None:
+        assert time.monotonic() < deadline, record.log_path().read_text()
+        time.sleep(0.2)
+    assert status_of(run)["state"] == "running"
+    for process in psutil.Process(int(record.scheduler_id)).children():
+        process.kill()
+    while status_of(run)["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert status_of(run)["state"] == "failed"
+    assert run_in_mlflow(home).info.status == "FAILED"
+    # The same again goes on in the same run; cancelled, it counts as killed.
+    assert run("submit", "small_cpu", "--data", cohort, *HERE, *FAST_WORDS, *words, "--out", "run").code == 0
+    again = find_record(None)
+    while read_progress(work / "run").status is not None:
+        assert time.monotonic() < deadline + 60, again.log_path().read_text()
+        time.sleep(0.2)
+    assert "cancelled" in run("cancel", again.id).out
+    assert run_in_mlflow(home).info.status == "KILLED"
+    if process := find_process(again):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_what_is_wrong_is_said_before_anything_is_started(run, cohort, home, work):
+    (work / "full").mkdir()
+    (work / "full" / "file").touch()
+    for words, told in (
+        (("small_cpu",), "submit: give one of --data and --genotypes"),
+        (("small_cpu", "--data", cohort, "--trait", "hight"), "there is no column 'hight'"),
+        (("small_cpu", "--data", cohort, "--out", "full"), "holds other files and no run"),
+        (("small_cpu", "--data", cohort, "--name", "a/b"), "cannot name a model"),
+        (("small_cpu", "--data", cohort, "--cluster", "nowhere"), "there is no cluster 'nowhere'"),
+        (("small_cpu", "--genotypes", cohort / "cohort.bed", "other.bed"), "2 cohorts to train on"),
+        (("small_gpu", "--data", cohort), "there is no preset 'small_gpu'"),
+        (("production", "--model", "none@champion", "--data", cohort), "none"),
+        (("production", "--model", "none@champion"), "no cohort to predict"),
+        (("small_cpu", "--data", cohort, "--set", "resources.nodes=2"), "there is no SLURM here"),
+    ):
+        ran = run("submit", *words, *(() if "--cluster" in words else HERE))
+        assert ran.code == 2, (words, ran)
+        assert told in ran.err, (words, ran.err)
+        assert len(ran.err.splitlines()) <= 2
+    assert not list((home / "jobs").glob("*"))
+    assert "nothing was submitted yet" in run("logs").err
+    assert run("status").out == "no jobs yet\n"

@@ -1,0 +1,62 @@
+"""The scripts that sbatch gets, compared with files: one for each preset and container runtime.
+
+SNPDECONV_UPDATE_GOLDEN=1 writes the files anew.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snpdeconv.config import preset_names
+
+HERE = Path(__file__).parent
+RUNTIMES = ("none", "apptainer", "pyxis", "charliecloud")
+
+
+def dry_run(run, cohort, home, preset: str, *more: object) -> str:
+    what: list[object] = ["--data", cohort, "--name", "height"]
+    if preset == "production":
+        cohorts = (cohort / "cohort.bed", cohort / "holdout" / "cohort.bed")
+        what = ["--model", "height@champion", "--genotypes", *cohorts]
+    ran = run("submit", preset, *what, "--out", cohort / "results", "--dry-run", *more)
+    assert ran.code == 0, ran.err
+    script = ran.out
+    for path, name in ((cohort, "/data/cohort"), (home, "/home/me"), (sys.executable, "/venv/python")):
+        script = script.replace(str(path), name)
+    return script
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("preset", preset_names())
+def test_script_is_as_it_was(run, cohort, home, preset, runtime):
+    script = dry_run(run, cohort, home, preset, "--cluster", HERE / "clusters" / f"{runtime}.yaml")
+    golden = HERE / "golden" / f"{preset}-{runtime}.sh"
+    if os.environ.get("SNPDECONV_UPDATE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_nothing_is_written_and_no_slurm_is_needed(run, cohort, home, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    dry_run(run, cohort, home, "small_cpu")
+    assert not (home / "jobs").exists()
+
+
+def test_options_reach_the_script(run, cohort, home):
+    options = ["--partition", "big", "--set", "resources.nodes=2", "--set", "resources.timeout_min=90"]
+    site = HERE / "clusters" / "none.yaml"
+    script = dry_run(run, cohort, home, "large_multi_gpu", "--cluster", site, *options)
+    for line in ("--partition=big", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=90",
+                 "--signal=USR2@90", "--requeue", "--open-mode=append", "--mail-type=FAIL"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "module load cuda\n" in script
+    assert "export NCCL_SOCKET_IFNAME=ib0\n" in script
+
+
+def test_a_password_stays_out_of_the_script(run, cohort, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example.org")
+    assert "secret" not in dry_run(run, cohort, home, "small_cpu")

@@ -1,0 +1,158 @@
+"""Jobs of this machine, in real processes: the path that SLURM jobs take too."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from toy_jobs import Counting, Deaf, Failing, Summing
+
+from snpdeconv.config import load_config
+from snpdeconv.errors import ConfigError
+from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.logs import log_file, read_log
+from snpdeconv.launch.records import Record
+from snpdeconv.launch.request import Request
+from snpdeconv.launch.scheduler import find_process
+from snpdeconv.launch.site import Site
+from snpdeconv.launch.status import JobStatus, read_status
+from snpdeconv.launch.submit import launch, make_record
+from snpdeconv.launch.target import Target
+
+TESTS = Path(__file__).parents[2]
+SITE = Site(name="local", scheduler="local", environment={"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"})
+
+
+def request(**resources: int) -> Request:
+    asked = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "mem_gib": 1,
+             "timeout_min": 60, "signal_delay_s": 5}  # fmt: skip
+    return Request(**(asked | resources))
+
+
+@pytest.fixture
+def start(home):
+    """Starts jobs of this machine; those that live on are ended."""
+    started: list[Record] = []
+
+    def start_jobs(kind, *facts: dict, asking: Request | None = None, to: Site = SITE) -> Record:
+        config = load_config("small_cpu")
+        target = Target(to, "local", asking or request())
+        record = make_record("predict", config, target, model="toy", command="")
+        if len(facts) > 1:
+            record = Record(**{**vars(record), "elements": tuple(str(place) for place in range(len(facts)))})
+        settings = record.folder / "settings.yaml"
+        settings.write_text(config.to_yaml() + "preset: small_cpu\n")
+        jobs = [
+            kind(
+                record=str(record.folder), settings=str(settings), notice_s=target.request.signal_delay_s,
+                in_container=False, element=place if record.elements else None, **one,
+            )
+            for place, one in enumerate(facts)
+        ]  # fmt: skip
+        started.append(launch(jobs, record, target, needs=()))
+        return started[-1]
+
+    yield start_jobs
+    for record in started:
+        process = find_process(record)
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def ended(record: Record, timeout_s: float = 60) -> JobStatus:
+    deadline = time.monotonic() + timeout_s
+    while (now := read_status([record])[0]).is_live:
+        assert time.monotonic() < deadline, record.log_path().read_text()
+        time.sleep(0.1)
+    return now
+
+
+def await_lines(path: Path, count: int = 3) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().split()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ranks(record: Record) -> list[psutil.Process]:
+    return psutil.Process(int(record.scheduler_id)).children()
+
+
+def test_a_job_runs_apart_and_says_how_it_ended(start, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "n"), "steps": 3})
+    assert os.getpgid(int(record.scheduler_id)) != os.getpgid(0)
+    assert ended(record).state == "done"
+    assert record.outcome().result == {"steps": 3}
+    assert "completed successfully" in "".join(read_log(log_file(record), record=record, follow=True))
+
+
+def test_notice_brings_it_back(start, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "n"), "steps": 60})
+    await_lines(tmp_path / "n")
+    (rank,) = ranks(record)
+    rank.send_signal(signal.SIGUSR2)
+    done = ended(record)
+    assert (done.state, done.starts) == ("done", 2)
+    assert (tmp_path / "n").read_text().split() == [str(step) for step in range(1, 61)]
+
+
+def test_it_gives_up_after_so_many_limits(start, tmp_path):
+    site = SITE.model_copy(update={"max_requeues": 0})
+    asking = request(timeout_min=1)
+    record = start(Counting, {"out": str(tmp_path / "n"), "steps": 999}, asking=asking, to=site)
+    await_lines(tmp_path / "n")
+    ranks(record)[0].send_signal(signal.SIGUSR2)
+    failed = ended(record)
+    assert (failed.state, failed.starts) == ("failed", 1)
+    assert "time limit too often" in failed.reason
+
+
+def test_work_that_never_asks_is_cut_off_and_done_again(start, tmp_path):
+    record = start(Deaf, {"out": str(tmp_path / "began")}, asking=request(signal_delay_s=1))
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    ranks(record)[0].send_signal(signal.SIGUSR2)
+    assert (ended(record).state, record.num_starts()) == ("done", 2)
+
+
+def test_cancelled(start, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "n"), "steps": 9999})
+    await_lines(tmp_path / "n")
+    assert cancel(record).state == "cancelled"
+    assert find_process(record) is None
+    assert read_status([record])[0].state == "cancelled"
+
+
+def test_failures_say_why(start):
+    mistake, bug, killed = (start(Failing, {"how": how}) for how in ("mistake", "bug", "killed"))
+    assert ended(mistake).reason == "phenotypes.tsv: no such column; see the header"
+    assert ended(bug).reason == "ZeroDivisionError: division by zero (see the log)"
+    assert ended(killed).reason.startswith("it ended without a word")
+    assert "Traceback" not in mistake.log_path().read_text()
+    assert "Traceback" in bug.log_path().read_text()
+
+
+def test_ranks_find_each_other(start):
+    record = start(Summing, {}, asking=request(tasks_per_node=2))
+    assert ended(record).state == "done", record.log_path().read_text()
+    assert record.outcome().result == {"total": 3, "world_size": 2}
+
+
+def test_an_array_goes_one_after_the_other_and_past_failures(start, tmp_path):
+    record = start(Failing, {"how": "mistake"}, {"how": "none"}, {"how": "bug"})
+    now = ended(record)
+    assert [state for state, _ in now.elements] == ["failed", "done", "failed"]
+    assert json.loads((record.folder / "outcome-2.json").read_text())["reason"].startswith(
+        "ZeroDivisionError"
+    )
+
+
+def test_several_nodes_need_slurm(start):
+    with pytest.raises(ConfigError, match="asks for 2 nodes, and there is no SLURM here"):
+        start(Summing, {}, asking=request(nodes=2))

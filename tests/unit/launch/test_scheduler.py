@@ -1,0 +1,170 @@
+"""What squeue and sacct say, and what becomes of it together with what the job wrote."""
+
+import time
+
+import pytest
+
+from snpdeconv.errors import InputError
+from snpdeconv.launch import scheduler, status
+from snpdeconv.launch.progress import read_progress, run_url
+from snpdeconv.launch.records import (
+    Outcome,
+    Record,
+    all_records,
+    begin,
+    discard,
+    find_record,
+    new_record,
+    save,
+    write_outcome,
+)
+from snpdeconv.launch.scheduler import Told, parse_accounting, parse_queue
+
+# squeue --noheader --array --states=all --format='%i|%T|%r', recorded.
+SQUEUE = """\
+12|RUNNING|None
+13|PENDING|Resources
+14|PENDING|DependencyNeverSatisfied
+15|COMPLETING|None
+16_0|COMPLETED|None
+16_1|FAILED|NonZeroExitCode
+16_2|RUNNING|None
+17|CANCELLED|None
+18|NODE_FAIL|None
+"""
+# sacct --noheader --parsable2 --allocations --array --format=JobID,State,ExitCode, recorded.
+SACCT = """\
+21|COMPLETED|0:0
+22|CANCELLED by 1000|0:15
+23|OUT_OF_MEMORY|0:125
+24|FAILED|0:9
+25|FAILED|2:0
+26|TIMEOUT|0:15
+"""
+
+
+def record(home, number: str = "12", *, elements: tuple[str, ...] = (), **facts: object) -> Record:
+    made = new_record(
+        Record(
+            id="height", kind="predict", preset="production", model="height/1", out="/out", site="test",
+            scheduler="slurm", command="snpdeconv submit", submitted=time.time(), host="",
+            scheduler_id=number, elements=elements, **facts,
+        )
+    )  # fmt: skip
+    save(made)
+    return made
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """SLURM as it was when its answers were recorded."""
+    monkeypatch.setattr(scheduler, "_run", lambda words: SQUEUE if words[0] == "squeue" else SACCT)
+
+
+def test_the_queue_is_read():
+    told = parse_queue(SQUEUE)
+    assert told["12"] == Told("running", "RUNNING", "")
+    assert told["13"] == Told("waiting", "PENDING", "Resources")
+    assert told["15"].state == "stopping"
+    assert told["16_1"] == Told("ended", "FAILED", "failed")
+    assert told["17"].was_cancelled
+
+
+def test_the_accounting_is_read():
+    told = parse_accounting(SACCT)
+    assert told["21"] == Told("ended", "COMPLETED", "")
+    assert (told["22"].was_cancelled, told["22"].reason) == (True, "cancelled by 1000")
+    assert told["23"].reason == "killed for memory; raise resources.mem_gib"
+    assert told["24"].reason == "failed, killed by signal 9"
+    assert told["25"].reason == "failed, exit code 2"
+    assert "before it could save" in told["26"].reason
+
+
+@pytest.mark.parametrize(
+    "number, state, reason",
+    [
+        ("12", "running", ""),
+        ("13", "waiting", "Resources"),
+        ("15", "stopping", ""),
+        ("17", "cancelled", "cancelled"),
+        ("18", "failed", "its node failed"),
+        ("23", "failed", "killed for memory; raise resources.mem_gib"),
+        ("99", "unknown", "the scheduler does not know it"),
+    ],
+)
+def test_states(slurm, home, number, state, reason):
+    one = record(home, number)
+    (now,) = status.read_status([one])
+    assert (now.state, now.reason) == (state, reason)
+    assert now.is_live == (state in ("running", "waiting", "stopping", "unknown"))
+
+
+def test_what_the_job_wrote_says_more_than_slurm(slurm, home):
+    one = record(home, "25")
+    write_outcome(one.folder, None, Outcome("failed", "phenotypes.tsv: no such column"))
+    (now,) = status.read_status([one])
+    assert now.reason == "phenotypes.tsv: no such column"
+
+
+def test_a_requeued_job_is_not_what_it_was(slurm, home):
+    one = record(home, "13")
+    write_outcome(one.folder, None, Outcome("failed", "the peer has gone"))
+    assert status.read_status([one])[0].state == "waiting"
+    begin(one.folder, None)
+    assert one.outcome() is None
+
+
+def test_the_first_failure_counts(home):
+    one = record(home)
+    write_outcome(one.folder, None, Outcome("failed", "the cause"))
+    write_outcome(one.folder, None, Outcome("failed", "the consequence"))
+    assert one.outcome().reason == "the cause"
+
+
+def test_an_array_is_the_sum_of_its_elements(slurm, home):
+    one = record(home, "16", elements=("a.bed", "b.bed", "c.bed"))
+    write_outcome(one.folder, 0, Outcome("done"))
+    write_outcome(one.folder, 1, Outcome("failed", "b.bed: is no cohort"))
+    (now,) = status.read_status([one])
+    assert [state for state, _ in now.elements] == ["done", "failed", "running"]
+    assert now.state == "running"
+    assert now.reason == "1 done, 1 failed, 1 running; b.bed: is no cohort"
+
+
+def test_the_end_of_the_log_tells_what_slurm_does_not(slurm, home):
+    one = record(home, "24")
+    one.log_path().write_text(
+        "epoch 3\nsrun: error: gpu1: task 0: Killed\nsrun: Terminating StepId=24.0\nsrun: Force Terminated\n"
+    )
+    (now,) = status.read_status([one])
+    assert now.reason == "failed, killed by signal 9; the log ends: srun: error: gpu1: task 0: Killed"
+
+
+def test_starts_are_counted_by_element(home):
+    one = record(home, "16", elements=("a", "b"))
+    for element in (0, 1, 1):
+        begin(one.folder, element)
+    assert one.num_starts() == 2
+
+
+def test_jobs_are_found_as_people_name_them(home):
+    with pytest.raises(InputError, match="nothing was submitted yet"):
+        find_record(None)
+    first, second = record(home, "12"), record(home, "13")
+    assert second.id == f"{first.id}-2" or second.id > first.id
+    assert [one.id for one in all_records()] == [first.id, second.id]
+    assert find_record(None) == second
+    assert find_record("12") == first
+    assert find_record(second.id) == second
+    with pytest.raises(InputError, match=r"there are 2 jobs 'height...'; one of height-"):
+        find_record("height")
+    with pytest.raises(InputError, match=r"there is no job 'heigth'; choose one of height-"):
+        find_record("heigth")
+    discard(second)
+    assert find_record("height") == first
+
+
+def test_progress_before_the_run_and_pages_of_servers(tmp_path):
+    assert read_progress(tmp_path / "none").key == ""
+    assert run_url("http://me:secret@host:5000/", "ab12") == "http://host:5000/#/runs/ab12"
+    assert run_url("sqlite:////home/mlflow.db", "ab12") is None
