@@ -84,5 +84,5 @@ def test_a_cohort_without_the_people_that_the_champion_was_tested_on(cohort, noi
     table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype={"IID": str})
     table[~table["IID"].isin(held_out)].to_csv(tmp_path / "others.tsv", sep="\t", index=False)
     others = inputs_of(cohort, tmp_path / "others.tsv")
-    with pytest.raises(InputError, match="names none of the .* people with a trait"):
+    with pytest.raises(InputError, match=r"names none of the .* people with a trait"):
         retrain(CONFIG, others, model_name="height", out=tmp_path / "second")

@@ -28,6 +28,7 @@ from snpdeconv.interpret.single_effects import (
     fit_single_effects,
     joint_pip,
 )
+from snpdeconv.interpret.single_effects.credible_sets import ENOUGH_EVIDENCE
 from snpdeconv.interpret.single_effects.fit import LOGISTIC_VARIANCE, snp_weights
 
 Kind = Literal["quantitative", "binary", "multiclass"]
