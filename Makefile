@@ -14,7 +14,7 @@ REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types coverage slow bench-ranking ui submit status logs cancel clean image run-container sif mlflow-up mlflow-down
+.PHONY: help install demo test check lint types coverage slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-ranking: install  ## Rank simulated cohorts with every method, for hours; 
 	$(BIN)/python benchmarks/ranking.py --report
 	$(BIN)/python benchmarks/tables.py
 
+slurm-tests: install  ## Real jobs on a SLURM cluster that is started here and stopped again; as root [KILLS=3]
+	SNPDECONV_KILLS=$(or $(KILLS),3) $(BIN)/python -m pytest -m slurm --durations=10 tests/slurm
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,12 +55,17 @@ types: install
 
 check: lint types  ## Lint, types, all tests and coverage: what continuous integration runs
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 2 --cov -m 'not gpu' --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --cov -m 'not gpu and not slurm and not container and not browser' --cov-report=term --cov-fail-under=90
 
 submit: install  ## A job: PRESET=... DATA=folder-or-cohort [CLUSTER=... TRAIT=... NAME=... MODEL=... ARGS=...]
 	@: $(if $(and $(PRESET),$(DATA)),,$(error say what: make submit PRESET=small_cpu DATA=folder [CLUSTER=name]))
 	$(BIN)/snpdeconv submit $(PRESET) --data $(DATA) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(TRAIT),--trait $(TRAIT)) \
 	  $(if $(NAME),--name $(NAME)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+retrain: install  ## Retrain in a job: NAME=model DATA=folder-or-cohort [CLUSTER=... EVERY=7days PRESET=... ARGS=...]
+	@: $(if $(and $(NAME),$(DATA)),,$(error say what: make retrain NAME=model DATA=folder [CLUSTER=name EVERY=7days]))
+	$(BIN)/python jobs/retrain.py --cluster $(or $(CLUSTER),local) --name $(NAME) --data $(DATA) \
+	  $(if $(EVERY),--every $(EVERY)) $(if $(PRESET),--preset $(PRESET)) $(ARGS)
 
 status: install  ## The jobs: state, progress, last metrics, why one failed [JOB=...]
 	$(BIN)/snpdeconv status $(JOB)
@@ -68,6 +76,9 @@ logs: install  ## What a job wrote [JOB=... ARGS=--follow]
 cancel: install  ## End a job: JOB=...
 	@: $(if $(JOB),,$(error say which: make cancel JOB=..., see make status))
 	$(BIN)/snpdeconv cancel $(JOB)
+
+container-tests: install  ## Build the image and run it, MLflow on PostgreSQL, a browser; needs Docker, or root on Debian
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m 'container or browser' tests/container tests/ui
 
 ui: install  ## Open the MLflow page of the runs
 	$(BIN)/snpdeconv ui

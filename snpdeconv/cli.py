@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -337,6 +338,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this ma
     """Open the MLflow page with runs, curves and models."""
     from snpdeconv.tracking.server import serve_ui
 
+    # A kill by name or by a service manager must not leave the server behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     logger.info("starting the MLflow server, which takes up to half a minute")
     served = serve_ui(port)
     print(f"the MLflow page is at {served.url}", flush=True)

@@ -95,6 +95,9 @@ def submit(
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Start when that job is done; repeatable.")
     ] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Train, rank and register in jobs of their own, one by one.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch script; queue nothing.")
     ] = False,
@@ -106,13 +109,11 @@ def submit(
     from snpdeconv.launch.records import find_record
     from snpdeconv.launch.site import load_site
     from snpdeconv.launch.submit import show_script, submit_predict, submit_train
-    from snpdeconv.launch.table import submitted_lines
 
     site = load_site(cluster)
     if partition is not None:
         site = site.model_copy(update={"partition": partition, "gpu_partition": None})
-    given = [] if site.device == "auto" else [f"resources.device={site.device}"]
-    config = load_config(preset, overrides=[*given, *(overrides or [])])
+    config = load_config(preset, overrides=[*site.overrides, *(overrides or [])])
     command = shlex.join(["snpdeconv", *sys.argv[1:]])
     earlier = [find_record(job) for job in after or []]
     if model is not None:
@@ -122,16 +123,18 @@ def submit(
             needs = [(out or Path("tables")).absolute(), *(Path(path).absolute().parent for path in cohorts)]
             print(show_script(config, site=site, name=label, needs=needs, num_elements=len(cohorts)), end="")
             return
-        record = submit_predict(
-            config,
-            model=model,
-            genotypes=cohorts,
-            covariates=covariates,
-            out=out,
-            site=site,
-            command=command,
-            after=earlier,
-        )
+        records = [
+            submit_predict(
+                config,
+                model=model,
+                genotypes=cohorts,
+                covariates=covariates,
+                out=out,
+                site=site,
+                command=command,
+                after=earlier,
+            )
+        ]
     else:
         if more:
             raise ConfigError(
@@ -139,7 +142,7 @@ def submit(
                 where=more[0],
                 mend="give one, or --model to predict them",
             )
-        inputs = _inputs(data, genotypes, phenotypes, trait, covariates, blocks, groups)
+        inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
         label = name or inputs.trait
         if dry_run:
             print(
@@ -147,14 +150,28 @@ def submit(
                 end="",
             )
             return
-        record = submit_train(
-            config, inputs, model_name=label, out=out, site=site, command=command, after=earlier
+        records = submit_train(
+            config,
+            inputs,
+            model_name=label,
+            out=out,
+            site=site,
+            command=command,
+            in_stages=stages,
+            after=earlier,
         )
-    print("\n".join(submitted_lines(record)), flush=True)
+    tell_submitted(records, wait=wait, as_json=as_json)
+
+
+def tell_submitted(records: list[Record], *, wait: bool, as_json: bool) -> None:
+    """Says what was submitted, and stays until the last has ended if so asked."""
+    from snpdeconv.launch.table import submitted_lines
+
+    print("\n".join(line for record in records for line in submitted_lines(record)), flush=True)
     if wait:
-        raise typer.Exit(_wait(record))
+        raise typer.Exit(max(_wait(record) for record in records))
     if as_json:
-        print(json.dumps(asdict(record)))
+        print(json.dumps(asdict(records[0]) if len(records) == 1 else list(map(asdict, records))))
 
 
 def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -> list[str]:
@@ -168,7 +185,7 @@ def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -
     return named
 
 
-def _inputs(
+def inputs_of(
     data: Path | None,
     genotypes: str | None,
     phenotypes: Path | None,
@@ -177,12 +194,13 @@ def _inputs(
     blocks: Path | None,
     groups: str | None,
 ) -> Inputs:
+    """The files that the options name, or that lie in the folder."""
     from snpdeconv.launch.data_folder import find_inputs
 
     if (data is None) == (genotypes is None):
         raise ConfigError(
             "give one of --data and --genotypes" if data is None else "give --data or --genotypes, not both",
-            where="submit",
+            where="the cohort",
             mend="--data FOLDER, or --genotypes COHORT --phenotypes TSV --trait COLUMN",
         )
     place = data if data is not None else Path(str(genotypes))

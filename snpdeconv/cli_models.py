@@ -6,12 +6,17 @@ Prints, as cli.py does; the work and its heavy imports start inside the commands
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from snpdeconv.cli_jobs import inputs_of, tell_submitted
+from snpdeconv.errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -24,9 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def retrain(
     name: Annotated[str, typer.Option(metavar="MODEL", help="Name in the registry.")],
-    genotypes: Annotated[str, typer.Option(metavar="COHORT", help="The cohort as it is now.")],
-    phenotypes: Annotated[Path, typer.Option(metavar="TSV", help="Its phenotype table.")],
-    trait: Annotated[str, typer.Option(metavar="COLUMN", help="The trait's column.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder with cohort and phenotypes.tsv, or the cohort in it."),
+    ] = None,
+    genotypes: Annotated[str | None, typer.Option(metavar="COHORT", help="The cohort as it is now.")] = None,
+    phenotypes: Annotated[Path | None, typer.Option(metavar="TSV", help="Its phenotype table.")] = None,
+    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="The trait's column.")] = None,
     covariates: Annotated[Path | None, typer.Option(metavar="TSV", help="Table of covariates.")] = None,
     blocks: Annotated[Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks.")] = None,
     groups: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of families.")] = None,
@@ -41,6 +50,18 @@ def retrain(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train although nothing changed.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="In a job there: a jobs/clusters/NAME.yaml, its path, or local [here and now].",
+        ),
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="When SLURM may start the job, such as 02:00 or now+7days."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train anew when data, code or settings changed; champion only if it is better.
@@ -49,20 +70,33 @@ def retrain(
     takes the alias if the 95 % interval of its advantage lies above zero.
     """
     from snpdeconv.config import load_config
+    from snpdeconv.launch.site import load_site
 
-    config = load_config(preset, overrides=overrides or [])
+    site = None if cluster is None else load_site(cluster)
+    config = load_config(preset, overrides=[*(site.overrides if site else []), *(overrides or [])])
 
-    from snpdeconv.pipelines.inputs import Inputs
     from snpdeconv.pipelines.retrain import retrain as run
 
-    inputs = Inputs.from_paths(
-        genotypes=genotypes,
-        phenotypes=phenotypes,
-        trait=trait,
-        covariates=covariates,
-        blocks=blocks,
-        groups=groups,
-    )
+    inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
+    if site is not None:
+        from snpdeconv.launch.submit import submit_retrain
+
+        if begin is not None:
+            site = site.model_copy(update={"sbatch": {**site.sbatch, "begin": begin}})
+        record = submit_retrain(
+            config,
+            inputs,
+            model_name=name,
+            out=out,
+            site=site,
+            command=shlex.join(["snpdeconv", *sys.argv[1:]]),
+            force=force,
+        )
+        tell_submitted([record], wait=wait, as_json=as_json)
+        return
+    if begin is not None or wait:
+        option = "--begin" if begin is not None else "--wait"
+        raise ConfigError("is for jobs, and this runs here and now", where=option, mend="name a --cluster")
     folder = out or Path(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
     if decision is None:

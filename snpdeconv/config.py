@@ -123,6 +123,7 @@ class InterpretationConfig(Section):
     rank_by: Method
     coverage: float = Field(ge=0.5, lt=1.0)
     pairs: bool | Literal["auto"]
+    normal_scores: bool | Literal["auto"]
     decoys: int = Field(ge=0, le=100)
     gradient_steps: int = Field(ge=2)
     max_samples: int = Field(ge=1)
@@ -132,7 +133,7 @@ class InterpretationConfig(Section):
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("pairs", mode="before")
+    @field_validator("pairs", "normal_scores", mode="before")
     @classmethod
     def _auto_or_a_truth(cls, value: Any) -> Any:
         if value != "auto" and not isinstance(value, bool):

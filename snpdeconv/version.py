@@ -4,9 +4,13 @@ __version__ = "0.1.0"
 
 
 def code_version() -> str:
-    """The version, with the commit where the package runs from a git checkout."""
+    """The version, with the commit of the git checkout or, in an image, the one that it was built from."""
+    import os
     import subprocess
     from pathlib import Path
+
+    if revision := os.environ.get("SNPDECONV_REVISION"):
+        return f"{__version__}+{revision}"
 
     try:
         described = subprocess.run(

@@ -69,21 +69,29 @@ def decoy_scores(
     given = np.empty((len(people), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     beside = np.hstack([given, found.fitted])
     rng = np.random.default_rng([DECOY_STREAM, seed])
-    draws = [
-        deconvolve(
-            genotypes,
-            target,
-            kind=found.kind,
-            chrom=chrom,
-            position_bp=position_bp,
-            rows=rng.permutation(people),
-            covariates=beside,
-            prior_weights=prior_weights,
-            pairs=pairs,
-            settings=settings,
-        ).score
-        for _ in range(num_draws)
-    ]
+
+    def draw() -> Floats:
+        rows = rng.permutation(people)
+        try:
+            return deconvolve(
+                genotypes,
+                target,
+                kind=found.kind,
+                chrom=chrom,
+                position_bp=position_bp,
+                rows=rows,
+                covariates=beside,
+                prior_weights=prior_weights,
+                pairs=pairs,
+                settings=settings,
+            ).score
+        except InputError as error:
+            if error.where != "covariates":
+                raise
+            # What was found explains the trait wholly: nothing is left that a decoy could show.
+            return np.zeros(genotypes.num_variants)
+
+    draws = [draw() for _ in range(num_draws)]
     return np.stack(draws)
 
 

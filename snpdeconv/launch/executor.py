@@ -145,6 +145,11 @@ def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
     return str(submitted[0].job_id).partition("_")[0]
 
 
+def withdraw(number: str) -> None:
+    """Takes a job out of SLURM's queue whose successors could not be queued."""
+    subprocess.run(["scancel", number], check=False, capture_output=True, timeout=30)
+
+
 def submit_here(job: Any, plan: Plan) -> int:
     """Starts a job on this machine, in processes of its own.
 

@@ -22,6 +22,7 @@ from snpdeconv.console import configure_logging
 from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, read_outcome, write_outcome
+from snpdeconv.pipelines.stages import Stage
 from snpdeconv.training.preemption import Preempted
 
 logger = logging.getLogger(__name__)
@@ -100,20 +101,48 @@ class TrainJob(Job):
         inputs: The run's input files, a JSON file.
         model_name: Name in the registry.
         out: The run's folder.
+        until: The last stage to do: train, rank or register.
     """
 
     inputs: str
     model_name: str
     out: str
+    until: Stage = "register"
 
     def work(self, config: Config) -> dict[str, Any]:
-        """Trains, or goes on training."""
+        """Does what is not done yet."""
         from snpdeconv.pipelines.inputs import Inputs
         from snpdeconv.pipelines.train import train
 
         inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
-        result = train(config, inputs, model_name=self.model_name, out=Path(self.out))
+        result = train(config, inputs, model_name=self.model_name, out=Path(self.out), until=self.until)
         return {} if result is None else asdict(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainJob(Job):
+    """Trains a challenger if something changed, and promotes it if it is better.
+
+    Attributes:
+        inputs: The run's input files, a JSON file.
+        model_name: Name in the registry.
+        out: Folder of the training.
+        force: Whether to train although nothing changed.
+    """
+
+    inputs: str
+    model_name: str
+    out: str
+    force: bool = False
+
+    def work(self, config: Config) -> dict[str, Any]:
+        """Retrains, or goes on with it."""
+        from snpdeconv.pipelines.inputs import Inputs
+        from snpdeconv.pipelines.retrain import retrain
+
+        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        decision = retrain(config, inputs, model_name=self.model_name, out=Path(self.out), force=self.force)
+        return {} if decision is None else asdict(decision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from snpdeconv.errors import InputError, nearest
 from snpdeconv.files import write_json
 from snpdeconv.tracking.home import home
 
-Kind = Literal["train", "predict", "rank", "retrain", "trial"]
+Kind = Literal["train", "predict", "rank", "register", "retrain"]
 End = Literal["done", "failed", "cancelled"]
 
 

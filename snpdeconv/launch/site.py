@@ -93,6 +93,11 @@ class Site(_Facts):
     def _numbers_are_text(cls, value: Any) -> Any:
         return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
+    @property
+    def overrides(self) -> list[str]:
+        """Settings of a preset that the site changes."""
+        return [] if self.device == "auto" else [f"resources.device={self.device}"]
+
     def partition_for(self, *, gpus_per_node: int) -> str | None:
         """The partition of a job with so many GPUs a node; None for the scheduler's default."""
         return self.gpu_partition if gpus_per_node and self.gpu_partition else self.partition

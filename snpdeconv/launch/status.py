@@ -65,7 +65,7 @@ def read_status(records: Sequence[Record]) -> list[JobStatus]:
 
 
 def _one(record: Record, told: dict[int | None, Told]) -> JobStatus:
-    progress = read_progress(Path(record.out)) if record.kind == "train" else Progress()
+    progress = read_progress(Path(record.out)) if record.kind != "predict" else Progress()
     places: Iterable[int | None] = range(len(record.elements)) if record.elements else (None,)
     parts = [_settled(record, place, told.get(place) or told[None], progress=progress) for place in places]
     state, reason = parts[0] if not record.elements else _sum(parts)
@@ -128,7 +128,7 @@ def _sum(parts: list[tuple[JobState, str]]) -> tuple[JobState, str]:
 
 
 def _total_epochs(record: Record) -> int:
-    if record.kind != "train":
+    if record.kind == "predict":
         return 0
     settings = yaml.safe_load((record.folder / "settings.yaml").read_text())
     return int(settings["training"]["epochs"])

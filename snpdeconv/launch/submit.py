@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -18,16 +19,20 @@ from snpdeconv.files import write_text
 from snpdeconv.launch import executor
 from snpdeconv.launch.data_folder import check_genotypes
 from snpdeconv.launch.executor import Plan
-from snpdeconv.launch.jobs import InTurn, Job, PredictJob, TrainJob
+from snpdeconv.launch.jobs import InTurn, Job, PredictJob, RetrainJob, TrainJob
 from snpdeconv.launch.records import Kind, Record, discard, jobs_dir, new_record, save
 from snpdeconv.launch.request import make_request
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.target import Target, choose_target, track_at
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
+from snpdeconv.pipelines.stages import Stage
 from snpdeconv.tracking.registry import check_model_name, resolve
 
 logger = logging.getLogger(__name__)
+
+_NAMED: tuple[Kind, ...] = ("rank", "register", "retrain")
+"""Kinds of which a job's name tells."""
 
 
 def submit_train(
@@ -38,9 +43,10 @@ def submit_train(
     out: Path | None,
     site: Site,
     command: str,
+    in_stages: bool = False,
     after: Sequence[Record] = (),
-) -> Record:
-    """Submits a training.
+) -> list[Record]:
+    """Submits a training, or one in stages: jobs that train, rank and register, each after the one before.
 
     Args:
         config: The settings.
@@ -49,7 +55,84 @@ def submit_train(
         out: The run's folder; by default one of the job's name in the site's folder, or in this one.
         site: Where to.
         command: What the user typed.
+        in_stages: Whether the parts are jobs of their own; where there is no SLURM one job does all.
         after: Jobs that must have ended well before.
+
+    Returns:
+        What was submitted, in order.
+
+    Raises:
+        UserError: Something to mend, before anything is queued.
+    """
+    check_model_name(model_name)
+    track_at(site)
+    target = choose_target(config, site=site)
+    on_slurm = target.scheduler == "slurm"
+    if in_stages and not on_slurm:
+        logger.info("there is no SLURM here: one job does all stages")
+    steps: list[_Step] = [("train", target, "register")]
+    if in_stages and on_slurm:
+        on_one = choose_target(config, site=site, one_process=True)
+        resources = config.resources.model_copy(update={"gpus_per_node": 0})
+        without_gpu = config.model_copy(update={"resources": resources})
+        light = on_one
+        if config.resources.device != "cuda":
+            light = choose_target(without_gpu, site=site, one_process=True)
+        steps = [("train", target, "train"), ("rank", on_one, "rank"), ("register", light, "register")]
+    records: list[Record] = []
+    try:
+        for kind, place, until in steps:
+            before = [*records[-1:]] or after
+            record = make_record(kind, config, place, model=model_name, command=command, after=before)
+            if out is None:
+                out = _results(site) / record.id
+            out = out.absolute()
+            record = replace(record, out=str(out))
+            try:
+                if not records:
+                    # Looks whether the folder is free, or holds this very run.
+                    with RunFolder(out, settings=run_settings(config, model_name=model_name)):
+                        pass
+                files = _write_files(record, config, inputs)
+                job = TrainJob(
+                    **_common(record, place), **files, model_name=model_name, out=str(out), until=until
+                )
+                needs = _needs(inputs, out)
+                records.append(launch([job], record, place, needs=needs, after=before))
+            except BaseException:
+                discard(record)
+                raise
+    except BaseException:
+        for record in records:
+            executor.withdraw(record.scheduler_id)
+            discard(record)
+        raise
+    return records
+
+
+_Step = tuple[Kind, Target, Stage]
+
+
+def submit_retrain(
+    config: Config,
+    inputs: Inputs,
+    *,
+    model_name: str,
+    out: Path | None,
+    site: Site,
+    command: str,
+    force: bool = False,
+) -> Record:
+    """Submits a retraining, which ends at once when nothing has changed.
+
+    Args:
+        config: The settings.
+        inputs: The files.
+        model_name: Name in the registry.
+        out: Folder of the training; by default one of the job's name in the site's folder, or in this one.
+        site: Where to.
+        command: What the user typed.
+        force: Whether to train although nothing changed.
 
     Returns:
         What was submitted.
@@ -60,27 +143,20 @@ def submit_train(
     check_model_name(model_name)
     track_at(site)
     target = choose_target(config, site=site)
-    record = make_record("train", config, target, model=model_name, command=command, after=after)
-    out = out.absolute() if out is not None else _results(site) / record.id
-    record = replace(record, out=str(out))
+    record = make_record("retrain", config, target, model=model_name, command=command)
+    folder = out.absolute() if out is not None else _results(site) / record.id
+    record = replace(record, out=str(folder))
     try:
-        # Looks whether the folder is free, or holds this very run.
-        with RunFolder(out, settings=run_settings(config, model_name=model_name)):
+        with RunFolder(folder, settings=run_settings(config, model_name=model_name)):
             pass
-        settings = _write_settings(record, config)
-        write_text(record.folder / "inputs.json", json.dumps(asdict(inputs), indent=2) + "\n")
-        job = TrainJob(
-            record=str(record.folder),
-            settings=str(settings),
-            notice_s=target.request.signal_delay_s,
-            in_container=site.container.runtime != "none",
-            inputs=str(record.folder / "inputs.json"),
+        job = RetrainJob(
+            **_common(record, target),
+            **_write_files(record, config, inputs),
             model_name=model_name,
-            out=str(out),
+            out=str(folder),
+            force=force,
         )
-        tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
-        needs = (out.parent, *(Path(table).parent for table in tables if table is not None))
-        return launch([job], record, target, needs=needs, after=after)
+        return launch([job], record, target, needs=_needs(inputs, folder))
     except BaseException:
         discard(record)
         raise
@@ -133,10 +209,8 @@ def submit_predict(
         settings = _write_settings(record, config)
         jobs = [
             PredictJob(
-                record=str(record.folder),
+                **_common(record, target),
                 settings=str(settings),
-                notice_s=target.request.signal_delay_s,
-                in_container=site.container.runtime != "none",
                 element=place if record.elements else None,
                 model=version,
                 genotypes=cohort,
@@ -231,7 +305,7 @@ def make_record(
     """
     return new_record(
         Record(
-            id=f"{model.partition('/')[0].replace(' ', '-')}",
+            id="-".join([model.partition("/")[0].replace(" ", "-"), *([kind] if kind in _NAMED else [])]),
             kind=kind,
             preset=config.preset,
             model=model,
@@ -253,6 +327,28 @@ def _write_settings(record: Record, config: Config) -> Path:
     path = record.folder / "settings.yaml"
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return path
+
+
+def _write_files(record: Record, config: Config, inputs: Inputs) -> dict[str, Any]:
+    """The frozen settings and inputs, as a job names them."""
+    settings = _write_settings(record, config)
+    path = record.folder / "inputs.json"
+    write_text(path, json.dumps(asdict(inputs), indent=2) + "\n")
+    return {"settings": str(settings), "inputs": str(path)}
+
+
+def _common(record: Record, target: Target) -> dict[str, Any]:
+    """What every job is told."""
+    return {
+        "record": str(record.folder),
+        "notice_s": target.request.signal_delay_s,
+        "in_container": target.site.container.runtime != "none",
+    }
+
+
+def _needs(inputs: Inputs, out: Path) -> tuple[Path, ...]:
+    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
+    return (out.parent, *(Path(table).parent for table in tables if table is not None))
 
 
 def _results(site: Site) -> Path:

@@ -47,7 +47,7 @@ def detail_lines(one: JobStatus) -> list[str]:
         *([f"at      {progress}  {_metrics(one)}".rstrip()] if progress else []),
         f"out     {record.out}",
         f"log     {record.log_path()}",
-        *([f"run     {_page(one)}"] if record.kind == "train" else []),
+        *([f"run     {_page(one)}"] if record.kind != "predict" else []),
         *(
             f"{place:>6}  {state:<9}  {record.elements[place]}  {reason}".rstrip()
             for place, (state, reason) in enumerate(one.elements)

@@ -9,9 +9,9 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from snpdeconv.config import InterpretationConfig
-from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.phenotypes import TraitKind
@@ -34,6 +33,7 @@ from snpdeconv.interpret.effect_tables import (
     pair_table,
     set_of_variant,
 )
+from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
 from snpdeconv.interpret.ranking import Posterior, write_tsv
 from snpdeconv.interpret.single_effects import CredibleSet, Settings, SingleEffectsFit, credible_sets
 from snpdeconv.interpret.single_effects.credible_sets import ENOUGH_EVIDENCE
@@ -125,6 +125,7 @@ def deconvolve_people(
         device: Where to compute.
     """
     started = time.monotonic()
+    people = _with_normal_scores(people, wanted=settings.normal_scores)
     how: dict[str, Any] = {
         "chrom": people.variants.chrom,
         # A copy: torch warns of arrays that are read-only, as those of a table are.
@@ -185,6 +186,18 @@ def write_tables(findings: Findings, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> People:
+    """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual."""
+    if people.kind != "quantitative" or not (has_heavy_tails(people.target) if wanted == "auto" else wanted):
+        return people
+    if wanted == "auto":
+        logger.info(
+            "the trait has heavy tails: single effects take its normal scores, by rank; "
+            "--set interpretation.normal_scores=false takes it as it is"
+        )
+    return replace(people, target=normal_scores(people.target).astype(np.float32))
+
+
 def _looks_for_pairs(people: People, settings: InterpretationConfig, *, device: torch.device) -> bool:
     if people.kind == "multiclass":
         return False
@@ -210,12 +223,7 @@ def _q_values(
     if not num_draws:
         return np.full(len(people.variants), np.nan)
     started = time.monotonic()
-    try:
-        decoys = decoy_scores(people.genotypes, people.target, found, **how, num_draws=num_draws, seed=seed)
-    except InputError:
-        # The single effects explain the trait wholly, and decoys have nothing left to compete for.
-        logger.warning("the SNPs found leave nothing of the trait unexplained: no q-values from decoys")
-        return np.full(len(people.variants), np.nan)
+    decoys = decoy_scores(people.genotypes, people.target, found, **how, num_draws=num_draws, seed=seed)
     q_value = q_values(people.genotypes, found, decoys)
     logger.info(
         "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",

@@ -150,7 +150,9 @@ class _Fits:
     def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
         size, num = genotypes.num_samples, genotypes.num_variants
-        affordable = size * num * (num - 1) / 2 <= MOST_PAIR_OPERATIONS[device.type]
+        # Once for everyone, and once for each fold of the cross-fit at most.
+        num_looks = 1 + max(folds for _, folds in FOLDS)
+        affordable = num_looks * size * num * (num - 1) / 2 <= MOST_PAIR_OPERATIONS[device.type]
         wanted = config.interpretation.pairs
         return cls(genotypes, dataset, affordable if wanted == "auto" else wanted, device)
 

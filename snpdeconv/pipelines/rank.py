@@ -299,6 +299,13 @@ def _target(observed: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float3
             where=where,
             mend=f"it knows {', '.join(bundle.classes)}; write NA for others",
         )
+    absent = [name for name in bundle.classes if name not in observed.classes]
+    if absent:
+        raise InputError(
+            f"nobody is of class '{absent[0]}' of trait '{observed.name}'",
+            where=where,
+            mend=f"give people of each of {', '.join(bundle.classes)}",
+        )
     place = np.array([bundle.classes.index(name) for name in observed.classes])
     classes = place[observed.values]
     return classes.astype(np.float32) if bundle.kind == "binary" else classes.astype(np.int64)

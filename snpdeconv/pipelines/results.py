@@ -105,15 +105,19 @@ def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
     return table
 
 
-def flat_metrics(evaluation: Evaluation, scores: Scores) -> dict[str, float]:
-    """The run's results in numbers, by the names that tracking shows."""
-    metrics = {
+def test_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """What the test people say in numbers, by the names that tracking shows."""
+    return {
         f"test/{name}" if part == "value" else f"test/{name}_{part}": value
         for name, interval in evaluation.test.items()
         for part, value in interval.items()
         if value is not None
     }
-    metrics["marginal/lambda_gc"] = scores.lambda_gc
+
+
+def ranking_metrics(scores: Scores) -> dict[str, float]:
+    """What the ranking says in numbers, by the names that tracking shows."""
+    metrics = {"marginal/lambda_gc": scores.lambda_gc}
     metrics |= {f"single_effects/{name}": value for name, value in (scores.found or {}).items()}
     if scores.completeness_gap is not None:
         metrics["integrated_gradients/completeness_gap"] = scores.completeness_gap

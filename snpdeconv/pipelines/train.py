@@ -21,13 +21,14 @@ from snpdeconv.errors import UserError
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.deconvolution import People
-from snpdeconv.pipelines.evaluation import evaluate_test, network_silenced
+from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, network_silenced
 from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, make_training_loss
 from snpdeconv.pipelines.importance import Network, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.results import flat_metrics, log_artifacts, write_results
+from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, write_results
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
+from snpdeconv.pipelines.stages import Stage
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
@@ -61,7 +62,9 @@ class TrainResult:
     paths: dict[str, str]
 
 
-def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) -> TrainResult | None:
+def train(
+    config: Config, inputs: Inputs, *, model_name: str, out: Path | None, until: Stage = "register"
+) -> TrainResult | None:
     """Trains, tests, ranks and registers; called on every rank.
 
     All ranks train. The first one alone reads what others made, writes, tracks and ranks.
@@ -71,9 +74,11 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
         inputs: The files.
         model_name: Name in the registry.
         out: Folder of the run; a run that was interrupted there goes on. By default a new one in this folder.
+        until: The last stage to do. What earlier calls did is not done again; the run stays open before
+            the last one is done.
 
     Returns:
-        What the run came to; None on ranks other than the first.
+        What the run came to so far; None on ranks other than the first.
 
     Raises:
         UserError: Something to mend: input, settings, resources, or a loss that is not finite.
@@ -83,13 +88,19 @@ def train(config: Config, inputs: Inputs, *, model_name: str, out: Path | None) 
     wanted = choose_device(config.resources.device)
     place = distributed.init_from_environment(device=wanted, timeout_min=_LONGEST_WORK_MIN)
     try:
-        return _train(config, inputs, model_name=model_name, out=out, device=place.device)
+        return _train(config, inputs, model_name=model_name, out=out, device=place.device, until=until)
     finally:
         distributed.shut_down()
 
 
 def _train(
-    config: Config, inputs: Inputs, *, model_name: str, out: Path | None, device: torch.device
+    config: Config,
+    inputs: Inputs,
+    *,
+    model_name: str,
+    out: Path | None,
+    device: torch.device,
+    until: Stage,
 ) -> TrainResult | None:
     precision = choose_precision(device, requested=config.precision.amp)
     path = (out or Path(f"{model_name}-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
@@ -102,6 +113,9 @@ def _train(
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
             logger.info("%s: this run is complete; nothing to do", path)
             return TrainResult(**folder.state["result"]) if distributed.is_first() else None
+        if "ranked" in folder.state:
+            distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
+            return _after_ranking(folder, config, until=until) if distributed.is_first() else None
         dataset = prepare(config, inputs, cohort=cohort)
         loss = make_training_loss(config, dataset)
         distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
@@ -114,6 +128,7 @@ def _train(
             "snpdeconv.folder": str(path),
             "snpdeconv.trait": inputs.trait,
         }
+        tags |= {f"snpdeconv.data.{name}": str(count) for name, count in dataset.report.items()}
         if "SLURM_JOB_ID" in os.environ:
             tags["snpdeconv.slurm_job"] = os.environ["SLURM_JOB_ID"]
         stop = held.enter_context(PreemptionSignal())
@@ -121,8 +136,6 @@ def _train(
             held.enter_context(_tracked(folder, config, tags, model_name)) if distributed.is_first() else None
         )
         batch_size = distributed.first_rank_does(lambda: _batch_size(folder, config, dataset, precision))
-        if run is not None:
-            run.log_metrics(0, {f"data/{name}": float(count) for name, count in dataset.report.items()})
         fitted = fit(
             config,
             dataset,
@@ -137,17 +150,12 @@ def _train(
         )
         if run is None:
             return None
-        return _finish(
-            run,
-            folder,
-            config,
-            dataset,
-            fitted,
-            tags=tags,
-            model_name=model_name,
-            device=device,
-            precision=precision,
-        )
+        evaluation, linear = _test(run, folder, config, dataset, fitted, device=device, precision=precision)
+        if until == "train":
+            return _pause(run, folder, config)
+        paths = _rank(run, folder, config, dataset, fitted, evaluation, linear=linear, device=device)
+        folder.remember(ranked={"tags": tags, "paths": paths})
+        return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
 
 def _batch_size(folder: RunFolder, config: Config, dataset: Dataset, precision: Precision) -> int:
@@ -157,20 +165,17 @@ def _batch_size(folder: RunFolder, config: Config, dataset: Dataset, precision: 
     return int(folder.state["batch_size"])
 
 
-def _finish(
+def _test(
     run: TrackedRun,
     folder: RunFolder,
     config: Config,
     dataset: Dataset,
     fitted: Fitted,
     *,
-    tags: dict[str, str],
-    model_name: str,
     device: torch.device,
     precision: Precision,
-) -> TrainResult:
-    """Tests, ranks, writes and registers; on the first rank."""
-    path = folder.path
+) -> tuple[Evaluation, Evaluation]:
+    """Tests the network, and its linear part alone, and keeps the model; on the first rank."""
     how: dict[str, Any] = {
         "batch_size": folder.state["batch_size"],
         "device": device,
@@ -180,6 +185,29 @@ def _finish(
     evaluation = evaluate_test(fitted.model, dataset, **how)
     with network_silenced(fitted.model) as linear_part:
         linear = evaluate_test(linear_part, dataset, **how)
+    # One that an interrupted run has finished stays: it may be registered, and a GPU's rounding would
+    # make another version of it.
+    if not (folder.path / "model").is_dir():
+        bundle = make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
+        save_bundle(bundle, folder.path / "model")
+        fitted.model.to(device)
+    run.log_metrics(len(fitted.history["epoch"]), test_metrics(evaluation))
+    folder.remember(tested=evaluation.test)
+    return evaluation, linear
+
+
+def _rank(
+    run: TrackedRun,
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    *,
+    linear: Evaluation,
+    device: torch.device,
+) -> dict[str, str]:
+    """Ranks, and writes all tables and plots."""
     logger.info("ranking %d SNPs", len(dataset.variants))
     scores = score_variants(
         People.of(dataset),
@@ -188,15 +216,23 @@ def _finish(
         device=device,
         network=Network(fitted.model, dataset.layout, dataset.packed, folder.state["batch_size"]),
     )
-    # One that an interrupted run has finished stays: it may be registered, and a GPU's rounding would
-    # make another version of it.
-    if not (path / "model").is_dir():
-        bundle = make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
-        save_bundle(bundle, path / "model")
-    paths = write_results(path, config, dataset, evaluation, scores, fitted, linear=linear)
+    paths = write_results(folder.path, config, dataset, evaluation, scores, fitted, linear=linear)
     log_artifacts(run, paths)
-    run.log_metrics(len(fitted.history["epoch"]), flat_metrics(evaluation, scores))
-    run.register(model_name, path / "model", tags=tags)
+    run.log_metrics(len(fitted.history["epoch"]), ranking_metrics(scores))
+    return paths
+
+
+def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:
+    """What is left to do of a run that another job has trained and ranked."""
+    tags = folder.state["ranked"]["tags"]
+    with _tracked(folder, config, tags, folder.settings["model"]) as run:
+        return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
+
+
+def _register(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
+    """Registers the model and ends the run."""
+    model_name = folder.settings["model"]
+    run.register(model_name, folder.path / "model", tags=folder.state["ranked"]["tags"])
     run.finish("FINISHED")
     shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
     for problem in run.problems:
@@ -204,15 +240,26 @@ def _finish(
     if not shipped:
         logger.warning("results are kept in the spool; `snpdeconv sync` sends them and registers the model")
     registered = run.registered.get(model_name)
-    result = TrainResult(
-        run_id=run.run_id,
-        model=model_name,
-        version=registered.version if registered else None,
-        test=evaluation.test,
-        paths=paths,
-    )
+    result = replace(_so_far(run, folder), version=registered.version if registered else None)
     folder.remember(result=asdict(result))
     return result
+
+
+def _pause(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
+    """Leaves the run open for the job that goes on with it."""
+    run.flush(timeout_s=config.tracking.flush_timeout_s)
+    return _so_far(run, folder)
+
+
+def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
+    """What the run has come to."""
+    return TrainResult(
+        run_id=run.run_id,
+        model=folder.settings["model"],
+        version=None,
+        test=folder.state["tested"],
+        paths=folder.state.get("ranked", {}).get("paths", {"model": str(folder.path / "model")}),
+    )
 
 
 @contextmanager

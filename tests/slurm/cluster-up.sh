@@ -96,9 +96,10 @@ alive munged || munged --key-file="$run/munge.key" --socket="$run/munge.sock" --
     --log-file="$log/munged.log" --seed-file="$run/munged.seed"
 export MYSQL_UNIX_PORT=$run/mysql.sock
 [ -d "$run/mysql/mysql" ] || mariadb-install-db --no-defaults --user=root --datadir="$run/mysql" --skip-test-db >"$log/mysql-install.log" 2>&1
-alive mariadbd || setsid mariadbd --no-defaults --user=root --datadir="$run/mysql" --socket="$MYSQL_UNIX_PORT" \
+# The braces: a shell that waits for it in the background must not keep the caller's streams open.
+{ alive mariadbd || setsid mariadbd --no-defaults --user=root --datadir="$run/mysql" --socket="$MYSQL_UNIX_PORT" \
     --pid-file="$run/mariadbd.pid" --skip-networking --innodb-buffer-pool-size=32M --innodb-log-file-size=8M \
-    --innodb-flush-log-at-trx-commit=0 </dev/null >"$log/mysql.log" 2>&1 &
+    --innodb-flush-log-at-trx-commit=0; } </dev/null >"$log/mysql.log" 2>&1 &
 await mariadb --no-defaults -e 'select 1'
 alive slurmdbd || SLURM_CONF=$root/etc/slurmdbd.conf slurmdbd
 await sacctmgr -n show cluster

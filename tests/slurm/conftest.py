@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from required import missing
 
@@ -124,3 +125,37 @@ def await_true(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> Non
 def log_of(record: Record) -> str:
     path = record.log_path()
     return path.read_text()[-4000:] if path.exists() else "(no log)"
+
+
+@pytest.fixture
+def clusters(tmp_path, monkeypatch, cluster) -> Path:
+    """The folder that the user stands in, with the facts of the test cluster."""
+    folder = tmp_path / "work"
+    (folder / "jobs" / "clusters").mkdir(parents=True)
+    facts = (HERE.parent.parent / "jobs" / "clusters" / "test.yaml").read_text()
+    (folder / "jobs" / "clusters" / "test.yaml").write_text(f"{facts}  PYTHONPATH: '{PATHS}'\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+SMALL = ("resources.cpus_per_task=1", "resources.mem_gib=2")
+
+
+def words(*settings: str) -> list[str]:
+    return [word for setting in (*settings, *SMALL) for word in ("--set", setting)]
+
+
+def only_run(home: Path, *, name: str | None = None) -> mlflow.entities.Run:
+    """The home's only run, or only one of a name; it must have ended well."""
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
+    (run,) = (r for r in client.search_runs([experiment.experiment_id]) if name in (None, r.info.run_name))
+    assert run.info.status == "FINISHED"
+    return run
+
+
+def points(home: Path, metric: str, *, name: str | None = None) -> list[tuple[int, float]]:
+    """Step and value of all points of a metric of that run."""
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    history = client.get_metric_history(only_run(home, name=name).info.run_id, metric)
+    return sorted((point.step, point.value) for point in history)

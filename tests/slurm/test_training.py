@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import FAST
-from conftest import HERE, PATHS, await_state, await_true
+from conftest import await_state, await_true, points, words
 
 from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import find_record
@@ -18,22 +18,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
 LONG = (*FAST, "training.epochs=150", "training.patience=150", "training.checkpoint_every_steps=20",
         "tracking.log_every_steps=1")  # fmt: skip
-SMALL = ("resources.cpus_per_task=1", "resources.mem_gib=2")
-
-
-@pytest.fixture
-def clusters(tmp_path, monkeypatch, cluster) -> Path:
-    """The folder that the user stands in, with the facts of the test cluster."""
-    folder = tmp_path / "work"
-    (folder / "jobs" / "clusters").mkdir(parents=True)
-    facts = (HERE.parent.parent / "jobs" / "clusters" / "test.yaml").read_text()
-    (folder / "jobs" / "clusters" / "test.yaml").write_text(f"{facts}  PYTHONPATH: '{PATHS}'\n")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def words(*settings: str) -> list[str]:
-    return [word for setting in (*settings, *SMALL) for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +33,6 @@ def undisturbed(cohort, tmp_path_factory) -> Path:
         check=True, capture_output=True, env=os.environ | {"SNPDECONV_HOME": str(folder / "home")},
     )  # fmt: skip
     return folder
-
-
-def points(home: Path, metric: str) -> list[tuple[int, float]]:
-    """Step and value of all points of a metric of the home's only run, which must have ended well."""
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
-    (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
-    return sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric))
 
 
 def notice(number: str) -> None:

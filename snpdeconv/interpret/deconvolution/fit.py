@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.interpret.deconvolution.heredity import inherited
 from snpdeconv.interpret.deconvolution.products import PairColumns, fitted_terms, pair_part
@@ -34,6 +35,8 @@ from snpdeconv.interpret.single_effects.fit import LOGISTIC_VARIANCE, snp_weight
 Kind = Literal["quantitative", "binary", "multiclass"]
 Floats = NDArray[np.float64]
 
+# Men have one copy, or nobody has two: a heterozygote tells the sex, or is an error.
+HAPLOID = ("X", "Y", "MT")
 # Prior weight of all pairs tested together; the dosages of all SNPs together weigh 1.
 PAIRS_WEIGHT = 1.0
 # A pair whose Bayes factor is below this share of what its prior asks for cannot act.
@@ -117,7 +120,7 @@ def deconvolve(
         genotypes: The cohort.
         target: (N,) values of the samples in `rows`; zeros and ones, or class indices, of classes.
         kind: Kind of the trait; one of classes is fitted class against the rest, without pairs.
-        chrom: (V,) chromosomes.
+        chrom: (V,) chromosomes; SNPs of X, Y and MT have no dominance.
         position_bp: (V,) places.
         rows: (N,) samples fitted; all by default.
         covariates: (N, C) of these samples, without an intercept.
@@ -130,9 +133,20 @@ def deconvolve(
     """
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     how = settings or Settings()
+    if len(chrom) != cohort.num_variants:
+        raise InputError(
+            f"{len(chrom)} values for {cohort.num_variants} variants",
+            where="chrom",
+            mend="give one value a variant",
+        )
     if kind == "multiclass":
         fits = fit_one_against_rest(
-            cohort, target, covariates=covariates, prior_weights=prior_weights, settings=how
+            cohort,
+            target,
+            covariates=covariates,
+            prior_weights=prior_weights,
+            without_dominance=np.isin(chrom, HAPLOID),
+            settings=how,
         )
         return _joined(cohort, kind, fits, columns=None, found=None)
     study = _Study(
@@ -199,6 +213,7 @@ class _Study:
             kind=self.kind,
             covariates=self.covariates,
             prior_weights=weights,
+            without_dominance=np.isin(self.chrom, HAPLOID),
             extra=extra,
             settings=replace(self.settings, refine=refine and self.settings.refine),
         )

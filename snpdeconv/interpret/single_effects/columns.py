@@ -77,6 +77,7 @@ class Columns:
         basis: (N, Q) orthonormal basis of intercept and covariates.
         extra: Extra columns, if any.
         dominance: Whether SNPs have a dominance column.
+        without_dominance: (V,) SNPs that have none all the same.
         device: Where tiles are multiplied.
         cache_bytes: Most memory that decoded tiles may keep.
         tile_variants: Variants in a tile; chosen by size where None.
@@ -89,12 +90,14 @@ class Columns:
         basis: NDArray[np.float64],
         extra: ExtraColumns | None = None,
         dominance: bool = True,
+        without_dominance: NDArray[np.bool_] | None = None,
         device: str = "cpu",
         cache_bytes: int = 2**30,
         tile_variants: int | None = None,
     ) -> None:
         self.num_samples, self.num_variants = genotypes.num_samples, genotypes.num_variants
         self.dominance = dominance
+        self._without_dominance = False if without_dominance is None else without_dominance
         self.device = torch.device(device)
         self.basis = self._send(basis)
         self._genotypes = genotypes
@@ -246,6 +249,7 @@ class Columns:
         het_left = het_square - np.sum(seen_het**2, axis=0) - slope * product
         rarest = counts[:MISSING].min(axis=0)
         has_dominance = varies & (rarest >= DOMINANCE_MIN_SAMPLES) & (het_left > COLLINEAR * het_square)
+        has_dominance &= ~np.asarray(self._without_dominance)
         values, extra_sd = self._project_extra(extra)
         scaling = Scaling(
             dosage_mean=mean,

@@ -31,7 +31,7 @@ class CredibleSet:
         coverage: Sum of `probability`.
         purity: Smallest absolute correlation of dosages among the SNPs.
         log_bayes_factor: Natural logarithm, of the effect against none.
-        pve: Share of variance that the effect explains.
+        pve: Share of variance that the effect explains; of a pair, half of it in each of its two sets.
         effects: Indices of the effects that the set stands for; more than one where sets were merged.
     """
 
@@ -103,7 +103,7 @@ def credible_sets(
                     coverage=float(probability.sum()),
                     purity=purity,
                     log_bayes_factor=effect.log_bayes_factor,
-                    pve=effect.pve,
+                    pve=effect.pve * _share_of_side(effect, side=side),
                     effects=(number,),
                 )
                 _add(found, new)
@@ -122,6 +122,13 @@ def _smallest(
         return np.empty(0, dtype=np.int64), np.empty(0)
     chosen = order[: int(np.searchsorted(held, coverage)) + 1]
     return chosen.astype(np.int64), probability[chosen].astype(np.float64)
+
+
+def _share_of_side(effect: SingleEffect, *, side: int) -> float:
+    """Of a pair, each of the two sets has half of what it explains."""
+    taking_part = effect.variants >= 0
+    share = np.where(taking_part.all(axis=1), 0.5, taking_part[:, side])
+    return float(effect.alpha @ share / effect.alpha.sum())
 
 
 def _purity(

@@ -74,6 +74,7 @@ def fit_single_effects(
     rows: NDArray[np.integer] | None = None,
     covariates: ArrayLike | None = None,
     prior_weights: ArrayLike | None = None,
+    without_dominance: NDArray[np.bool_] | None = None,
     extra: ExtraColumns | None = None,
     settings: Settings | None = None,
 ) -> SingleEffectsFit:
@@ -93,6 +94,8 @@ def fit_single_effects(
         rows: (n,) samples fitted, the training samples as a rule; all by default. They are copied, packed.
         covariates: (n, C) of the samples in `rows`, without an intercept.
         prior_weights: (V,) relative prior weights of the SNPs; equal by default.
+        without_dominance: (V,) SNPs that act by their dosage alone, such as those of which men have one copy:
+            among these, a heterozygote is a woman.
         extra: Columns of the samples in `rows` that join those of the SNPs.
         settings: How to fit.
 
@@ -111,6 +114,7 @@ def fit_single_effects(
         basis=basis,
         extra=extra,
         dominance=dominance_weight > 0,
+        without_dominance=without_dominance,
         device=how.device,
         cache_bytes=how.cache_bytes,
         tile_variants=how.tile_variants,
@@ -150,6 +154,7 @@ def fit_one_against_rest(
     rows: NDArray[np.integer] | None = None,
     covariates: ArrayLike | None = None,
     prior_weights: ArrayLike | None = None,
+    without_dominance: NDArray[np.bool_] | None = None,
     extra: ExtraColumns | None = None,
     settings: Settings | None = None,
 ) -> tuple[SingleEffectsFit, ...]:
@@ -161,6 +166,7 @@ def fit_one_against_rest(
         rows: As above.
         covariates: As above.
         prior_weights: As above.
+        without_dominance: As above.
         extra: As above.
         settings: As above.
 
@@ -176,6 +182,7 @@ def fit_one_against_rest(
             rows=rows,
             covariates=covariates,
             prior_weights=prior_weights,
+            without_dominance=without_dominance,
             extra=extra,
             settings=settings,
         )

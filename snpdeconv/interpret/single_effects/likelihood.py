@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ LEAST_WEIGHT = 1e-6
 LEAST_MIXED = 1 / 32
 # With a single one the bound may stand still before effects that start out small have grown.
 SWEEPS_A_ROUND = 3
+NEWTON_STEPS = 40
+LONGEST_STEP = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def fit_logistic(
         weight, product = now.pseudo_observations(case)
         weight = last.weight + mixed * (weight - last.weight)
         product = last.product + mixed * (product - last.product)
+    effects.effects = _with_evidence(columns, gram, effects, last.predictor, case=case)
     return Ascent(
         effects=effects,
         noise=1.0,
@@ -202,6 +206,15 @@ def _predictor(columns: Columns, gram: LazyGram, effects: SingleEffectSum, *, of
     basis = columns.basis
     mean = basis @ offset
     variance = ((basis @ gram.inverse) * basis).sum(dim=1)
+    for score, spread in _contributions(columns, gram, effects):
+        mean, variance = mean + score, variance + spread
+    return _Predictor(mean, variance)
+
+
+def _contributions(
+    columns: Columns, gram: LazyGram, effects: SingleEffectSum
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean (N,) and variance, (N,) or of all samples, that each effect adds to the linear predictor."""
     supports = [effects.support(effect, noise=1.0) for effect in effects.effects]
     index = _union([support for support in supports if len(support) <= MOST_FETCHED])
     taken = gram.project(columns.take(index))
@@ -209,16 +222,45 @@ def _predictor(columns: Columns, gram: LazyGram, effects: SingleEffectSum, *, of
         contribution, second = effect.alpha * effect.mean, effect.alpha * effect.second
         if len(support) > MOST_FETCHED:
             # Spread over so many columns, each of mean square 1, the variance is the same for every sample.
-            mean = mean + gram.project(columns.combine(contribution)[:, None])[:, 0]
-            variance = variance + second.sum()
+            yield gram.project(columns.combine(contribution)[:, None])[:, 0], second.sum()
             continue
-        own = taken[:, torch.from_numpy(np.searchsorted(index, support)).to(mean.device)]
-        chosen = torch.from_numpy(support).to(mean.device)
+        own = taken[:, torch.from_numpy(np.searchsorted(index, support)).to(taken.device)]
+        chosen = torch.from_numpy(support).to(taken.device)
         score = own @ contribution[chosen]
         rest = (second.sum() - second[chosen].sum()).clamp(min=0)
-        mean = mean + score
-        variance = variance + (own.square() @ second[chosen] + rest - score**2).clamp(min=0)
-    return _Predictor(mean, variance)
+        yield score, (own.square() @ second[chosen] + rest - score**2).clamp(min=0)
+
+
+def _with_evidence(
+    columns: Columns, gram: LazyGram, effects: SingleEffectSum, fitted: _Predictor, *, case: Tensor
+) -> list[Effect]:
+    """The effects with the evidence of the bound, where that is more than their own regression's.
+
+    The weights of pseudo-observations vanish where the outcome is all but certain, so that the evidence of
+    the last regression falls again as an effect grows (Hauck and Donner 1977, JASA 72:851). What the bound
+    loses without the effect, the covariates fitted anew, does not.
+    """
+    basis = columns.basis
+    full = fitted.expected_log_likelihood(case)
+    found = []
+    for effect, (score, variance) in zip(
+        effects.effects, _contributions(columns, gram, effects), strict=True
+    ):
+        left = _Predictor(fitted.mean - score, (fitted.variance - variance).clamp(min=0))
+        for _ in range(NEWTON_STEPS):
+            weight, product = left.pseudo_observations(case)
+            slope = basis.T @ (product - weight * left.mean)
+            change = basis @ torch.linalg.solve(basis.T @ (weight[:, None] * basis), slope)
+            # From where the outcome is all but certain, a whole step leads far beyond the best place.
+            largest = float(change.abs().max())
+            left = _Predictor(left.mean + change * min(1.0, LONGEST_STEP / largest), left.variance)
+            if largest < 1e-4:
+                break
+        gained = full - left.expected_log_likelihood(case) - effect.divergence
+        if math.isfinite(gained) and gained > effect.log_bayes_factor:
+            effect = replace(effect, log_bayes_factor=gained)
+        found.append(effect)
+    return found
 
 
 def _union(supports: list[NDArray[np.int64]]) -> NDArray[np.int64]:

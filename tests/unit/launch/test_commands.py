@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(run, cohort, home, wor
     (work / "full").mkdir()
     (work / "full" / "file").touch()
     for words, told in (
-        (("small_cpu",), "submit: give one of --data and --genotypes"),
+        (("small_cpu",), "the cohort: give one of --data and --genotypes"),
         (("small_cpu", "--data", cohort, "--trait", "hight"), "there is no column 'hight'"),
         (("small_cpu", "--data", cohort, "--out", "full"), "holds other files and no run"),
         (("small_cpu", "--data", cohort, "--name", "a/b"), "cannot name a model"),

@@ -1,0 +1,71 @@
+"""Submits a retraining, and with --every also the next call of itself: a schedule without cron.
+
+    python jobs/retrain.py --cluster NAME --name MODEL --data FOLDER [--every 7days] [options of retrain]
+
+The retraining ends at once when nothing has changed. scancel --name=snpdeconv-retrain-MODEL stops the chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from snpdeconv.cli import main as snpdeconv
+from snpdeconv.errors import UserError
+from snpdeconv.launch.site import Site, load_site
+
+
+def main() -> None:
+    """Queues the next link, then submits the retraining."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cluster", required=True, help="a jobs/clusters/NAME.yaml, its path, or local")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--every", metavar="TIME", help="as sbatch counts it: 12hours, 7days")
+    known, rest = parser.parse_known_args()
+    if known.every is not None:
+        try:
+            site = load_site(known.cluster)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        # First, so that a retraining that cannot be submitted today does not end the chain.
+        queue_next(site, name=f"snpdeconv-retrain-{known.name}", every=known.every)
+    sys.argv = ["snpdeconv", "retrain", "--cluster", known.cluster, "--name", known.name, *rest]
+    snpdeconv()
+
+
+def queue_next(site: Site, *, name: str, every: str) -> None:
+    """Queues this very command for later, unless another link waits already."""
+    waiting = subprocess.run(
+        ["squeue", "--noheader", "--me", "--states=PENDING", f"--name={name}", "--format=%i"],
+        check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    if waiting:
+        print(f"next      waits already (SLURM {waiting[0]})")
+        return
+    facts = {"partition": site.partition, "account": site.account, "qos": site.qos}
+    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+    queued = subprocess.run(
+        [
+            "sbatch", "--parsable", f"--begin=now+{every}", f"--job-name={name}", "--ntasks=1", "--mem=1G",
+            "--time=30", f"--output={name}-%j.log",
+            *(f"--{option}={value}" for option, value in facts.items() if value is not None),
+            f"--wrap={shlex.join(command)}",
+        ],
+        check=True, capture_output=True, text=True, env=outside_of_jobs(),
+    ).stdout.strip()  # fmt: skip
+    print(f"next      in {every} (SLURM {queued})", flush=True)
+
+
+def outside_of_jobs() -> dict[str, str]:
+    """The environment without the limits of the job that this may run in."""
+    return {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
+    }
+
+
+if __name__ == "__main__":
+    main()
