@@ -106,7 +106,7 @@ def _higher(climb: NormalClimb, tried: set[bytes]) -> Iterator[NormalClimb]:
             effects=climb.effects.without(index), noise=climb.noise, total=climb.total, df=climb.df, elbo=[]
         )
         trial.run(max_sweeps=FIRST_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
-        # Where two columns lie behind the one taken away, they are there by now; nothing else makes up for it.
+        # Where two columns lie behind the one taken away, they are there by now; nothing else replaces it.
         if trial.elbo[-1] < climb.elbo[-1] - HOPELESS:
             continue
         trial.run(max_sweeps=REFINED_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
