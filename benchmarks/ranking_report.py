@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ LIBRARIES = ("numpy", "scikit-learn", "pysusie", "xgboost-cpu")
 LARGE = {"size": "5000x10000x20", "cell": "additive thinned"}
 
 
+def _version(library: str) -> str:
+    """A peer that is not installed has taken no part."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def write_report(
     records: dict[tuple[str, str, int, str], Record], *, size: str, seeds: list[int], path: Path | None
 ) -> None:
@@ -38,7 +46,7 @@ def write_report(
     large = [r for r in records.values() if r["size"] == LARGE["size"] and r["cell"] == LARGE["cell"]]
     report = {
         "machine": describe(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in LIBRARIES},
         "code": sorted({r["code"] for r in ours}),
         "size": size,
         "seeds": sorted({r["seed"] for r in chosen}),
