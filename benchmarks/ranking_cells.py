@@ -22,9 +22,6 @@ from snpdeconv.genetics.variants import Variants
 
 PANELS = ("thinned", "contiguous", "ancestry")
 TRAITS = ("additive", "dominance", "epistasis_main", "epistasis", "binary")
-CELLS = (*((panel, trait) for panel in PANELS[:2] for trait in TRAITS), ("ancestry", "ancestry"))
-"""Every panel and trait with something to find, and the quantity that follows ancestry alone."""
-
 NUM_HOLDOUT = 1_000
 NUM_COMPONENTS = 10
 Kind = Literal["binary", "quantitative", "multiclass"]

@@ -22,9 +22,10 @@ from snpdeconv.genetics.writers import write_bed
 from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
 from snpdeconv.interpret.decoys import decoy_scores, q_values
 from snpdeconv.interpret.single_effects import (
-    credible_sets,
+    SingleEffectsFit,
     fit_one_against_rest,
     fit_single_effects,
+    joint_credible_sets,
     joint_pip,
 )
 
@@ -48,13 +49,12 @@ def single_effects(study: Replicate) -> Answer:
         )
     pip = joint_pip(fits)
     further = 1 - np.prod([1 - fit.next_effect for fit in fits], axis=0)
-    sets = [one.variants for fit in fits for one in credible_sets(fit, study.genotypes)]
     predicted = None
     if study.covariates is None:
         predicted = fits[0].predict(study.holdout_genotypes)
     return Answer(
         score=1 - (1 - pip) * (1 - 0.5 * further),
-        credible_sets=tuple(sets),
+        credible_sets=_sets(fits, study),
         predicted=predicted,
         extra={"effects": sum(len(fit.effects) for fit in fits)},
     )
@@ -75,7 +75,7 @@ def deconvolution(study: Replicate) -> Answer:
         predicted = found.terms.predict(study.holdout_genotypes)[:, 0]
     return Answer(
         score=found.score,
-        credible_sets=tuple(one.variants for one in found.sets),
+        credible_sets=_sets(found.fits, study),
         pairs=np.column_stack([pairs.first, pairs.second])[reported],
         q_value=partial(_q_values, study, found, how),
         predicted=predicted,
@@ -84,6 +84,10 @@ def deconvolution(study: Replicate) -> Answer:
             "pairs_of_small_q": int((pairs.q_value <= PAIR_Q).sum()),
         },
     )
+
+
+def _sets(fits: tuple[SingleEffectsFit, ...], study: Replicate) -> tuple[NDArray[np.int64], ...]:
+    return tuple(one.variants for _, one in joint_credible_sets(fits, study.genotypes))
 
 
 def _q_values(study: Replicate, found: Deconvolution, how: dict[str, Any]) -> NDArray[np.float64]:

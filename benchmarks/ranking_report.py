@@ -19,7 +19,6 @@ from ranking_peers import PEERS
 
 Record = dict[str, Any]
 NUM_DRAWS = 10_000
-OUR_RANKING = "deconvolution"
 LIBRARIES = ("numpy", "scikit-learn", "pysusie", "xgboost-cpu")
 LARGE = {"size": "5000x10000x20", "cell": "additive thinned"}
 

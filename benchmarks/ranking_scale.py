@@ -59,14 +59,15 @@ def write_cohort(folder: Path, *, num_samples: int, num_variants: int) -> None:
 def fit(folder: Path, *, pairs: bool, device: str) -> dict[str, Any]:
     """What the fresh process does and prints."""
     from snpdeconv.interpret.deconvolution import deconvolve
-    from snpdeconv.interpret.single_effects import Settings
+    from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 
     study = np.load(folder / "study.npz")
     num_samples, num_variants = len(study["trait"]), len(study["causal"])
     packed = np.memmap(folder / "packed", dtype=np.uint8, mode="r").reshape(num_samples, -1)
+    genotypes = PackedGenotypes(packed=packed, num_variants=num_variants)
     wall, cpu = time.perf_counter(), time.process_time()
     found = deconvolve(
-        PackedGenotypes(packed=packed, num_variants=num_variants),
+        genotypes,
         study["trait"],
         kind="quantitative",
         chrom=study["chrom"].astype(str).astype(object),
@@ -76,7 +77,7 @@ def fit(folder: Path, *, pairs: bool, device: str) -> dict[str, Any]:
     )
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     status = Path("/proc/self/status").read_text()
-    sets = [study["causal"][one.variants].any() for one in found.sets]
+    sets = [study["causal"][one.variants].any() for _, one in joint_credible_sets(found.fits, genotypes)]
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.genetics.encoding import dosage_weights
+from snpdeconv.genetics.terms import Terms
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.models.sparse import SparsePart
 from snpdeconv.models.stacking import Stack, stack
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class SparseScores:
         out_of_fold: (N, O) what such fits to other samples predict.
     """
 
-    terms: SparseTerms
+    terms: Terms
     in_sample: Floats
     out_of_fold: Floats
 
@@ -135,7 +136,7 @@ def fit_linear(
         model.carry(SparsePart.of(terms))
         fixed_effects += np.column_stack([terms.intercept, terms.covariate_weight])
         offset += torch.from_numpy((sparse.out_of_fold - sparse.in_sample) @ stacked.slopes[0].T)
-        variance = terms.variance_of_slots(model.encoder.allele_frequency.double().cpu().numpy())
+        variance = terms.variance_of_variants(model.encoder.allele_frequency.double().cpu().numpy())
         share += torch.from_numpy(variance).to(device)
     model.start_attention(share.float())
     model.wide.bias.copy_(torch.from_numpy(fixed_effects[:, 0]))

@@ -6,7 +6,6 @@ Shapes: N people, V variants, C covariates.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,16 +34,15 @@ from snpdeconv.interpret.effect_tables import (
 )
 from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
 from snpdeconv.interpret.ranking import Posterior, write_tsv
-from snpdeconv.interpret.single_effects import CredibleSet, Settings, SingleEffectsFit, credible_sets
-from snpdeconv.interpret.single_effects.credible_sets import ENOUGH_EVIDENCE
+from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 from snpdeconv.pipelines.dataset import Study
 
 logger = logging.getLogger(__name__)
 
 TABLES = ("credible_sets", "pairs", "blocks")
 
-# People times pairs of SNPs, once for the cohort and once for each draw of decoys, up to which
-# `interpretation.pairs=auto` looks at all of them: 2 minutes of one core for each 1e12.
+# People times pairs of SNPs, in all looks at them, up to which `interpretation.pairs=auto` looks: 2 minutes
+# of one core for each 1e12.
 MOST_PAIR_OPERATIONS = {"cpu": 3e12, "cuda": 3e15}
 
 
@@ -131,11 +129,12 @@ def deconvolve_people(
         # A copy: torch warns of arrays that are read-only, as those of a table are.
         "position_bp": people.variants.position_bp.copy(),
         "covariates": people.covariates,
-        "pairs": _looks_for_pairs(people, settings, device=device),
+        "pairs": people.kind != "multiclass"
+        and looks_for_pairs(settings.pairs, people.genotypes, num_looks=1 + settings.decoys, device=device),
         "settings": Settings(device=str(device)),
     }
     found = deconvolve(people.genotypes, people.target, kind=people.kind, **how)
-    sets = _strongest_first(found.fits, people.genotypes, coverage=settings.coverage)
+    sets = joint_credible_sets(found.fits, people.genotypes, coverage=settings.coverage)
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
         " and pairs" if how["pairs"] else "",
@@ -198,20 +197,27 @@ def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> Pe
     return replace(people, target=normal_scores(people.target).astype(np.float32))
 
 
-def _looks_for_pairs(people: People, settings: InterpretationConfig, *, device: torch.device) -> bool:
-    if people.kind == "multiclass":
-        return False
-    if settings.pairs != "auto":
-        return settings.pairs
-    num_variants = people.genotypes.num_variants
-    num_looks = 1 + settings.decoys
-    num_operations = num_looks * people.genotypes.num_samples * num_variants * (num_variants - 1) / 2
+def looks_for_pairs(
+    wanted: bool | Literal["auto"], genotypes: PackedGenotypes, *, num_looks: int, device: torch.device
+) -> bool:
+    """Whether all pairs of SNPs are looked at: as asked, or where it takes minutes.
+
+    Args:
+        wanted: `interpretation.pairs`.
+        genotypes: The people and variants.
+        num_looks: How often, as for each draw of decoys.
+        device: Where to compute.
+    """
+    if wanted != "auto":
+        return wanted
+    num_variants = genotypes.num_variants
+    num_operations = num_looks * genotypes.num_samples * num_variants * (num_variants - 1) / 2
     most = MOST_PAIR_OPERATIONS[device.type]
     if num_operations > most:
         logger.info(
-            "no pairs of SNPs are looked for: with decoys that is %.2g people × pairs, and auto stops at "
-            "%.0g on a %s; --set interpretation.pairs=true looks all the same",
-            num_operations, most, "CPU" if device.type == "cpu" else "GPU",
+            "no pairs of SNPs are looked for: %d times makes %.2g people × pairs, and auto stops at %.0g on "
+            "a %s; --set interpretation.pairs=true looks all the same",
+            num_looks, num_operations, most, "CPU" if device.type == "cpu" else "GPU",
         )  # fmt: skip
     return num_operations <= most
 
@@ -230,16 +236,3 @@ def _q_values(
         num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,
     )  # fmt: skip
     return q_value
-
-
-def _strongest_first(
-    fits: tuple[SingleEffectsFit, ...], genotypes: PackedGenotypes, *, coverage: float
-) -> list[tuple[int, CredibleSet]]:
-    """Credible sets of all fits, each with the number of its fit."""
-    evidence = ENOUGH_EVIDENCE + math.log(len(fits))
-    sets = [
-        (number, one)
-        for number, fit in enumerate(fits)
-        for one in credible_sets(fit, genotypes, coverage=coverage, min_log_bayes_factor=evidence)
-    ]
-    return sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor)

@@ -24,13 +24,14 @@ from snpdeconv.config import Config
 from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.deconvolution import Terms, deconvolve
+from snpdeconv.genetics.terms import Terms
+from snpdeconv.interpret.deconvolution import deconvolve
 from snpdeconv.interpret.single_effects import Settings
 from snpdeconv.models.linear import LinearFit, SparseScores, fit_linear
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines.dataset import Dataset
-from snpdeconv.pipelines.deconvolution import MOST_PAIR_OPERATIONS
+from snpdeconv.pipelines.deconvolution import looks_for_pairs
 from snpdeconv.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -149,12 +150,10 @@ class _Fits:
     @classmethod
     def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
-        size, num = genotypes.num_samples, genotypes.num_variants
         # Once for everyone, and once for each fold of the cross-fit at most.
         num_looks = 1 + max(folds for _, folds in FOLDS)
-        affordable = num_looks * size * num * (num - 1) / 2 <= MOST_PAIR_OPERATIONS[device.type]
-        wanted = config.interpretation.pairs
-        return cls(genotypes, dataset, affordable if wanted == "auto" else wanted, device)
+        pairs = looks_for_pairs(config.interpretation.pairs, genotypes, num_looks=num_looks, device=device)
+        return cls(genotypes, dataset, pairs, device)
 
     @property
     def target(self) -> NDArray[np.float32] | NDArray[np.int64]:
@@ -193,7 +192,7 @@ class _Fits:
 
     def terms(self, rows: NDArray[np.int64]) -> Terms:
         """Of the fit to some people, without its crumbs."""
-        found = deconvolve(
+        return deconvolve(
             self.genotypes,
             self.target[rows],
             kind=self.dataset.trait.kind,
@@ -203,17 +202,15 @@ class _Fits:
             covariates=self.covariates[rows],
             pairs=self.pairs,
             settings=Settings(device=str(self.device)),
-        ).terms
-        kept = SparseTerms(**vars(found)).without_crumbs(self.dataset.frequency)
-        return Terms(**vars(kept))
+        ).terms.without_crumbs(self.dataset.frequency)
 
     def predict(self, terms: Terms, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, O) linear predictors of some people."""
         return terms.predict(self.genotypes.take(rows=rows), self.covariates[rows])
 
-    def _in_slots(self, terms: Terms) -> SparseTerms:
+    def _in_slots(self, terms: Terms) -> Terms:
         slot = np.append(self.dataset.layout.slot_of_variant, -1)
-        return replace(SparseTerms(**vars(terms)), first=slot[terms.first], second=slot[terms.second])
+        return replace(terms, first=slot[terms.first], second=slot[terms.second])
 
 
 def _folds(

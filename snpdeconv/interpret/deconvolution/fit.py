@@ -6,7 +6,6 @@ Shapes: N samples, V variants, P pairs, O outputs, C covariates.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,20 +15,17 @@ from scipy import special
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.terms import Terms
 from snpdeconv.interpret.deconvolution.heredity import inherited
 from snpdeconv.interpret.deconvolution.products import PairColumns, fitted_terms, pair_part
-from snpdeconv.interpret.deconvolution.terms import Terms
 from snpdeconv.interpret.pairs import PairScan, scan_pairs
 from snpdeconv.interpret.single_effects import (
-    CredibleSet,
     Settings,
     SingleEffectsFit,
-    credible_sets,
     fit_one_against_rest,
     fit_single_effects,
     joint_pip,
 )
-from snpdeconv.interpret.single_effects.credible_sets import ENOUGH_EVIDENCE
 from snpdeconv.interpret.single_effects.fit import LOGISTIC_VARIANCE, snp_weights
 
 Kind = Literal["quantitative", "binary", "multiclass"]
@@ -80,7 +76,6 @@ class Deconvolution:
         pairs: Pairs that joined the fit.
         pip: (V,) probability that a SNP takes part in any effect.
         score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
-        sets: 95 % credible sets, strongest evidence first within each fit.
         terms: What predicts the trait of other samples.
         fitted: (N, O) linear predictor of the samples of the fit.
     """
@@ -90,7 +85,6 @@ class Deconvolution:
     pairs: PairEffects
     pip: Floats
     score: Floats
-    sets: tuple[CredibleSet, ...]
     terms: Terms
     fitted: Floats
 
@@ -148,7 +142,7 @@ def deconvolve(
             without_dominance=np.isin(chrom, HAPLOID),
             settings=how,
         )
-        return _joined(cohort, kind, fits, columns=None, found=None)
+        return _joined(kind, fits, columns=None, found=None)
     study = _Study(
         cohort=cohort,
         truth=np.asarray(target, dtype=np.float64),
@@ -160,7 +154,7 @@ def deconvolve(
         settings=how,
     )
     if not pairs:
-        return _joined(cohort, kind, (study.fit(None),), columns=None, found=None)
+        return _joined(kind, (study.fit(None),), columns=None, found=None)
     single = study.fit(None, refine=False).fitted
     found, columns = study.scan(single)
     weights = None
@@ -173,7 +167,7 @@ def deconvolve(
             earlier = study.fit(columns, refine=False)
         weights = study.inherited(earlier, columns)
     fit = study.fit(columns, prior_weights=weights)
-    return _joined(cohort, kind, (fit,), columns=columns, found=found)
+    return _joined(kind, (fit,), columns=columns, found=found)
 
 
 @dataclass(frozen=True)
@@ -241,7 +235,6 @@ class _Study:
 
 
 def _joined(
-    cohort: PackedGenotypes,
     kind: Kind,
     fits: tuple[SingleEffectsFit, ...],
     *,
@@ -249,7 +242,6 @@ def _joined(
     found: PairScan | None,
 ) -> Deconvolution:
     pip = joint_pip(fits)
-    evidence = ENOUGH_EVIDENCE + math.log(len(fits))
     further = 1 - np.prod([1 - fit.next_effect for fit in fits], axis=0)
     return Deconvolution(
         kind=kind,
@@ -257,7 +249,6 @@ def _joined(
         pairs=_pair_effects(fits[0], columns, found),
         pip=pip,
         score=1 - (1 - pip) * (1 - 0.5 * further),
-        sets=tuple(one for fit in fits for one in credible_sets(fit, cohort, min_log_bayes_factor=evidence)),
         terms=fitted_terms(fits, columns),
         fitted=np.column_stack([fit.fitted for fit in fits]),
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
-from snpdeconv.interpret.deconvolution.terms import NUM_CODES, Terms
+from snpdeconv.genetics.terms import NUM_CODES, Terms
 from snpdeconv.interpret.pairs.columns import Dosages, products
 from snpdeconv.interpret.single_effects import ExtraColumns, SingleEffectsFit
 

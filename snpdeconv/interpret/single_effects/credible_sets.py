@@ -65,10 +65,11 @@ def credible_sets(
 
     The probabilities of a set say where an effect is, given that there is one. Whether there is one is what
     the Bayes factor says, averaged over all columns by their prior: under no effect its mean is 1, so that it
-    reaches 20 in at most 1 of 20 traits (Markov; Shafer et al. 2011, Stat. Sci. 26:84), however many SNPs and
-    pairs were looked at. The prior variance, chosen to make it largest, adds to that, and its skewness takes
-    away more. Of several fits, as of each class against the rest, the bound holds for all of them together
-    with the logarithm of their number added.
+    reaches 20 in at most 1 of 20 traits whose residual is normal (Markov; Shafer et al. 2011, Stat. Sci.
+    26:84), however many SNPs and pairs were looked at. The prior variance, chosen to make it largest, adds to
+    that, and its skewness takes away more. Of several fits, as of each class against the rest, the bound
+    holds for all of them together with the logarithm of their number
+    added.
 
     Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
     among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then
@@ -108,6 +109,33 @@ def credible_sets(
                 )
                 _add(found, new)
     return tuple(found)
+
+
+def joint_credible_sets(
+    fits: tuple[SingleEffectsFit, ...],
+    genotypes: PackedGenotypes,
+    *,
+    rows: NDArray[np.integer] | None = None,
+    coverage: float = 0.95,
+) -> tuple[tuple[int, CredibleSet], ...]:
+    """Credible sets of several fits to one trait, such as of each class against the rest.
+
+    Args:
+        fits: K fits; each has to show the more evidence, the more there are.
+        genotypes: The cohort they were fitted on.
+        rows: The samples they were fitted on.
+        coverage: Least probability of a set.
+
+    Returns:
+        Each set with the number of its fit, strongest evidence first.
+    """
+    evidence = ENOUGH_EVIDENCE + math.log(len(fits))
+    sets = [
+        (number, one)
+        for number, fit in enumerate(fits)
+        for one in credible_sets(fit, genotypes, rows=rows, coverage=coverage, min_log_bayes_factor=evidence)
+    ]
+    return tuple(sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor))
 
 
 def _smallest(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.deconvolution import Terms
+from snpdeconv.genetics.terms import Terms
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.models.sparse import SparsePart
 
 Make = Callable[..., Any]
 SNPS = 40
@@ -20,14 +20,14 @@ DIMS = (1, 2, 4, 8)
 
 
 @pytest.fixture
-def terms() -> SparseTerms:
+def terms() -> Terms:
     """Two SNPs with two terms each, some of one term, and three pairs; two outputs."""
     rng = np.random.default_rng(3)
     first = np.array([5, 5, 9, 9, 17, 30, 5, 21, 39])
     second = np.array([-1, -1, -1, -1, -1, -1, 9, 2, 0])
     second_value = rng.normal(size=(9, 4))
     second_value[second < 0] = 1.0
-    return SparseTerms(
+    return Terms(
         first=first,
         second=second,
         first_value=rng.normal(size=(9, 4)),
@@ -44,11 +44,11 @@ def codes() -> torch.Tensor:
     return torch.from_numpy(rng.binomial(2, rng.uniform(0.05, 0.95, SNPS), (50, SNPS)))
 
 
-def expected(terms: SparseTerms, codes: torch.Tensor) -> np.ndarray:
-    return Terms(**vars(terms)).predict(PackedGenotypes.from_codes(codes.numpy().astype(np.uint8)))
+def expected(terms: Terms, codes: torch.Tensor) -> np.ndarray:
+    return terms.predict(PackedGenotypes.from_codes(codes.numpy().astype(np.uint8)))
 
 
-def model_with(terms: SparseTerms, codes: torch.Tensor, dim: int, **arguments: Any) -> InterpretableSNPModel:
+def model_with(terms: Terms, codes: torch.Tensor, dim: int, **arguments: Any) -> InterpretableSNPModel:
     """A model whose logits are the sparse part's alone."""
     torch.manual_seed(0)
     present = codes < 3
@@ -87,7 +87,7 @@ def test_missing_genotypes(terms, codes, dim, pack: Make):
 
 def test_a_missing_genotype_is_the_mean_of_those_it_may_be(codes):
     """With dosage and dominance, each number of copies counts with its Hardy-Weinberg probability."""
-    single = SparseTerms(
+    single = Terms(
         first=np.array([5]), second=np.array([-1]), first_value=np.array([[1.0, -2.0, 5.0, 99.0]]),
         second_value=np.ones((1, 4)), weight=np.ones((2, 1)), intercept=np.zeros(2),
         covariate_weight=np.empty((2, 0)),
@@ -143,7 +143,7 @@ def test_crumbs_are_left_out_and_change_nothing_that_matters(codes):
     value = np.tile([-1.0, 0.0, 1.0, 0.0], (SNPS, 1))
     weight = np.full((1, SNPS), 1e-5)
     weight[0, [3, 8]] = 1.0, -0.7
-    many = SparseTerms(
+    many = Terms(
         first=rng.permutation(SNPS), second=np.full(SNPS, -1), first_value=value,
         second_value=np.ones((SNPS, 4)), weight=weight, intercept=np.zeros(1),
         covariate_weight=np.empty((1, 0)),
@@ -160,7 +160,7 @@ def test_variance_of_single_snps_and_pairs():
     frequency = np.array([0.2, 0.5, 0.4])
     codes = rng.binomial(2, frequency, (200_000, 3))
     values = rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
-    terms = SparseTerms(
+    terms = Terms(
         first=np.array([0, 1]), second=np.array([-1, 2]), first_value=values[0],
         second_value=np.stack([np.ones(4), values[1][1]]), weight=np.array([[2.0, 0.5]]),
         intercept=np.zeros(1), covariate_weight=np.empty((1, 0)),
@@ -168,5 +168,5 @@ def test_variance_of_single_snps_and_pairs():
     single = 2.0 * values[0][0][codes[:, 0]]
     pair = 0.5 * values[0][1][codes[:, 1]] * values[1][1][codes[:, 2]]
     np.testing.assert_allclose(terms.variance(frequency), [single.var(), pair.var()], rtol=0.03)
-    slots = terms.variance_of_slots(frequency)
+    slots = terms.variance_of_variants(frequency)
     np.testing.assert_allclose(slots, [single.var(), pair.var() / 2, pair.var() / 2], rtol=0.03)

@@ -10,9 +10,10 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.terms import Terms
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart, SparseTerms
+from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Scale
 from snpdeconv.pipelines.inputs import Inputs
@@ -59,7 +60,7 @@ def test_names_that_look_like_numbers_stay_as_they_are(bundle, tmp_path):
 
 
 def test_the_sparse_part_of_the_head_travels(bundle, tmp_path):
-    terms = SparseTerms(
+    terms = Terms(
         first=np.array([0, 4]),
         second=np.array([-1, 1]),
         first_value=np.array([[0.0, 1.0, 3.0, 0.5], [1.0, 2.0, -1.0, 0.0]]),

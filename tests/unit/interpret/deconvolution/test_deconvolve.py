@@ -11,7 +11,7 @@ from snpdeconv.interpret.deconvolution import deconvolve, fit
 from snpdeconv.interpret.deconvolution.heredity import inherited
 from snpdeconv.interpret.deconvolution.products import PairColumns
 from snpdeconv.interpret.pairs.columns import Dosages
-from snpdeconv.interpret.single_effects import Settings, fit_single_effects
+from snpdeconv.interpret.single_effects import Settings, fit_single_effects, joint_credible_sets
 
 NUM, BLOCK, BLOCKS = 700, 4, 30
 V = BLOCK * BLOCKS
@@ -64,7 +64,7 @@ def study():
 
 
 def test_finds_the_single_snp_and_the_pair(study):
-    *_, found = study
+    genotypes, _, _, rows, found = study
     assert (found.pip[[SINGLE, *PAIR]] > 0.9).all()
     assert np.sum(found.pip > 0.5) == 3
     assert (found.pairs.first[0], found.pairs.second[0]) == PAIR
@@ -73,7 +73,7 @@ def test_finds_the_single_snp_and_the_pair(study):
     assert found.pairs.neg_log10_p[0] > 20
     assert found.pairs.q_value[0] < 1e-10
     assert np.sum(found.pairs.pip > 0.5) == 1
-    assert {one.top for one in found.sets} == {SINGLE, *PAIR}
+    assert {one.top for _, one in joint_credible_sets(found.fits, genotypes, rows=rows)} == {SINGLE, *PAIR}
 
 
 def test_score_orders_what_pip_leaves_equal(study):
@@ -207,7 +207,7 @@ def test_a_permuted_trait_has_no_sets_and_no_pairs(study):
     found = deconvolve(
         genotypes, np.random.default_rng(2).permutation(trait), kind="quantitative", **places()
     )
-    assert found.sets == ()
+    assert not joint_credible_sets(found.fits, genotypes)
     assert found.pairs.pip.max(initial=0.0) < 0.5
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics import terms
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.deconvolution import Terms, terms
+from snpdeconv.genetics.terms import Terms
 
 
 def made_terms(num_covariates=2):

@@ -1,12 +1,13 @@
-"""A fit as a sum of terms of one SNP or two: all that another program needs to predict.
+"""Sums of terms of one SNP or two: all of a sparse fit that prediction needs, of samples or in a network.
 
 Owns the terms' values and their sum; numpy only. Knows no posterior and no file.
-Shapes: n samples, T terms, O outputs, C covariates; a value for each of the codes 0, 1, 2, missing.
+Shapes: n samples, V variants (or a model's slots), T terms, O outputs, C covariates; a value for each of the
+codes 0, 1, 2, missing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ Floats = NDArray[np.float64]
 NUM_CODES = 4
 # Samples times terms made at once: 64 MiB of float64.
 BATCH_ELEMENTS = 2**23
+CRUMBS = 0.01
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,61 @@ class Terms:
             value *= self._values(genotypes, self.second[terms], self.second_value[terms])
             total += value @ self.weight[:, terms].T
         return total
+
+    def scaled(self, slope: Floats) -> Terms:
+        """The predictors slope @ these; slope is (O', O)."""
+        return replace(
+            self,
+            weight=slope @ self.weight,
+            intercept=slope @ self.intercept,
+            covariate_weight=slope @ self.covariate_weight,
+        )
+
+    def variance(self, frequency: Floats) -> Floats:
+        """(T,) variance of each term, outputs added up, under Hardy-Weinberg proportions and no linkage.
+
+        Args:
+            frequency: (V,) of the counted allele.
+        """
+        mean_first, square_first = self._moments(self.first, self.first_value, frequency)
+        mean_second, square_second = self._moments(self.second, self.second_value, frequency)
+        variance = square_first * square_second - (mean_first * mean_second) ** 2
+        return np.asarray(np.square(self.weight).sum(axis=0) * np.maximum(variance, 0.0))
+
+    def variance_of_variants(self, frequency: Floats) -> Floats:
+        """(V,) the variance of each one's terms; a pair's counts half for either. See `variance`."""
+        variance, paired = self.variance(frequency), self.second >= 0
+        total = np.bincount(self.first, np.where(paired, variance / 2, variance), minlength=len(frequency))
+        total += np.bincount(self.second[paired], variance[paired] / 2, minlength=len(frequency))
+        return np.asarray(total)
+
+    def without_crumbs(self, frequency: Floats) -> Terms:
+        """The terms without the smallest, which together change the sum by at most a hundredth of its spread.
+
+        A fit that is unsure of an effect gives a little of it to thousands of SNPs.
+
+        Args:
+            frequency: (V,) of the counted allele.
+        """
+        variance = self.variance(frequency)
+        order = np.argsort(variance, kind="stable")
+        # Linked terms add up: the sum's standard deviation is at most the sum of theirs.
+        left_out = np.cumsum(np.sqrt(variance[order])) <= CRUMBS * np.sqrt(variance.sum())
+        kept = np.sort(order[~left_out])
+        return replace(
+            self,
+            first=self.first[kept],
+            second=self.second[kept],
+            first_value=self.first_value[kept],
+            second_value=self.second_value[kept],
+            weight=self.weight[:, kept],
+        )
+
+    @staticmethod
+    def _moments(variant: NDArray[np.int64], value: Floats, frequency: Floats) -> tuple[Floats, Floats]:
+        p = frequency[variant]
+        share = np.column_stack([(1 - p) ** 2, 2 * p * (1 - p), p**2])
+        return (share * value[:, :3]).sum(axis=1), (share * value[:, :3] ** 2).sum(axis=1)
 
     @staticmethod
     def _values(genotypes: PackedGenotypes, variants: NDArray[np.int64], value: Floats) -> Floats:
