@@ -14,7 +14,7 @@ REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types coverage slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif mlflow-up mlflow-down
+.PHONY: help install demo test check lint types slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

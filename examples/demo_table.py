@@ -1,10 +1,14 @@
-"""Prints where a ranking puts the causal SNPs of a simulated cohort, and how well others are predicted."""
+"""Prints where a ranking puts the causal SNPs of a simulated cohort, and how well others are predicted.
+
+Draws the ranking with the causal SNPs marked: FOLDER/association.png.
+"""
 
 import sys
 from pathlib import Path
 
 import pandas as pd
 
+from snpdeconv.interpret import plots
 from snpdeconv.interpret.ranking import recovered
 
 folder = Path(sys.argv[1])
@@ -18,6 +22,11 @@ print(table.rename(columns={"variant_id": "causal SNP", "best_rank": "best in 50
 found = ranking.head(20)["variant_id"].isin(causal["variant_id"]).sum()
 print(f"\n{found} of {len(causal)} causal SNPs stand among the first 20 of {len(ranking):,}.")
 
+picture = folder / "association.png"
+plots.association_plot(
+    ranking, path=picture, method="ensemble", trait="trait", causal=set(causal["variant_id"])
+)
+
 predicted = pd.read_csv(folder / "predictions.tsv", sep="\t", dtype=str)
 truth = pd.read_csv(folder / "data" / "holdout" / "phenotypes.tsv", sep="\t", dtype=str)
 both = predicted.merge(truth, on="IID")
@@ -27,7 +36,7 @@ print(f"Second cohort: correlation of prediction and trait {r:.2f} over {len(bot
 print(f"""
 Where to look next
   {folder}/run/ranking.tsv            the SNPs, best first, with a score a method
-  {folder}/run/plots/association.png  the same along the genome
+  {folder}/association.png            the same along the genome, with the planted SNPs marked
   {folder}/run/metrics.json           test metrics with 95 % intervals
   {folder}/predictions.tsv            the second cohort
   snpdeconv ui                        runs, curves and models in the browser

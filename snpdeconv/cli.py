@@ -19,6 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snpdeconv import cli_jobs, cli_models
+from snpdeconv.cli_options import (
+    AsJson,
+    Blocks,
+    Covariates,
+    Genotypes,
+    Groups,
+    Name,
+    Overrides,
+    Phenotypes,
+    Preset,
+    ResultsFolder,
+    Trait,
+)
 from snpdeconv.console import configure_logging, progress
 from snpdeconv.errors import ConfigError, ResourceError, UserError
 from snpdeconv.version import __version__
@@ -36,22 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Genotypes = Annotated[
-    str,
-    typer.Option(metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."),
-]
-Phenotypes = Annotated[
-    Path, typer.Option(metavar="TSV", help="Table with the columns #FID IID and the trait.")
-]
-Covariates = Annotated[
-    Path | None, typer.Option(metavar="TSV", help="Table of covariates: #FID IID, then a column each.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 class Multiallelic(Enum):
@@ -139,31 +136,22 @@ def import_(
 def train(
     genotypes: Genotypes,
     phenotypes: Phenotypes,
-    trait: Annotated[str, typer.Option(metavar="COLUMN", help="The trait's column in the phenotype table.")],
+    trait: Trait,
     covariates: Covariates = None,
-    blocks: Annotated[
-        Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks; computed when not given.")
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test."),
-    ] = None,
+    blocks: Blocks = None,
+    groups: Groups = None,
     held_out: Annotated[
         Path | None,
         typer.Option(metavar="TSV", help="#FID IID of the people to test on [drawn from the cohort]."),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="A preset's name, or a YAML file of the same form.")
-    ] = "small_cpu",
-    name: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
-    ] = None,
+    preset: Preset = "small_cpu",
+    name: Name = None,
+    out: ResultsFolder = None,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set training.seed=N.")] = None,
-    as_json: Json = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Short for --set training.seed=N.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model, test it, rank the SNPs and register it.
 
@@ -217,8 +205,9 @@ def rank(
     method: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="single_effects, marginal or ensemble; with a trained network also attention or "
-            "integrated_gradients."
+            "integrated_gradients.",
         ),
     ] = "ensemble",
     genotypes: Annotated[
@@ -232,10 +221,13 @@ def rank(
         typer.Option(metavar="BED", help="LD blocks or haploblocks; without a network, else its own."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Settings without a network: a preset or a YAML file [small_cpu].")
+        str | None,
+        typer.Option(
+            metavar="PRESET", help="Settings without a network: a preset or a YAML file [small_cpu]."
+        ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank the SNPs of a cohort: by single effects, which need no network, or by a trained network too."""
     if run is not None or model is not None:
@@ -282,9 +274,9 @@ def predict(
     genotypes: Genotypes,
     out: Annotated[Path, typer.Option(metavar="TSV", help="File to write.")],
     covariates: Covariates = None,
-    preset: Annotated[str, typer.Option(help="Batch size and device.")] = "production",
+    preset: Annotated[str, typer.Option(metavar="PRESET", help="Batch size and device.")] = "production",
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict the trait of another cohort with a registered model."""
     from snpdeconv.config import load_config

@@ -16,6 +16,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snpdeconv.cli_options import (
+    AsJson,
+    Blocks,
+    Covariates,
+    Data,
+    Groups,
+    MaybeGenotypes,
+    MaybePhenotypes,
+    MaybeTrait,
+    Name,
+    Overrides,
+    ResultsFolder,
+    Wait,
+)
 from snpdeconv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,9 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JobName = Annotated[
-    str | None, typer.Argument(metavar="[JOB]", help="Its ID, the start of it, or SLURM's number [the last].")
+    str | None, typer.Argument(metavar="JOB", help="Its ID, the start of it, or SLURM's number [the last].")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 _WAIT_POLL_S = 2.0
 _NUM_SHOWN = 20
 
@@ -39,44 +52,25 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    preset: Annotated[str, typer.Argument(help="A preset's name, or a YAML file of the same form.")],
+    preset: Annotated[
+        str, typer.Argument(metavar="PRESET", help="A preset's name, or a YAML file of the same form.")
+    ],
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[COHORT]...", help="Further cohorts, with --model.")
+        list[str] | None, typer.Argument(metavar="COHORT", help="Further cohorts, with --model.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A folder with cohort and phenotypes.tsv, or the cohort in it."),
-    ] = None,
-    genotypes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."
-        ),
-    ] = None,
-    phenotypes: Annotated[
-        Path | None, typer.Option(metavar="TSV", help="Table with the columns #FID IID and the trait.")
-    ] = None,
-    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="The trait's column.")] = None,
-    covariates: Annotated[
-        Path | None, typer.Option(metavar="TSV", help="Table of covariates: #FID IID, then a column each.")
-    ] = None,
-    blocks: Annotated[
-        Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks; computed when not given.")
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test."),
-    ] = None,
+    data: Data = None,
+    genotypes: MaybeGenotypes = None,
+    phenotypes: MaybePhenotypes = None,
+    trait: MaybeTrait = None,
+    covariates: Covariates = None,
+    blocks: Blocks = None,
+    groups: Groups = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME@champion", help="Predict the cohorts with this model; do not train."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
-    ] = None,
+    name: Name = None,
+    out: ResultsFolder = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -88,10 +82,7 @@ def submit(
     partition: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another partition of the cluster.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Start when that job is done; repeatable.")
     ] = None,
@@ -101,7 +92,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch script; queue nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, or predict with --model, in a job on a SLURM cluster or on this machine."""

@@ -16,9 +16,20 @@ from typing import Annotated
 import typer
 
 from snpdeconv.cli_jobs import inputs_of, tell_submitted
+from snpdeconv.cli_options import (
+    AsJson,
+    Blocks,
+    Covariates,
+    Data,
+    Groups,
+    MaybeGenotypes,
+    MaybePhenotypes,
+    MaybeTrait,
+    Overrides,
+    Preset,
+    Wait,
+)
 from snpdeconv.errors import ConfigError
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,26 +40,18 @@ def register(app: typer.Typer) -> None:
 
 def retrain(
     name: Annotated[str, typer.Option(metavar="MODEL", help="Name in the registry.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A folder with cohort and phenotypes.tsv, or the cohort in it."),
-    ] = None,
-    genotypes: Annotated[str | None, typer.Option(metavar="COHORT", help="The cohort as it is now.")] = None,
-    phenotypes: Annotated[Path | None, typer.Option(metavar="TSV", help="Its phenotype table.")] = None,
-    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="The trait's column.")] = None,
-    covariates: Annotated[Path | None, typer.Option(metavar="TSV", help="Table of covariates.")] = None,
-    blocks: Annotated[Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks.")] = None,
-    groups: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of families.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="A preset's name, or a YAML file of the same form.")
-    ] = "small_cpu",
+    data: Data = None,
+    genotypes: MaybeGenotypes = None,
+    phenotypes: MaybePhenotypes = None,
+    trait: MaybeTrait = None,
+    covariates: Covariates = None,
+    blocks: Blocks = None,
+    groups: Groups = None,
+    preset: Preset = "small_cpu",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the training [./MODEL-DATE-TIME].")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Train although nothing changed.")] = False,
     cluster: Annotated[
         str | None,
@@ -61,7 +64,7 @@ def retrain(
         str | None,
         typer.Option(metavar="TIME", help="When SLURM may start the job, such as 02:00 or now+7days."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """Train anew when data, code or settings changed; champion only if it is better.

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from snpdeconv.errors import ConfigError, nearest
+from snpdeconv.yaml_text import read_yaml
 
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
@@ -198,44 +198,6 @@ class Config(Section):
             if isinstance(values, dict):
                 settings |= {f"{section}.{key}": str(value) for key, value in values.items()}
         return settings
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number and refuses a key that stands twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d+([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$"),
-    list("-+.0123456789"),
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    repeated = [key for key in keys if keys.count(key) > 1]
-    if repeated:
-        raise ConfigError(
-            f"key '{repeated[0]}' stands twice",
-            where=f"line {node.start_mark.line + 1}",
-            mend="keep one of them",
-        )
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def read_yaml(text: str, *, where: str | Path) -> Any:
-    """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
-
-    Raises:
-        ConfigError: The text is no YAML, or a mapping holds a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from error
 
 
 def preset_names() -> list[str]:

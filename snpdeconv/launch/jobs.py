@@ -17,13 +17,14 @@ from typing import Any
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
-from snpdeconv.config import Config, read_yaml, validate
+from snpdeconv.config import Config, validate
 from snpdeconv.console import configure_logging
 from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, read_outcome, write_outcome
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.training.preemption import Preempted
+from snpdeconv.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import snpdeconv
-from snpdeconv.config import read_yaml
 from snpdeconv.errors import ConfigError, nearest
+from snpdeconv.yaml_text import read_yaml
 
 Runtime = Literal["none", "apptainer", "pyxis", "charliecloud"]
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")

@@ -27,7 +27,6 @@ from snpdeconv.training.data import PackedLoader
 logger = logging.getLogger(__name__)
 
 METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
-NETWORK_METHODS = ("attention", "integrated_gradients")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def score_variants(
         methods: Of :data:`METHODS`; the ensemble is that of the others.
         config: Its `interpretation` and the seed are used.
         device: Where to compute.
-        network: Needed for the methods of :data:`NETWORK_METHODS`.
+        network: Needed for attention and integrated gradients.
     """
     marginal = marginal_association(
         people.genotypes, people.target, kind=people.kind, covariates=people.covariates

@@ -37,17 +37,13 @@ class DrawnSet:
 
 
 def drawn_sets(ranking: pd.DataFrame, *, axis: GenomeAxis) -> list[DrawnSet]:
-    """Sets of the column ``credible_set``, best-ranked first.
-
-    A row in several sets, as in "2,5", is drawn with the first. Missing, empty and 0 are no set.
-    """
+    """Sets of the column ``credible_set``, best-ranked first; a missing name is no set."""
     if "credible_set" not in ranking:
         return []
     by_rank = np.argsort(ranking["rank"].to_numpy(), kind="stable")
-    given = ranking["credible_set"].iloc[by_rank].dropna()
-    name = given.astype(str).str.split(",").str[0].to_numpy(dtype=object)
-    rows = by_rank[ranking["credible_set"].iloc[by_rank].notna().to_numpy()]
-    members = [rows[name == one] for one in pd.unique(name) if one not in ("", "0", "0.0")]
+    given = ranking["credible_set"].iloc[by_rank]
+    rows, name = by_rank[given.notna()], given.dropna().to_numpy(dtype=object)
+    members = [rows[name == one] for one in pd.unique(name)]
     along = np.argsort([axis.places[one[0]] for one in members], kind="stable")
     colour = {int(index): SET_COLOURS[place % len(SET_COLOURS)] for place, index in enumerate(along)}
     return [DrawnSet(one, colour[number]) for number, one in enumerate(members)]

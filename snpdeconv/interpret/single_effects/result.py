@@ -83,11 +83,6 @@ class SingleEffectsFit:
     covariate_coefficients: Floats
 
     @property
-    def num_sweeps(self) -> int:
-        """Sweeps over all effects until the bound stood still."""
-        return len(self.elbo)
-
-    @property
     def prior_variances(self) -> Floats:
         """Prior variance of each effect."""
         return np.array([effect.prior_variance for effect in self.effects])

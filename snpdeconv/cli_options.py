@@ -1,0 +1,47 @@
+"""Options that several commands share, each with one name, one form and one line of help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_GENOTYPES = typer.Option(
+    metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."
+)
+_PHENOTYPES = typer.Option(metavar="TSV", help="Table with the columns #FID IID and the trait.")
+_TRAIT = typer.Option(metavar="COLUMN", help="The trait's column in the phenotype table.")
+_PRESET = typer.Option(metavar="PRESET", help="A preset's name, or a YAML file of the same form.")
+
+Genotypes = Annotated[str, _GENOTYPES]
+Phenotypes = Annotated[Path, _PHENOTYPES]
+Trait = Annotated[str, _TRAIT]
+Preset = Annotated[str, _PRESET]
+
+MaybeGenotypes = Annotated[str | None, _GENOTYPES]
+MaybePhenotypes = Annotated[Path | None, _PHENOTYPES]
+MaybeTrait = Annotated[str | None, _TRAIT]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A folder with cohort and phenotypes.tsv, or the cohort in it."),
+]
+Covariates = Annotated[
+    Path | None, typer.Option(metavar="TSV", help="Table of covariates: #FID IID, then a column each.")
+]
+Blocks = Annotated[
+    Path | None, typer.Option(metavar="BED", help="LD blocks or haploblocks; computed when not given.")
+]
+Groups = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test.")
+]
+Name = Annotated[str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")]
+ResultsFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
