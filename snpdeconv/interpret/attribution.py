@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -60,12 +60,29 @@ class Attribution:
         num_samples: Samples looked at.
         completeness_gap: For gradients, how far the attributions of a sample are from summing to the change
             of its output: mean absolute difference over mean absolute change. 0 is exact.
+        change: For gradients, that mean absolute change.
     """
 
     method: str
     score: NDArray[np.float64]
     num_samples: int
     completeness_gap: float | None = None
+    change: float | None = None
+
+
+def pooled(parts: Sequence[Attribution]) -> Attribution:
+    """The mean over all samples, from the means over some of them each."""
+    weight = np.array([part.num_samples for part in parts], dtype=np.float64)
+    score: NDArray[np.float64] = np.average([part.score for part in parts], axis=0, weights=weight)
+    gap, change = None, None
+    if parts[0].completeness_gap is not None:
+        changes = weight * [part.change for part in parts]
+        change = float(changes.sum() / weight.sum())
+        if change > 0:
+            gap = float(np.average([part.completeness_gap for part in parts], weights=changes))
+        else:
+            gap = 0.0
+    return Attribution(parts[0].method, score, int(weight.sum()), completeness_gap=gap, change=change)
 
 
 def attention_scores(
@@ -181,7 +198,11 @@ def integrated_gradients(
             steps,
         )
     return Attribution(
-        "integrated_gradients", scores.result(), scores.num_samples, completeness_gap=completeness_gap
+        "integrated_gradients",
+        scores.result(),
+        scores.num_samples,
+        completeness_gap=completeness_gap,
+        change=change / scores.num_samples,
     )
 
 

@@ -6,6 +6,8 @@ Shapes: N samples, V variants, O outputs, C covariates, D draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,7 +39,7 @@ def decoy_scores(
     prior_weights: ArrayLike | None = None,
     pairs: bool = True,
     settings: Settings | None = None,
-    num_draws: int = 10,
+    draws: Iterable[int] = range(10),
     seed: int = 0,
 ) -> Floats:
     """Scores that the same SNPs get when they are decoys, in the fit that made the ranking.
@@ -59,7 +61,8 @@ def decoy_scores(
         prior_weights: (V,) as given to the fit.
         pairs: Whether the fit looked for pairs.
         settings: Those of the fit.
-        num_draws: D; each takes about as long as the fit of a trait without effects.
+        draws: (D,) their numbers; a draw rests on its number and the seed alone, so that several machines can
+            share them. Each takes about as long as the fit of a trait without effects.
         seed: Of the draws.
 
     Returns:
@@ -68,10 +71,9 @@ def decoy_scores(
     people = np.arange(genotypes.num_samples) if rows is None else np.asarray(rows)
     given = np.empty((len(people), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     beside = np.hstack([given, found.fitted])
-    rng = np.random.default_rng([DECOY_STREAM, seed])
 
-    def draw() -> Floats:
-        rows = rng.permutation(people)
+    def draw(number: int) -> Floats:
+        rows = np.random.default_rng([DECOY_STREAM, seed, number]).permutation(people)
         try:
             return deconvolve(
                 genotypes,
@@ -91,8 +93,8 @@ def decoy_scores(
             # What was found explains the trait wholly: nothing is left that a decoy could show.
             return np.zeros(genotypes.num_variants)
 
-    draws = [draw() for _ in range(num_draws)]
-    return np.stack(draws)
+    scores = [draw(number) for number in draws]
+    return np.array(scores).reshape(-1, genotypes.num_variants)
 
 
 def decoy_q_values(score: ArrayLike, decoys: ArrayLike) -> Floats:

@@ -36,6 +36,7 @@ from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
 from snpdeconv.interpret.ranking import Posterior, write_tsv
 from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 from snpdeconv.pipelines.dataset import Study
+from snpdeconv.training import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ class Findings:
 def deconvolve_people(
     people: People, *, settings: InterpretationConfig, seed: int, device: torch.device
 ) -> Findings:
-    """Fits single effects to everyone, counts decoys, and makes the tables.
+    """Fits single effects to everyone, counts decoys, and makes the tables; called on every rank.
+
+    The first rank fits; all share the decoys, ten of the eleven fits.
 
     Args:
         people: Whom to look at.
@@ -133,7 +136,9 @@ def deconvolve_people(
         and looks_for_pairs(settings.pairs, people.genotypes, num_looks=1 + settings.decoys, device=device),
         "settings": Settings(device=str(device)),
     }
-    found = deconvolve(people.genotypes, people.target, kind=people.kind, **how)
+    found = distributed.first_rank_does(
+        lambda: deconvolve(people.genotypes, people.target, kind=people.kind, **how)
+    )
     sets = joint_credible_sets(found.fits, people.genotypes, coverage=settings.coverage)
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
@@ -229,8 +234,11 @@ def _q_values(
     if not num_draws:
         return np.full(len(people.variants), np.nan)
     started = time.monotonic()
-    decoys = decoy_scores(people.genotypes, people.target, found, **how, num_draws=num_draws, seed=seed)
-    q_value = q_values(people.genotypes, found, decoys)
+    share = range(distributed.rank(), num_draws, distributed.world_size())
+    decoys = distributed.every_rank_does(
+        lambda: decoy_scores(people.genotypes, people.target, found, **how, draws=share, seed=seed)
+    )
+    q_value = q_values(people.genotypes, found, np.concatenate(decoys))
     logger.info(
         "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",
         num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,

@@ -146,7 +146,8 @@ def fit(
     base = build_model(config, dataset).to(device)
     offset = None
     if config.model.linear != "trained":
-        offset = _linear_part(base, dataset, config, device=device, folder=checkpoint_dir)
+        linear = checkpoint_dir / "linear.safetensors"
+        offset = fit_linear_part(base, dataset, config=config, device=device, path=linear)
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     model = GPUOptimizedSNPModel(
@@ -181,20 +182,6 @@ def fit(
     best_epoch = trainer.best_epoch
     assert best_epoch is not None  # a loss that is not finite ends the run
     return Fitted(model=base, history=history, start=trainer.start, best_epoch=best_epoch)
-
-
-def _linear_part(
-    model: InterpretableSNPModel, dataset: Dataset, config: Config, *, device: torch.device, folder: Path
-) -> Tensor:
-    """Fitted by the first rank; the others read what it kept."""
-
-    def fitted() -> Tensor:
-        return fit_linear_part(
-            model, dataset, config=config, device=device, path=folder / "linear.safetensors"
-        )
-
-    offset = distributed.first_rank_does(fitted)
-    return offset if distributed.is_first() else fitted()
 
 
 def _loader(

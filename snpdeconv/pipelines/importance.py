@@ -6,8 +6,9 @@ Shapes: N people, V variants, S slots, C covariates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from snpdeconv.config import Config
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
+from snpdeconv.interpret.attribution import Attribution, attention_scores, integrated_gradients, pooled
 from snpdeconv.interpret.ensemble import combine
-from snpdeconv.interpret.marginal import marginal_association
+from snpdeconv.interpret.marginal import Marginal, marginal_association
 from snpdeconv.interpret.ranking import Posterior
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.deconvolution import Findings, People, deconvolve_people
 from snpdeconv.pipelines.inflation import warn_of_inflation
+from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def score_variants(
     device: torch.device,
     network: Network | None = None,
 ) -> Scores:
-    """Scores by the methods asked for, and by plain association.
+    """Scores by the methods asked for, and by plain association; called on every rank.
 
     All of it looks at all people, test people included: nothing here feeds back into the network, so the test
     metrics stay those of unseen people. Gradients are averaged over a draw of them.
@@ -94,6 +96,38 @@ def score_variants(
         device: Where to compute.
         network: Needed for attention and integrated gradients.
     """
+    marginal = distributed.first_rank_does(lambda: _marginal(people, config))
+    by_method = {"marginal": marginal.neg_log10_p}
+    findings, gap = None, None
+    if "single_effects" in methods:
+        findings = deconvolve_people(
+            people, settings=config.interpretation, seed=config.training.seed, device=device
+        )
+        by_method["single_effects"] = findings.deconvolution.score
+    if "attention" in methods:
+        assert network is not None
+        look = partial(attention_scores, network.model, device=device)
+        attention = _shared(look, people, network, config, num_people=len(people.target))
+        by_method["attention"] = network.layout.to_variants(attention.score)
+    if "integrated_gradients" in methods:
+        assert network is not None
+        look = partial(
+            integrated_gradients,
+            network.model,
+            kind=people.kind,
+            device=device,
+            steps=config.interpretation.gradient_steps,
+        )
+        gradients = _shared(look, people, network, config, num_people=config.interpretation.max_samples)
+        by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
+        gap = gradients.completeness_gap
+    if "ensemble" in methods:
+        by_method["ensemble"] = combine(by_method)
+    return Scores(by_method=by_method, lambda_gc=marginal.lambda_gc, findings=findings, completeness_gap=gap)
+
+
+def _marginal(people: People, config: Config) -> Marginal:
+    """Association of each SNP by itself, with a word where it is inflated."""
     marginal = marginal_association(
         people.genotypes, people.target, kind=people.kind, covariates=people.covariates
     )
@@ -104,40 +138,27 @@ def score_variants(
         num_components=config.data.num_components,
         seed=config.training.seed,
     )
-    by_method = {"marginal": marginal.neg_log10_p}
-    findings, gap = None, None
-    if "single_effects" in methods:
-        findings = deconvolve_people(
-            people, settings=config.interpretation, seed=config.training.seed, device=device
-        )
-        by_method["single_effects"] = findings.deconvolution.score
-    if "attention" in methods:
-        assert network is not None
-        attention = attention_scores(network.model, _loader(people, network, config), device=device)
-        by_method["attention"] = network.layout.to_variants(attention.score)
-    if "integrated_gradients" in methods:
-        assert network is not None
-        gradients = integrated_gradients(
-            network.model,
-            _loader(people, network, config),
-            kind=people.kind,
-            device=device,
-            steps=config.interpretation.gradient_steps,
-            max_samples=config.interpretation.max_samples,
-        )
-        by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
-        gap = gradients.completeness_gap
-    if "ensemble" in methods:
-        by_method["ensemble"] = combine(by_method)
-    return Scores(by_method=by_method, lambda_gc=marginal.lambda_gc, findings=findings, completeness_gap=gap)
+    return marginal
 
 
-def _loader(people: People, network: Network, config: Config) -> PackedLoader:
-    return PackedLoader(
+def _shared(
+    look: Callable[[PackedLoader], Attribution],
+    people: People,
+    network: Network,
+    config: Config,
+    *,
+    num_people: int,
+) -> Attribution:
+    """What the network says of a draw of the people, of whom every rank looks at a share."""
+    num_ranks = distributed.world_size()
+    drawn = np.random.default_rng(config.training.seed).permutation(len(people.target))[:num_people]
+    share = torch.from_numpy(drawn[distributed.rank() :: num_ranks])
+    loader = PackedLoader(
         torch.from_numpy(network.packed),
         torch.from_numpy(people.target),
         torch.from_numpy(people.covariates) if people.covariates.shape[1] else None,
-        batch_size=network.batch_size,
-        shuffle=True,
-        seed=config.training.seed,
+        rows=share,
+        batch_size=max(1, network.batch_size // num_ranks),
     )
+    parts = distributed.every_rank_does(lambda: look(loader) if len(share) else None)
+    return pooled([part for part in parts if part is not None])

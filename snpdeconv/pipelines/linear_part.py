@@ -32,6 +32,7 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines.dataset import Dataset
 from snpdeconv.pipelines.deconvolution import looks_for_pairs
+from snpdeconv.training import distributed
 from snpdeconv.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def fit_linear_part(
 ) -> Tensor:
     """Fills the linear part of a model from the training people, or from the file of an interrupted run.
 
+    A collective: the ranks share the folds of the cross-fit, the first one does the rest and keeps the file.
+
     Args:
         model: New, with ``linear="fitted"``, on `device`.
         dataset: The cohort.
@@ -67,20 +70,14 @@ def fit_linear_part(
         (N, O) what makes the model's linear part a prediction of people left out, for `_loader`.
     """
     digest = _digest(config, dataset)
-    kept = _read(path, digest=digest)
+    kept = distributed.first_rank_does(lambda: _read(path, digest=digest))
     if kept is None:
         started = time.monotonic()
-        kept = {_OFFSET: _fit(model, dataset, config=config, device=device)}
-        kept |= {
-            name: value.detach().cpu().contiguous()
-            for name, value in model.state_dict().items()
-            if name.startswith(_FITTED)
-        }
+        offset = _fit(model, dataset, config=config, device=device)
+        kept = distributed.first_rank_does(lambda: _keep(path, model, offset=offset, digest=digest))
         logger.info("linear part fitted in %.1f s", time.monotonic() - started)
-        with replacing(path) as temporary:
-            save_file(kept, temporary, metadata={"digest": digest})
-        return kept[_OFFSET]
-    logger.info("%s: the linear part was fitted before", path)
+    else:
+        logger.info("%s: the linear part was fitted before", path)
     if "sparse.slot" in kept:
         model.carry(
             SparsePart(len(kept["sparse.slot"]), kept["sparse.pair"].shape[1], num_outputs=model.num_outputs)
@@ -94,13 +91,15 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
     train, kind = dataset.split.train, dataset.trait.kind
 
     def fitted(sparse: SparseScores | None) -> LinearFit:
-        return fit_linear(
-            model,
-            torch.from_numpy(dataset.packed[train]),
-            torch.from_numpy(dataset.target[train]),
-            torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
-            kind=kind,
-            sparse=sparse,
+        return distributed.first_rank_does(
+            lambda: fit_linear(
+                model,
+                torch.from_numpy(dataset.packed[train]),
+                torch.from_numpy(dataset.target[train]),
+                torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
+                kind=kind,
+                sparse=sparse,
+            )
         )
 
     if config.model.linear == "ridge":
@@ -109,6 +108,19 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
         logger.info("the network builds on no sparse fit: ridge regression alone tells the classes apart")
         return alone.offset
     return fitted(_sparse(dataset, config=config, device=device)).offset
+
+
+def _keep(path: Path, model: InterpretableSNPModel, *, offset: Tensor, digest: str) -> dict[str, Tensor]:
+    """What the fit has written into the model, and the offset; in the file too."""
+    kept = {_OFFSET: offset.cpu().contiguous()}
+    kept |= {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if name.startswith(_FITTED)
+    }
+    with replacing(path) as temporary:
+        save_file(kept, temporary, metadata={"digest": digest})
+    return kept
 
 
 def _sparse(dataset: Dataset, *, config: Config, device: torch.device) -> SparseScores | None:
@@ -170,17 +182,25 @@ class _Fits:
             InputError: There is nothing to fit.
         """
         everyone = np.arange(self.genotypes.num_samples)
-        terms = self.terms(everyone)
+        terms = distributed.first_rank_does(lambda: self.terms(everyone))
         in_sample = self.predict(terms, everyone)
-        out_of_fold = np.empty_like(in_sample)
         if not len(terms):
             return SparseScores(self._in_slots(terms), in_sample=in_sample, out_of_fold=in_sample)
         size = len(everyone) * self.genotypes.num_variants * in_sample.shape[1]
         num_folds = next(folds for most, folds in FOLDS if size <= most)
         fold = _folds(self.target, kind=self.dataset.trait.kind, num_folds=num_folds, seed=seed)
-        for one in range(num_folds):
-            held_out = np.flatnonzero(fold == one)
-            out_of_fold[held_out] = self.predict(self.terms(np.flatnonzero(fold != one)), held_out)
+
+        def left_out() -> dict[int, NDArray[np.float64]]:
+            """This rank's share of the folds, each predicted by the others."""
+            return {
+                one: self.predict(self.terms(np.flatnonzero(fold != one)), np.flatnonzero(fold == one))
+                for one in range(distributed.rank(), num_folds, distributed.world_size())
+            }
+
+        out_of_fold = np.empty_like(in_sample)
+        for share in distributed.every_rank_does(left_out):
+            for one, predicted in share.items():
+                out_of_fold[fold == one] = predicted
         scores = SparseScores(terms=self._in_slots(terms), in_sample=in_sample, out_of_fold=out_of_fold)
         logger.info(
             "sparse part: %d terms, %d of them of pairs, in %d folds",

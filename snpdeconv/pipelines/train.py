@@ -18,12 +18,13 @@ import torch
 
 from snpdeconv.config import Config
 from snpdeconv.errors import UserError
+from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.deconvolution import People
 from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, network_silenced
 from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, make_training_loss
-from snpdeconv.pipelines.importance import Network, score_variants
+from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, write_results
@@ -67,7 +68,8 @@ def train(
 ) -> TrainResult | None:
     """Trains, tests, ranks and registers; called on every rank.
 
-    All ranks train. The first one alone reads what others made, writes, tracks and ranks.
+    All ranks train, and share the work of ranking. The first one alone reads what others made, writes and
+    tracks.
 
     Args:
         config: The settings.
@@ -148,12 +150,20 @@ def _train(
             log_metrics=None if run is None else run.log_metrics,
             should_stop=stop,
         )
+
+        def test() -> tuple[Evaluation, Evaluation]:
+            assert run is not None
+            return _test(run, folder, config, dataset, fitted, device=device, precision=precision)
+
+        evaluation, linear = distributed.first_rank_does(test)
+        if until == "train":
+            return None if run is None else _pause(run, folder, config)
+        scores = _score(config, dataset, fitted.model, batch_size=batch_size, device=device)
         if run is None:
             return None
-        evaluation, linear = _test(run, folder, config, dataset, fitted, device=device, precision=precision)
-        if until == "train":
-            return _pause(run, folder, config)
-        paths = _rank(run, folder, config, dataset, fitted, evaluation, linear=linear, device=device)
+        paths = write_results(path, config, dataset, evaluation, scores, fitted, linear=linear)
+        log_artifacts(run, paths)
+        run.log_metrics(len(fitted.history["epoch"]), ranking_metrics(scores))
         folder.remember(ranked={"tags": tags, "paths": paths})
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
@@ -196,30 +206,23 @@ def _test(
     return evaluation, linear
 
 
-def _rank(
-    run: TrackedRun,
-    folder: RunFolder,
+def _score(
     config: Config,
     dataset: Dataset,
-    fitted: Fitted,
-    evaluation: Evaluation,
+    model: InterpretableSNPModel,
     *,
-    linear: Evaluation,
+    batch_size: int,
     device: torch.device,
-) -> dict[str, str]:
-    """Ranks, and writes all tables and plots."""
+) -> Scores:
+    """What every method says of every SNP; a collective."""
     logger.info("ranking %d SNPs", len(dataset.variants))
-    scores = score_variants(
+    return score_variants(
         People.of(dataset),
         methods=(*config.interpretation.methods, "ensemble"),
         config=config,
         device=device,
-        network=Network(fitted.model, dataset.layout, dataset.packed, folder.state["batch_size"]),
+        network=Network(model, dataset.layout, dataset.packed, batch_size),
     )
-    paths = write_results(folder.path, config, dataset, evaluation, scores, fitted, linear=linear)
-    log_artifacts(run, paths)
-    run.log_metrics(len(fitted.history["epoch"]), ranking_metrics(scores))
-    return paths
 
 
 def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:

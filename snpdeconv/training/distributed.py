@@ -158,6 +158,32 @@ def first_rank_does(work: Callable[[], T]) -> T:
     return cast(T, value)
 
 
+def every_rank_does(work: Callable[[], T]) -> list[T]:
+    """What each does a share of.
+
+    Args:
+        work: Done on each rank.
+
+    Returns:
+        The values by rank, on every rank; tensors in them should be on the CPU.
+
+    Raises:
+        Exception: What the first of those that failed raised, on every rank.
+    """
+    if world_size() == 1:
+        return [work()]
+    outcome: tuple[T | None, Exception | None]
+    try:
+        outcome = (work(), None)
+    except Exception as error:
+        outcome = (None, error)
+    outcomes = gather_objects(outcome)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [cast(T, value) for value, _ in outcomes]
+
+
 def barrier() -> None:
     """Waits for every rank."""
     if world_size() > 1:

@@ -3,10 +3,11 @@
 import json
 import multiprocessing
 import socket
+from functools import partial
 
 import pytest
 import torch
-from two_ranks_worker import train
+from two_ranks_worker import share, train
 
 
 def free_port():
@@ -24,7 +25,8 @@ def run(scenario, folder, *, world, exit_codes=(0, 0)):
     context.set_forkserver_preload(["torch._dynamo", "snpdeconv.training.trainer"])
     processes = [
         context.Process(
-            target=train, args=(scenario, folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            target=share if scenario == "share" else partial(train, scenario),
+            args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
         )
         for rank in range(world)
     ]
@@ -121,3 +123,9 @@ def test_a_rank_out_of_memory_while_gradients_are_exchanged_says_how_to_go_on(tm
     (result,) = run("out_of_memory_later", tmp_path, world=2, exit_codes=(1, 0))
     assert result["rank"] == 1
     assert "start again with micro_batch_size=2" in result["error"]
+
+
+def test_shares_are_gathered_and_a_mistake_in_one_ends_all(tmp_path):
+    for result in run("share", tmp_path, world=2):
+        assert result["made"] == [[0, 0, 0], [1, 1, 1]]
+        assert result["error"] == "the second rank has a mistake"

@@ -99,3 +99,24 @@ def break_memory(model, *, after):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model.register_forward_hook(check)
+
+
+def share(folder, environment):
+    """Work of which each rank does a part, and work that fails on the second."""
+    os.environ.update(environment)
+    place = distributed.init_from_environment(timeout_min=1)
+    made = distributed.every_rank_does(lambda: [place.rank] * 3)
+
+    def fails():
+        if place.rank == 1:
+            raise UserError("the second rank has a mistake")
+        return "done"
+
+    try:
+        distributed.every_rank_does(fails)
+        error = None
+    except UserError as failure:
+        error = str(failure)
+    result = {"made": made, "error": error}
+    (folder / f"result-{place.world_size}-{place.rank}.json").write_text(json.dumps(result))
+    distributed.shut_down()

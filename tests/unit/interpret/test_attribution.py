@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
+from snpdeconv.interpret.attribution import attention_scores, integrated_gradients, pooled
 from snpdeconv.models.encoder import SlotEncoder
 from snpdeconv.models.factory import create_gpu_optimized_model
 from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
@@ -299,3 +299,16 @@ def test_gradients_of_a_trained_network_put_the_causal_snp_first(architecture):
     found = integrated_gradients(model, batches(codes, size=64), kind="quantitative", device="cpu", steps=8)
     assert found.score.argmax() == 5
     assert found.score[5] > 3 * np.delete(found.score, 5).max()
+
+
+def test_parts_pool_to_the_whole():
+    codes = some_codes()
+    model = Standin(lambda x, _: (x**3).sum((1, 2)).unsqueeze(1))
+    how = {"kind": "quantitative", "device": "cpu", "steps": 3}
+    whole = integrated_gradients(model, batches(codes), **how)
+    parts = [integrated_gradients(model, batches(codes[rows]), **how) for rows in (slice(7), slice(7, None))]
+    joint = pooled(parts)
+    np.testing.assert_allclose(joint.score, whole.score, rtol=1e-12)
+    assert joint.num_samples == whole.num_samples
+    assert joint.completeness_gap == pytest.approx(whole.completeness_gap)
+    assert joint.change == pytest.approx(whole.change)

@@ -143,7 +143,7 @@ def cohort(seed):
 def q_of(genotypes, trait, *, kind, place, pairs=False, num_draws=4, rows=None, covariates=None):
     given = {"rows": rows, "covariates": covariates, "pairs": pairs, **place}
     found = deconvolve(genotypes, trait, kind=kind, **given)
-    decoys = decoy_scores(genotypes, trait, found, num_draws=num_draws, seed=3, **given)
+    decoys = decoy_scores(genotypes, trait, found, draws=range(num_draws), seed=3, **given)
     assert decoys.shape == (num_draws, NUM_VARIANTS)
     return q_values(genotypes, found, decoys, rows=rows), decoys
 
