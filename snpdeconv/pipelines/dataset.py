@@ -60,6 +60,7 @@ class Study:
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         covariates: (N, C) float32, standardised; C may be 0.
+        groups: (N,) index of each person's family, or whatever is not split; None where nobody said.
         covariate_encoder: How a table becomes the first columns of `covariates`.
         components: How genotypes become the last columns of `covariates`.
         report: Counts of what was used and dropped, by reason.
@@ -77,6 +78,7 @@ class Study:
     genotypes: PackedGenotypes
     target: NDArray[np.float32] | NDArray[np.int64]
     covariates: NDArray[np.float32]
+    groups: NDArray[np.int64] | None
     covariate_encoder: CovariateEncoder | None
     components: Components | None
     report: dict[str, int]
@@ -131,8 +133,9 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
     trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
+    groups = _groups(trait, cohort, inputs)
     parts = (
-        _split(trait, cohort, inputs, data, seed=config.training.seed)
+        _split(trait, cohort, inputs, data, groups=groups, seed=config.training.seed)
         if hold_out
         else Split(train=np.arange(len(trait.rows)), val=np.arange(0), test=np.arange(0))
     )
@@ -182,6 +185,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         genotypes=chosen,
         target=target,
         covariates=covariates,
+        groups=groups,
         covariate_encoder=encoder,
         components=components,
         report=report,
@@ -226,16 +230,27 @@ def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_clas
     return restricted
 
 
-def _split(trait: Trait, cohort: Cohort, inputs: Inputs, data: DataConfig, *, seed: int) -> Split:
-    groups = None
-    if inputs.groups is not None:
-        groups = load_groups(
-            inputs.phenotypes,
-            column=inputs.groups,
-            samples=cohort.samples,
-            rows=trait.rows,
-            cohort=inputs.genotypes,
-        )
+def _groups(trait: Trait, cohort: Cohort, inputs: Inputs) -> NDArray[np.int64] | None:
+    if inputs.groups is None:
+        return None
+    return load_groups(
+        inputs.phenotypes,
+        column=inputs.groups,
+        samples=cohort.samples,
+        rows=trait.rows,
+        cohort=inputs.genotypes,
+    )
+
+
+def _split(
+    trait: Trait,
+    cohort: Cohort,
+    inputs: Inputs,
+    data: DataConfig,
+    *,
+    groups: NDArray[np.int64] | None,
+    seed: int,
+) -> Split:
     people = cohort.samples.take(trait.rows)
     keys = np.array([f"{fid}\t{iid}" for fid, iid in zip(people.fid, people.iid, strict=True)], dtype=object)
     how: dict[str, Any] = {"kind": trait.kind, "values": trait.values, "groups": groups, "keys": keys}

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from snpdeconv.config import Config
@@ -188,7 +189,10 @@ class _Fits:
             return SparseScores(self._in_slots(terms), in_sample=in_sample, out_of_fold=in_sample)
         size = len(everyone) * self.genotypes.num_variants * in_sample.shape[1]
         num_folds = next(folds for most, folds in FOLDS if size <= most)
-        fold = _folds(self.target, kind=self.dataset.trait.kind, num_folds=num_folds, seed=seed)
+        groups = None if self.dataset.groups is None else self.dataset.groups[self.dataset.split.train]
+        fold = assign_folds(
+            self.target, kind=self.dataset.trait.kind, groups=groups, num_folds=num_folds, seed=seed
+        )
 
         def left_out() -> dict[int, NDArray[np.float64]]:
             """This rank's share of the folds, each predicted by the others."""
@@ -233,22 +237,42 @@ class _Fits:
         return replace(terms, first=slot[terms.first], second=slot[terms.second])
 
 
-def _folds(
-    target: NDArray[np.float32] | NDArray[np.int64], *, kind: str, num_folds: int, seed: int
+def assign_folds(
+    target: NDArray[np.float32] | NDArray[np.int64],
+    *,
+    kind: str,
+    num_folds: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """(N,) fold of each person; each class is spread evenly over the folds."""
-    order = np.random.default_rng(seed).permutation(len(target))
-    if kind != "quantitative":
-        order = order[np.argsort(target[order], kind="stable")]
+    """Folds of about equal size, each class spread evenly over them, and groups kept together.
+
+    Args:
+        target: (N,) the trait.
+        kind: Its kind; values of a quantitative trait are not spread.
+        num_folds: At least 2.
+        seed: Of the draw.
+        groups: (N,) index of the group, such as the family, of each person.
+
+    Returns:
+        (N,) fold of each person, from 0.
+    """
+    stratum = np.zeros(len(target), dtype=np.int64) if kind == "quantitative" else target.astype(np.int64)
+    if groups is None:
+        folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+    else:
+        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     fold = np.empty(len(target), dtype=np.int64)
-    fold[order] = np.arange(len(target)) % num_folds
+    for one, (_, held_out) in enumerate(folds.split(stratum, stratum, groups)):
+        fold[held_out] = one
     return fold
 
 
 def _digest(config: Config, dataset: Dataset) -> str:
-    """What the fit depends on: settings, cohort, people, trait and covariates, and this version."""
+    """What the fit depends on: settings, cohort, people, trait, covariates and groups, and this version."""
     digest = hashlib.sha256(json.dumps([__version__, dataset.cohort.digest, config.flat()]).encode())
-    for values in (dataset.split.train, dataset.columns, dataset.target, dataset.covariates):
+    groups = np.empty(0) if dataset.groups is None else dataset.groups
+    for values in (dataset.split.train, dataset.columns, dataset.target, dataset.covariates, groups):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 

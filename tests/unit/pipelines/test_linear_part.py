@@ -17,7 +17,7 @@ from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.fit import build_model
 from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.linear_part import fit_linear_part
+from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
 
 CPU = torch.device("cpu")
 SIZES = ("model.width=8", "model.channels=4,4", "model.patch=16", "model.num_heads=2")
@@ -174,3 +174,18 @@ def test_covariates_belong_to_the_linear_part(dataset, tmp_path):
         predicted = model(torch.from_numpy(dataset.packed[test]), torch.from_numpy(covariate[test])).numpy()
     assert r2(predicted, shifted, test) > 0.8
     assert offset.abs().mean() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["quantitative", "binary"])
+def test_families_stay_together_in_a_fold(kind):
+    rng = np.random.default_rng(2)
+    family = rng.permutation(np.repeat(np.arange(60), 5))
+    target = rng.random(300) < 0.3
+    fold = assign_folds(target.astype(np.float32), kind=kind, num_folds=4, seed=1, groups=family)
+    assert all(len(np.unique(fold[family == one])) == 1 for one in range(60))
+    assert np.bincount(fold).min() >= 60
+    alone = assign_folds(target.astype(np.float32), kind=kind, num_folds=4, seed=1)
+    assert list(np.bincount(alone)) == [75] * 4
+    assert any(len(np.unique(alone[family == one])) > 1 for one in range(60))
+    if kind == "binary":
+        assert np.ptp([target[alone == one].sum() for one in range(4)]) <= 1
