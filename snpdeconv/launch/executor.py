@@ -24,6 +24,7 @@ from submitit.helpers import clean_env
 from submitit.local.local import LocalJob
 
 from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.launch import containers
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.site import Site
 from snpdeconv.tracking.home import home
@@ -125,8 +126,10 @@ def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
         SLURM's number.
 
     Raises:
+        ConfigError: The container's image lacks a place to mount what the job needs.
         ResourceError: SLURM does not take it.
     """
+    containers.check_mount_points(plan.site.container, needs=_shown(plan))
     executor = _slurm(plan)
     try:
         # submitit prints what sbatch says as well as raising it.
@@ -161,8 +164,10 @@ def submit_here(job: Any, plan: Plan) -> int:
         The number of the process that looks after it.
 
     Raises:
-        ConfigError: It asks for several machines.
+        ConfigError: It asks for several machines, or the container's image lacks a place to mount what the
+            job needs.
     """
+    containers.check_mount_points(plan.site.container, needs=_shown(plan))
     request = plan.request
     if request.nodes > 1:
         raise ConfigError(
@@ -227,7 +232,7 @@ def _slurm(plan: Plan) -> _Slurm:
             f"--cpus-per-task={request.cpus_per_task}",
             # Without it a rank that fails would leave the others waiting for it.
             "--kill-on-bad-exit=1",
-            *_container_options(plan),
+            *containers.srun_options(plan.site.container, needs=_shown(plan), variables=_variables(plan)),
         ],
         "additional_parameters": further,
         "wckey": None,
@@ -252,6 +257,10 @@ def _gpus(plan: Plan) -> dict[str, Any]:
 
 def _exports(plan: Plan) -> list[str]:
     """The job's environment, said in the script: not every site passes on that of the submitting shell."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in _variables(plan).items()]
+
+
+def _variables(plan: Plan) -> dict[str, str]:
     variables = {
         "SNPDECONV_HOME": str(home()),
         "OMP_NUM_THREADS": str(plan.request.cpus_per_task),
@@ -261,8 +270,9 @@ def _exports(plan: Plan) -> list[str]:
     # An address with a password in it is left to the environment: others may read the script.
     if uri and "@" not in uri:
         variables["MLFLOW_TRACKING_URI"] = uri
-    variables |= plan.site.environment
-    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    if plan.site.container.runtime != "none":
+        variables |= containers.variables_inside(home())
+    return variables | dict(plan.site.environment)
 
 
 def _python(plan: Plan) -> str:
@@ -270,32 +280,13 @@ def _python(plan: Plan) -> str:
     container = plan.site.container
     if container.runtime == "none":
         return shlex.quote(sys.executable)
-    if container.runtime == "pyxis":
-        return shlex.quote(container.python)
-    binds = [word for mount in _mounts(plan) for word in ("--bind", mount)]
-    if container.runtime == "apptainer":
-        gpus = ["--nv"] if plan.request.gpus_per_node else []
-        return shlex.join(["apptainer", "exec", *gpus, *binds, container.image, container.python])
-    return shlex.join(["ch-run", *binds, container.image, "--", container.python])
+    gpus = plan.request.gpus_per_node > 0
+    return containers.interpreter(container, needs=_shown(plan), variables=_variables(plan), with_gpus=gpus)
 
 
-def _container_options(plan: Plan) -> list[str]:
-    """Options of srun that put its processes into a container."""
-    container = plan.site.container
-    if container.runtime != "pyxis":
-        return []
-    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(plan))
-    return [f"--container-image={container.image}", f"--container-mounts={mounts}"]
-
-
-def _mounts(plan: Plan) -> list[str]:
-    """The site's mounts, and what the job needs besides, where no mount shows it yet at its own path."""
-    mounts = list(plan.site.container.mounts)
-    for path in sorted({home(), plan.folder, *plan.needs}):
-        shown = [Path(mount) for mount in mounts if ":" not in mount]
-        if not any(path.is_relative_to(place) for place in shown):
-            mounts.append(str(path))
-    return mounts
+def _shown(plan: Plan) -> list[Path]:
+    """What the job reads or writes."""
+    return [home(), plan.folder, *plan.needs]
 
 
 def _requeue_lines(folder: Path) -> list[str]:

@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
 RUNTIMES = ("none", "apptainer", "pyxis", "charliecloud")
 
 
+@pytest.fixture(autouse=True)
+def me(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "me")
+
+
 def dry_run(run, cohort, home, preset: str, *more: object) -> str:
     what: list[object] = ["--data", cohort, "--name", "height"]
     if preset == "production":

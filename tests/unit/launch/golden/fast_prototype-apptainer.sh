@@ -17,6 +17,11 @@
 export SNPDECONV_HOME=/home/me
 export OMP_NUM_THREADS=4
 export OMP_WAIT_POLICY=passive
+export MPLCONFIGDIR=/home/me/cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor
+export TRITON_CACHE_DIR=/home/me/cache/triton
+export LOGNAME=me
+export USER=me
 
 # command
 export SUBMITIT_EXECUTOR=slurm
