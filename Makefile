@@ -9,12 +9,13 @@ DOCKER     ?= docker
 IMAGE      ?= snpdeconv:latest
 BUILD_ARGS ?=
 ENV_FILE   ?= .env
+UNPACKED   ?= build/charliecloud
 VERSION     = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' snpdeconv/version.py)
 REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif mlflow-up mlflow-down
+.PHONY: help install demo test check lint types slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +45,7 @@ bench-ranking: install  ## Rank simulated cohorts with every method, for hours; 
 	$(BIN)/python benchmarks/tables.py
 
 slurm-tests: install  ## Real jobs on a SLURM cluster that is started here and stopped again; as root [KILLS=3]
-	SNPDECONV_KILLS=$(or $(KILLS),3) $(BIN)/python -m pytest -m slurm --durations=10 tests/slurm
+	SNPDECONV_KILLS=$(or $(KILLS),3) $(BIN)/python -m pytest -m 'slurm and not container' --durations=10 tests/slurm
 
 lint: install
 	$(BIN)/ruff check .
@@ -77,8 +78,8 @@ cancel: install  ## End a job: JOB=...
 	@: $(if $(JOB),,$(error say which: make cancel JOB=..., see make status))
 	$(BIN)/snpdeconv cancel $(JOB)
 
-container-tests: install  ## Build the image and run it, MLflow on PostgreSQL, a browser; needs Docker, or root on Debian
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m 'container or browser' tests/container tests/ui
+container-tests: install  ## Build the image and run it, also on SLURM; MLflow on PostgreSQL; a browser; as root on Debian
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m 'container or browser' --durations=15 tests/container tests/ui tests/slurm
 
 ui: install  ## Open the MLflow page of the runs
 	$(BIN)/snpdeconv ui
@@ -87,14 +88,14 @@ image:  ## Build the container image
 	$(DOCKER) build $(BUILD_ARGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 	    --build-arg CREATED=$$(date --utc +%Y-%m-%dT%H:%M:%SZ) --tag $(IMAGE) .
 
-run-container: image  ## The demo in a container without network and rights; files in demo/container
+run-container: image  ## The demo in a container without network and rights; files in demo/container [ARGS=--set ...]
 	@mkdir -p $(DEMO)/container
 	@# As whoever calls, so that the files are theirs; root becomes the image's own user.
 	@user=$$(id -u):$$(id -g); [ $${user%:*} != 0 ] || { user=10001:10001; chown $$user $(DEMO)/container; }; set -x; \
 	$(DOCKER) run --rm --init --user $$user --network none --read-only --tmpfs /tmp --cap-drop ALL \
 	    --security-opt no-new-privileges $(if $(GPUS),--gpus $(GPUS) --shm-size 1g) \
 	    --volume "$(abspath $(DEMO))/container:/data" --entrypoint bash $(IMAGE) \
-	    /opt/snpdeconv/examples/demo.sh /data/demo
+	    /opt/snpdeconv/examples/demo.sh /data/demo $(ARGS)
 
 sif: image  ## Make snpdeconv.sif of the image, for Apptainer
 	@type apptainer >/dev/null || { echo "apptainer is not installed here; where it is, and there is no docker:"; \
@@ -104,10 +105,18 @@ sif: image  ## Make snpdeconv.sif of the image, for Apptainer
 	apptainer build --force snpdeconv.sif docker-archive:build/snpdeconv.tar
 	rm build/snpdeconv.tar
 
+charliecloud: image  ## Unpack the image into a folder, for Charliecloud [UNPACKED=build/charliecloud]
+	rm -rf $(UNPACKED) && mkdir -p $(UNPACKED)
+	@# Files lack the environment, and of a pipe make sees the last end only: an end of tar is an end of the export.
+	container=$$($(DOCKER) create $(IMAGE)); $(DOCKER) export "$$container" | tar --extract --directory $(UNPACKED); \
+	    end=$$?; $(DOCKER) rm "$$container" >/dev/null; exit $$end
+	mkdir -p $(UNPACKED)/ch
+	$(DOCKER) inspect --format '{{range .Config.Env}}{{println .}}{{end}}' $(IMAGE) >$(UNPACKED)/ch/environment
+
 COMPOSE = SNPDECONV_IMAGE=$(IMAGE) $(DOCKER) compose --env-file $(ENV_FILE)
 
 mlflow-up: $(ENV_FILE) image  ## Start an MLflow server on PostgreSQL; passwords in .env
-	$(COMPOSE) up --detach --wait --wait-timeout 300 mlflow
+	$(COMPOSE) up --detach --wait --wait-timeout 600 mlflow
 	@echo "MLflow is at http://$$($(COMPOSE) port mlflow 5000); user and password are in $(ENV_FILE)"
 
 mlflow-down:  ## Stop it; runs and models are kept

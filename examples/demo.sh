@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Simulates a cohort with known causal SNPs, then does with it what you would do with yours.
-# usage: bash examples/demo.sh [FOLDER]
+# usage: bash examples/demo.sh [FOLDER [OPTION OF snpdeconv train]...]
 set -euo pipefail
 folder=${1:-demo}
+[ $# = 0 ] || shift
 mkdir -p "$folder"
 SNPDECONV_HOME=${SNPDECONV_HOME:-$(cd "$folder" && pwd)/home}
 export SNPDECONV_HOME
@@ -15,7 +16,7 @@ snpdeconv simulate "$folder/data" --samples 2000 --variants 2000 --causal 10 --t
 
 say "2. Train, test, rank and register"
 snpdeconv train --genotypes "$folder/data/cohort.bed" --phenotypes "$folder/data/phenotypes.tsv" --trait trait \
-    --preset small_cpu --name demo --out "$folder/run"
+    --preset small_cpu --name demo --out "$folder/run" "$@"
 
 say "3. Predict the second cohort with the champion"
 snpdeconv predict --model demo@champion --genotypes "$folder/data/holdout/cohort.bed" --out "$folder/predictions.tsv"

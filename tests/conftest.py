@@ -1,4 +1,4 @@
-"""Shared by all tests: a home of their own, and a small simulated cohort."""
+"""Shared by all tests: a home of their own, a small simulated cohort, and the container image."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Ran
+from docker_engine import engine, image  # noqa: F401  fixtures of the tests in containers, and of one job on SLURM
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -17,7 +17,7 @@ from snpdeconv.errors import ResourceError
 from snpdeconv.tracking.connection import connect
 from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, tracking_uri
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)

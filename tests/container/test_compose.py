@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import PROJECT, Engine
+from docker_engine import PROJECT, Engine
 from required import tell
 from writers import assert_nothing_lost, log_at_once
 

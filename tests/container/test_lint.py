@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine import PROJECT
+from docker_engine import PROJECT
 from required import missing
 
 pytestmark = pytest.mark.container

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine import PROJECT
+from docker_engine import PROJECT
 from required import missing, tell
 from writers import assert_nothing_lost, log_at_once
 
@@ -87,7 +87,7 @@ def server(database: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while True:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -11,7 +11,7 @@ from mlflow_picture import WIDTH, page, take
 from PIL import Image
 from required import missing
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

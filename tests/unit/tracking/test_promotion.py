@@ -8,7 +8,7 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.tracking import resolve, seal, tracking_uri
-from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.connection import connect, experiment_id
 from snpdeconv.tracking.promotion import champion_of, note, promote, rollback
 from snpdeconv.tracking.registry import register_bundle, version_tags
 
@@ -19,12 +19,13 @@ pytestmark = pytest.mark.usefixtures("tracking_home")
 def versions(model_folder):
     """Three versions of `height`; the first is the champion."""
     client = connect(tracking_uri())
+    experiment = experiment_id(client, uri=tracking_uri(), name="models")
     for number in range(3):
         (model_folder / "note.txt").write_text(str(number))
         register_bundle(
             client,
             uri=tracking_uri(),
-            run_id=client.create_run("0").info.run_id,
+            run_id=client.create_run(experiment).info.run_id,
             key="k",
             name="height",
             folder=model_folder,

@@ -19,20 +19,25 @@ from snpdeconv.tracking import (
     tracking_uri,
     verify,
 )
-from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.connection import connect, experiment_id
 from snpdeconv.tracking.registry import register_bundle
+
+
+def new_run() -> str:
+    """A run whose artifacts go to the home: those of MLflow's own experiment go to the current folder."""
+    client = connect(tracking_uri())
+    run = client.create_run(experiment_id(client, uri=tracking_uri(), name="models"))
+    return str(run.info.run_id)
 
 
 def register(
     folder: Path, *, name: str = "height", run_id: str | None = None, champion: bool = True
 ) -> ModelRef:
     client = connect(tracking_uri())
-    if run_id is None:
-        run_id = client.create_run("0").info.run_id
     return register_bundle(
         client,
         uri=tracking_uri(),
-        run_id=run_id,
+        run_id=run_id or new_run(),
         key="k",
         name=name,
         folder=folder,
@@ -203,7 +208,7 @@ def test_the_version_of_a_run(model_folder: Path, tmp_path: Path) -> None:
     assert resolve_run(str(other.run_id)) == other
     (model_folder / "weights.safetensors").write_bytes(b"third")
     assert resolve_run(str(register(model_folder, run_id=first.run_id).run_id)).version == 3
-    empty = connect(tracking_uri()).create_run("0").info.run_id
+    empty = new_run()
     with pytest.raises(InputError, match=f"run {empty} .RUNNING. has registered no model"):
         resolve_run(empty)
     with pytest.raises(InputError, match="there is no run 'abc'"):

@@ -1,4 +1,4 @@
-"""A Docker engine as the tests speak to it: by its command line, as a user does."""
+"""A Docker engine as the tests speak to it: by its command line; and the image, built from this tree."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+import pytest
+from required import missing, tell
+
+PROJECT = Path(__file__).parents[1]
+FREE_GB = 12
 # What `make run-container` and compose.yaml ask for too.
 LOCKED_DOWN = (
     "--network=none",
@@ -104,3 +110,41 @@ def _run(
     if check and done.returncode != 0:
         raise AssertionError(f"{shlex.join(done.args)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The engine that answers here already, else one from Debian's packages, stopped at the end."""
+    config = request.config
+    folder = Path(os.environ.get("SNPDECONV_ENGINE", "/tmp/snpdeconv-engine"))
+    free_gb = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / 1e9
+    if free_gb < FREE_GB:
+        missing("container", f"{free_gb:.0f} GB are free at {folder}, {FREE_GB} are needed", config=config)
+    found = Engine.of_this_machine()
+    if found is not None:
+        yield found
+        return
+    if os.geteuid() != 0:
+        missing("container", "no Docker engine answers, and only root can start one", config=config)
+    if shutil.which("apt-get") is None:
+        missing("container", "no Docker engine answers, and this is not Debian", config=config)
+    started = time.monotonic()
+    up = subprocess.run([PROJECT / "tests/container/engine-up.sh", folder], capture_output=True, text=True)
+    if up.returncode != 0:
+        missing("container", f"no Docker engine could be started: {up.stderr.strip()}", config=config)
+    tell(f"container: engine and base image in {time.monotonic() - started:.0f} s", config=config)
+    yield Engine.from_file(folder / "env.sh")
+    # Its images stay: with them the next run takes seconds.
+    subprocess.run([PROJECT / "tests/container/engine-down.sh", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine, request: pytest.FixtureRequest) -> str:
+    """The image, built by the command that users type."""
+    name = "snpdeconv:test"
+    started = time.monotonic()
+    engine.make("image", f"IMAGE={name}")
+    took_s = time.monotonic() - started
+    size_gb = int(engine.docker("image", "inspect", "--format", "{{.Size}}", name)) / 1e9
+    tell(f"container: image in {took_s:.0f} s, {size_gb:.2f} GB", config=request.config)
+    return name
