@@ -97,9 +97,11 @@ run-container: image  ## The demo in a container without network and rights; fil
 	    --volume "$(abspath $(DEMO))/container:/data" --entrypoint bash $(IMAGE) \
 	    /opt/snpdeconv/examples/demo.sh /data/demo $(ARGS)
 
-sif: image  ## Make snpdeconv.sif of the image, for Apptainer
-	@type apptainer >/dev/null || { echo "apptainer is not installed here; where it is, and there is no docker:"; \
-	    echo "  apptainer build snpdeconv.sif docker-archive:snpdeconv.tar   (from: docker save $(IMAGE) -o snpdeconv.tar)"; exit 1; }
+sif:  ## Make snpdeconv.sif of the image, for Apptainer
+	@type apptainer >/dev/null 2>&1 || { echo "apptainer is not installed here. Where it is, there may be no docker; in two steps:"; \
+	    echo "  make image && docker save $(IMAGE) --output snpdeconv.tar      here"; \
+	    echo "  apptainer build snpdeconv.sif docker-archive:snpdeconv.tar     there"; exit 1; }
+	$(MAKE) image
 	mkdir -p build
 	$(DOCKER) save --output build/snpdeconv.tar $(IMAGE)
 	apptainer build --force snpdeconv.sif docker-archive:build/snpdeconv.tar
@@ -117,7 +119,7 @@ COMPOSE = SNPDECONV_IMAGE=$(IMAGE) $(DOCKER) compose --env-file $(ENV_FILE)
 
 mlflow-up: $(ENV_FILE) image  ## Start an MLflow server on PostgreSQL; passwords in .env
 	$(COMPOSE) up --detach --wait --wait-timeout 600 mlflow
-	@echo "MLflow is at http://$$($(COMPOSE) port mlflow 5000); user and password are in $(ENV_FILE)"
+	@echo "MLflow is at http://$$($(COMPOSE) port mlflow 5000); log in as admin with MLFLOW_ADMIN_PASSWORD of $(ENV_FILE)"
 
 mlflow-down:  ## Stop it; runs and models are kept
 	$(COMPOSE) down

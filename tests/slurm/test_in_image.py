@@ -1,8 +1,10 @@
 """A training on a real cluster whose every process runs in the built image, interrupted once."""
 
 import re
+import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +29,7 @@ WORD = f"unpacked-{uuid.uuid4().hex}"
 @pytest.fixture(scope="module")
 def unpacked(
     engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Path:
+) -> Iterator[Path]:
     """The image as Charliecloud takes it."""
     if subprocess.run(["sh", "-c", "command -v ch-run"], capture_output=True).returncode != 0:
         missing("container", "ch-run is not installed (Debian: charliecloud-runtime)", config=request.config)
@@ -37,7 +39,8 @@ def unpacked(
     changed = re.sub("^SNPDECONV_REVISION=.*$", f"SNPDECONV_REVISION={WORD}", environment, flags=re.MULTILINE)
     assert changed != environment
     (folder / "ch/environment").write_text(changed)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep it, of more than two GB, for three sessions
 
 
 def roots_of_tasks(number: str) -> list[Path]:
