@@ -96,6 +96,7 @@ run-container: image  ## The demo in a container without network and rights; fil
 	    --security-opt no-new-privileges $(if $(GPUS),--gpus $(GPUS) --shm-size 1g) \
 	    --volume "$(abspath $(DEMO))/container:/data" --entrypoint bash $(IMAGE) \
 	    /opt/snpdeconv/examples/demo.sh /data/demo $(ARGS)
+	@echo "/data of the container is $(DEMO)/container here."
 
 sif:  ## Make snpdeconv.sif of the image, for Apptainer
 	@type apptainer >/dev/null 2>&1 || { echo "apptainer is not installed here. Where it is, there may be no docker; in two steps:"; \

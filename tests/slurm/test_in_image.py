@@ -1,17 +1,15 @@
 """A training on a real cluster whose every process runs in the built image, interrupted once."""
 
 import re
-import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from command_line import FAST
 from conftest import await_state, await_true, only_run, points, words
-from docker_engine import Engine
+from docker_engine import PROJECT, Engine
 from required import missing
 
 from snpdeconv.launch.progress import read_progress
@@ -27,24 +25,21 @@ WORD = f"unpacked-{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")
-def unpacked(
-    engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Path]:
-    """The image as Charliecloud takes it."""
+def unpacked(engine: Engine, image: str, request: pytest.FixtureRequest) -> Path:
+    """The image as Charliecloud takes it; it stays, as pytest would keep several of its two GB."""
     if subprocess.run(["sh", "-c", "command -v ch-run"], capture_output=True).returncode != 0:
         missing("container", "ch-run is not installed (Debian: charliecloud-runtime)", config=request.config)
-    folder = tmp_path_factory.mktemp("charliecloud") / "image"
+    folder = PROJECT / "build/charliecloud-test"
     engine.make("charliecloud", f"IMAGE={image}", f"UNPACKED={folder}")
     environment = (folder / "ch/environment").read_text()
     changed = re.sub("^SNPDECONV_REVISION=.*$", f"SNPDECONV_REVISION={WORD}", environment, flags=re.MULTILINE)
     assert changed != environment
     (folder / "ch/environment").write_text(changed)
-    yield folder
-    shutil.rmtree(folder)  # pytest would keep it, of more than two GB, for three sessions
+    return folder
 
 
 def roots_of_tasks(number: str) -> list[Path]:
-    """The root folder, as they see it, of the processes of a job that submitit started."""
+    """The root folders that the processes of a job see."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -52,7 +47,8 @@ def roots_of_tasks(number: str) -> list[Path]:
             variables = (process / "environ").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        if b"submitit.core._submit" in words and f"SLURM_JOB_ID={number}".encode() in variables:
+        # Not srun, whose arguments these words are too.
+        if words[3:4] == [b"submitit.core._submit"] and f"SLURM_JOB_ID={number}".encode() in variables:
             found.append(process / "root")
     return found
 

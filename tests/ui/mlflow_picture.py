@@ -21,7 +21,7 @@ from snpdeconv.tracking.connection import connect
 
 WIDTH, HEIGHT = 1400, 1180
 CURVES = "^(train/(epoch_loss|epoch_lr|gradient_norm)|val/(loss|pearson_r|r2))$"
-MODEL_HEIGHT = 330
+MODEL_HEIGHT = 596
 
 
 @dataclass(frozen=True)
