@@ -54,7 +54,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-check: lint types  ## Lint, types, all tests and coverage: what continuous integration runs
+check: lint types  ## Lint, types, the tests that need nothing but Python, and coverage
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -n 2 --cov -m 'not gpu and not slurm and not container and not browser' --cov-report=term --cov-fail-under=90
 
