@@ -6,7 +6,6 @@ With one process every function answers at once, so that callers need no second 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,13 +88,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     model = model.to(device)
     if world_size() == 1:
         return model
-    # Else the buckets of gradients are laid out anew after the first step, and so again after a restart.
-    # Where a gradient lies in its bucket decides in which order three ranks or more are added, so that a
-    # training that was resumed would end with other last digits.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
-    )
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

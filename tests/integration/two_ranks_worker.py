@@ -2,7 +2,6 @@
 
 import json
 import os
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -15,14 +14,10 @@ from snpdeconv.training.preemption import Preempted
 
 
 class Network(nn.Module):
-    def __init__(self, dropout=0.0, further=()):
+    def __init__(self, dropout=0.0):
         super().__init__()
         torch.manual_seed(3)
-        widths = (7, *further)
-        inner = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.Tanh())]
-        self.layers = nn.Sequential(
-            nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout), *inner, nn.Linear(widths[-1], 1)
-        ).double()
+        self.layers = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 1)).double()
         self.micro_batches = []
 
     def forward(self, genotypes, covariates=None):
@@ -53,8 +48,7 @@ def train(scenario, folder, environment):
 
     # 25 samples in batches of 8: the last batch has one sample, and the second rank none of it. Validation in
     # batches of one leaves the second rank without any sample.
-    further = (301, 703, 501) if "wide" in scenario else ()
-    model = Network(dropout=0.3 if "dropout" in scenario else 0.0, further=further)
+    model = Network(dropout=0.3 if "dropout" in scenario else 0.0)
     train_loader = loader(25, 1, 8, shuffle=True, seed=4)
     options = {"accumulation": 2} if scenario == "accumulation" else {}
     if scenario == "different_lengths":
