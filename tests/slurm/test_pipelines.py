@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import FAST
-from conftest import await_state, only_run, points, words
+from conftest import LIMIT_S, await_state, only_run, points, words
 
 from snpdeconv.launch.records import all_records, find_record
 from snpdeconv.tracking import list_models
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 
 
 def test_train_rank_register_one_after_the_other(clusters, cohort, home, run):
@@ -25,12 +25,12 @@ def test_train_rank_register_one_after_the_other(clusters, cohort, home, run):
     assert [record.partition for record in records] == ["gpu", "gpu", "cpu"]
     assert rank.after == (train.id,)
     assert register.after == (rank.id,)
-    await_state(train, "done", timeout_s=120)
+    await_state(train, "done")
     assert (clusters / "run" / "model" / "model.safetensors").exists()
     assert not list_models()
-    await_state(rank, "done", timeout_s=120)
+    await_state(rank, "done")
     assert (clusters / "run" / "ranking.tsv").exists()
-    await_state(register, "done", timeout_s=120)
+    await_state(register, "done")
     results = [record.outcome().result for record in records]
     assert len({result["run_id"] for result in results}) == 1
     assert [result["version"] for result in results] == [None, None, 1]
