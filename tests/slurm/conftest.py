@@ -30,6 +30,13 @@ def answers() -> bool:
     return subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
 
 
+def start_cluster(log: Path) -> bool:
+    """Starts what of the cluster does not run; whether all of it does now."""
+    with log.open("w") as stream:  # not a pipe: the daemons would keep it open
+        up = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
+    return up.returncode == 0
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The test cluster, started if it is not up and this is root; what was started here is stopped again."""
@@ -40,9 +47,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if os.geteuid() != 0:
         missing("slurm", "the test cluster is not up, and only root can start it", config=request.config)
     log = tmp_path_factory.mktemp("cluster") / "log"
-    with log.open("w") as stream:  # not a pipe: the daemons would keep it open
-        started = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
-    if started.returncode != 0:
+    if not start_cluster(log):
         why = f"the test cluster does not start ({log.read_text().strip()[-300:]})"
         missing("slurm", why, config=request.config)
     yield

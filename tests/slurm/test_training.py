@@ -13,14 +13,17 @@ import psutil
 import pytest
 from command_line import FAST
 from conftest import (
+    CLUSTER,
     LIMIT_S,
     await_state,
     await_true,
     control,
     digest,
+    nodes_of,
     points,
     ranks_of,
     signal_job,
+    start_cluster,
     told,
     words,
 )
@@ -67,6 +70,15 @@ def preemption(record: Record) -> None:
     """A job of a partition of higher priority needs what this one has."""
     words = ["--partition=gpu", "--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={9 - PREEMPTED_CPUS}"]
     subprocess.run(["sbatch", *words, "--mem=100", "--output=/dev/null", "--wrap=true"], check=True)
+
+
+def node_dies(record: Record) -> None:
+    """The last node goes: all that runs there ends at once, and nobody tells SLURM."""
+    node = nodes_of(record)[-1]
+    there = [rank for rank in ranks_of(record) if rank.environ()["SLURMD_NODENAME"] == node]
+    daemon = psutil.Process(int((CLUSTER / "run" / f"slurmd-{node}.pid").read_text()))
+    for process in (daemon, *{rank.parent() for rank in there}, *there):
+        process.kill()
 
 
 PREEMPTED_CPUS = 4
@@ -145,7 +157,7 @@ def test_predictions_of_many_files_and_one_that_is_bad(clusters, cohort, home, r
     assert "2 done, 1 failed" in run("status").out
 
 
-def test_four_ranks_on_two_nodes_stop_together_and_go_on(clusters, cohort, home, run):
+def test_four_ranks_stop_together_lose_a_node_and_go_on(clusters, cohort, home, run):
     settings = (*LONG, "resources.nodes=2", "resources.gpus_per_node=2", "resources.timeout_min=60")
 
     def submit(name):
@@ -158,8 +170,14 @@ def test_four_ranks_on_two_nodes_stop_together_and_go_on(clusters, cohort, home,
     record = submit("wide")
     assert record.num_tasks == 4
     in_training(record, clusters / "wide", notice, after_step=20)
-    assert await_state(record, "done").starts == 2
-    assert "going on from" in record.log_path().read_text()
+    await_true(lambda: record.num_starts() == 2)
+    await_true(lambda: read_progress(clusters / "wide").step >= 80 and len(ranks_of(record)) == 4)
+    node_dies(record)
+    assert read_progress(clusters / "wide").epochs < EPOCHS
+    await_true(lambda: "down" in told("sinfo", "--noheader", "--format=%T", "--nodes=gpu2"))
+    start_cluster(clusters / "cluster.log")
+    assert await_state(record, "done").starts == 3
+    assert record.log_path().read_text().count("going on from") == 2
     assert digest(clusters / "wide") == digest(clusters / "whole")
     losses = points(home, "train/loss", name="wide")
     assert losses == points(home, "train/loss", name="whole")
