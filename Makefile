@@ -44,8 +44,8 @@ bench-ranking: install  ## Rank simulated cohorts with every method, for hours; 
 	$(BIN)/python benchmarks/ranking.py --report
 	$(BIN)/python benchmarks/tables.py
 
-slurm-tests: install  ## Real jobs on a SLURM cluster that is started here and stopped again; as root [KILLS=3]
-	SNPDECONV_KILLS=$(or $(KILLS),3) $(BIN)/python -m pytest -m 'slurm and not container' --durations=10 tests/slurm
+slurm-tests: install  ## Real jobs on a SLURM cluster that is started here and stopped again; as root [KILLS=4]
+	SNPDECONV_KILLS=$(or $(KILLS),4) $(BIN)/python -m pytest -m 'slurm and not container' --durations=10 tests/slurm
 
 lint: install
 	$(BIN)/ruff check .

@@ -89,6 +89,14 @@ def submit(
     stages: Annotated[
         bool, typer.Option("--stages", help="Train, rank and register in jobs of their own, one by one.")
     ] = False,
+    search: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Try N settings in an array, with Optuna; register nothing."),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(metavar="YAML", help="With --search: what to try [what fits the architecture]."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch script; queue nothing.")
     ] = False,
@@ -101,6 +109,10 @@ def submit(
     from snpdeconv.launch.site import load_site
     from snpdeconv.launch.submit import show_script, submit_predict, submit_train
 
+    if search is not None and (model is not None or stages or after):
+        raise ConfigError("goes alone", where="--search", mend="leave out --model, --stages and --after")
+    if space is not None and search is None:
+        raise ConfigError("is for a search", where="--space", mend="say how many trials: --search 20")
     site = load_site(cluster)
     if partition is not None:
         site = site.model_copy(update={"partition": partition, "gpu_partition": None})
@@ -137,20 +149,38 @@ def submit(
         label = name or inputs.trait
         if dry_run:
             print(
-                show_script(config, site=site, name=label, needs=_folders(inputs, out), num_elements=0),
+                show_script(
+                    config, site=site, name=label, needs=_folders(inputs, out), num_elements=search or 0
+                ),
                 end="",
             )
             return
-        records = submit_train(
-            config,
-            inputs,
-            model_name=label,
-            out=out,
-            site=site,
-            command=command,
-            in_stages=stages,
-            after=earlier,
-        )
+        if search is not None:
+            from snpdeconv.launch.search import submit_search
+
+            records = [
+                submit_search(
+                    config,
+                    inputs,
+                    model_name=label,
+                    num_trials=search,
+                    space=space,
+                    out=out,
+                    site=site,
+                    command=command,
+                )
+            ]
+        else:
+            records = submit_train(
+                config,
+                inputs,
+                model_name=label,
+                out=out,
+                site=site,
+                command=command,
+                in_stages=stages,
+                after=earlier,
+            )
     tell_submitted(records, wait=wait, as_json=as_json)
 
 

@@ -19,7 +19,7 @@ from snpdeconv.errors import InputError, nearest
 from snpdeconv.files import write_json
 from snpdeconv.tracking.home import home
 
-Kind = Literal["train", "predict", "rank", "register", "retrain"]
+Kind = Literal["train", "predict", "rank", "register", "retrain", "search"]
 End = Literal["done", "failed", "cancelled"]
 
 

@@ -6,6 +6,7 @@ A job that died without a word gets its end written here, in the record and in M
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from snpdeconv.launch.progress import Progress, read_progress
 from snpdeconv.launch.records import Outcome, Record, write_outcome
 from snpdeconv.launch.run_ends import end_run
 from snpdeconv.launch.scheduler import Told, ask
+from snpdeconv.launch.trials import read_trial, settings_text, tell_dead
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,16 @@ def read_status(records: Sequence[Record]) -> list[JobStatus]:
 
 
 def _one(record: Record, told: dict[int | None, Told]) -> JobStatus:
-    progress = read_progress(Path(record.out)) if record.kind != "predict" else Progress()
     places: Iterable[int | None] = range(len(record.elements)) if record.elements else (None,)
-    parts = [_settled(record, place, told.get(place) or told[None], progress=progress) for place in places]
+    runs = {place: _run(record, place) for place in places}
+    parts = [
+        _settled(record, place, told.get(place) or told[None], progress=run) for place, run in runs.items()
+    ]
     state, reason = parts[0] if not record.elements else _sum(parts)
+    if record.kind == "search":
+        parts, progress = _trials(record, parts)
+    else:
+        progress = runs.get(None, Progress())
     return JobStatus(
         record=record,
         state=state,
@@ -78,6 +86,30 @@ def _one(record: Record, told: dict[int | None, Told]) -> JobStatus:
         elements=tuple(parts) if record.elements else (),
         starts=record.num_starts(),
     )
+
+
+def _run(record: Record, element: int | None) -> Progress:
+    """How far the run of a job, or of an element of an array, is."""
+    if record.kind == "predict":
+        return Progress()
+    out = Path(record.out)
+    return read_progress(out if element is None else out / record.elements[element])
+
+
+def _trials(record: Record, parts: list[tuple[JobState, str]]) -> tuple[list[tuple[JobState, str]], Progress]:
+    """What each trial of a search came to, and the best of all."""
+    told, best = [], Progress()
+    for element, (state, reason) in enumerate(parts):
+        trial = read_trial(record.folder, element)
+        words = [] if trial is None else [settings_text(trial[1])]
+        outcome = record.outcome(element)
+        if state == "done" and outcome is not None:
+            name, value = f"best {outcome.result['name']}", outcome.result["value"]
+            words.insert(0, f"{outcome.result['name']} {value:.4g}")
+            if value > best.metrics.get(name, -math.inf):
+                best = Progress(run_id=outcome.result["run_id"], metrics={name: value})
+        told.append((state, "; ".join([*([reason] if reason else []), *words])))
+    return told, best
 
 
 def _settled(record: Record, element: int | None, told: Told, *, progress: Progress) -> tuple[JobState, str]:
@@ -90,6 +122,8 @@ def _settled(record: Record, element: int | None, told: Told, *, progress: Progr
             return "unknown", "the scheduler does not know it"
         outcome = _death(record, element, told)
         write_outcome(record.folder, element, outcome)
+        if record.kind == "search":
+            tell_dead(record, element)
         logger.debug("%s: %s", record.id, outcome)
     if outcome.end != "done" and progress.key and progress.status is None:
         end_run(

@@ -31,7 +31,7 @@ from snpdeconv.tracking.registry import check_model_name, resolve
 
 logger = logging.getLogger(__name__)
 
-_NAMED: tuple[Kind, ...] = ("rank", "register", "retrain")
+_NAMED: tuple[Kind, ...] = ("rank", "register", "retrain", "search")
 """Kinds of which a job's name tells."""
 
 
@@ -85,7 +85,7 @@ def submit_train(
             before = [*records[-1:]] or after
             record = make_record(kind, config, place, model=model_name, command=command, after=before)
             if out is None:
-                out = _results(site) / record.id
+                out = results_folder(site) / record.id
             out = out.absolute()
             record = replace(record, out=str(out))
             try:
@@ -93,11 +93,11 @@ def submit_train(
                     # Looks whether the folder is free, or holds this very run.
                     with RunFolder(out, settings=run_settings(config, model_name=model_name)):
                         pass
-                files = _write_files(record, config, inputs)
+                files = write_files(record, config, inputs)
                 job = TrainJob(
-                    **_common(record, place), **files, model_name=model_name, out=str(out), until=until
+                    **common_facts(record, place), **files, model_name=model_name, out=str(out), until=until
                 )
-                needs = _needs(inputs, out)
+                needs = needs_of(inputs, out)
                 records.append(launch([job], record, place, needs=needs, after=before))
             except BaseException:
                 discard(record)
@@ -144,19 +144,19 @@ def submit_retrain(
     track_at(site)
     target = choose_target(config, site=site)
     record = make_record("retrain", config, target, model=model_name, command=command)
-    folder = out.absolute() if out is not None else _results(site) / record.id
+    folder = out.absolute() if out is not None else results_folder(site) / record.id
     record = replace(record, out=str(folder))
     try:
         with RunFolder(folder, settings=run_settings(config, model_name=model_name)):
             pass
         job = RetrainJob(
-            **_common(record, target),
-            **_write_files(record, config, inputs),
+            **common_facts(record, target),
+            **write_files(record, config, inputs),
             model_name=model_name,
             out=str(folder),
             force=force,
         )
-        return launch([job], record, target, needs=_needs(inputs, folder))
+        return launch([job], record, target, needs=needs_of(inputs, folder))
     except BaseException:
         discard(record)
         raise
@@ -200,7 +200,7 @@ def submit_predict(
     elements = tuple(str(Path(cohort).absolute()) for cohort in genotypes)
     record = make_record("predict", config, target, model=version, command=command, after=after)
     record = replace(record, elements=elements if len(elements) > 1 else ())
-    folder = out.absolute() if out is not None else _results(site) / record.id
+    folder = out.absolute() if out is not None else results_folder(site) / record.id
     record = replace(record, out=str(folder))
     try:
         if folder.is_file():
@@ -209,7 +209,7 @@ def submit_predict(
         settings = _write_settings(record, config)
         jobs = [
             PredictJob(
-                **_common(record, target),
+                **common_facts(record, target),
                 settings=str(settings),
                 element=place if record.elements else None,
                 model=version,
@@ -329,15 +329,15 @@ def _write_settings(record: Record, config: Config) -> Path:
     return path
 
 
-def _write_files(record: Record, config: Config, inputs: Inputs) -> dict[str, Any]:
-    """The frozen settings and inputs, as a job names them."""
+def write_files(record: Record, config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Freezes settings and inputs of a training; gives their files as a job names them."""
     settings = _write_settings(record, config)
     path = record.folder / "inputs.json"
     write_text(path, json.dumps(asdict(inputs), indent=2) + "\n")
     return {"settings": str(settings), "inputs": str(path)}
 
 
-def _common(record: Record, target: Target) -> dict[str, Any]:
+def common_facts(record: Record, target: Target) -> dict[str, Any]:
     """What every job is told."""
     return {
         "record": str(record.folder),
@@ -346,12 +346,14 @@ def _common(record: Record, target: Target) -> dict[str, Any]:
     }
 
 
-def _needs(inputs: Inputs, out: Path) -> tuple[Path, ...]:
+def needs_of(inputs: Inputs, out: Path) -> tuple[Path, ...]:
+    """Folders that a container must see of a training."""
     tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
     return (out.parent, *(Path(table).parent for table in tables if table is not None))
 
 
-def _results(site: Site) -> Path:
+def results_folder(site: Site) -> Path:
+    """Where results go that the user named no folder for."""
     return Path.cwd() if site.folder is None else Path(site.folder).absolute()
 
 

@@ -20,7 +20,11 @@ def submitted_lines(record: Record) -> list[str]:
     )
     return [
         f"job     {record.id} ({where})",
-        *([f"files   {len(record.elements)}, one after the other or at once"] if record.elements else []),
+        *(
+            [f"{_parts(record):<6}  {len(record.elements)}, one after the other or at once"]
+            if record.elements
+            else []
+        ),
         f"out     {record.out}",
         f"log     {record.log_path()}",
         f"next    snpdeconv status {record.id}  (the run's page, once it has begun)",
@@ -47,7 +51,8 @@ def detail_lines(one: JobStatus) -> list[str]:
         *([f"at      {progress}  {_metrics(one)}".rstrip()] if progress else []),
         f"out     {record.out}",
         f"log     {record.log_path()}",
-        *([f"run     {_page(one)}"] if record.kind != "predict" else []),
+        *([f"best    {record.out}/settings.yaml"] if record.kind == "search" and progress else []),
+        *([f"run     {_page(one)}"] if record.kind not in ("predict", "search") else []),
         *(
             f"{place:>6}  {state:<9}  {record.elements[place]}  {reason}".rstrip()
             for place, (state, reason) in enumerate(one.elements)
@@ -65,10 +70,14 @@ def progress_text(one: JobStatus) -> str:
     """How far a job is; empty before it has begun."""
     if one.elements:
         done = sum(state == "done" for state, _ in one.elements)
-        return f"{done} of {len(one.elements)} files"
+        return f"{done} of {len(one.elements)} {_parts(one.record)}"
     if one.progress.epochs == 0 and one.progress.step == 0:
         return ""
     return f"epoch {one.progress.epochs} of {one.total_epochs}, step {one.progress.step}"
+
+
+def _parts(record: Record) -> str:
+    return "trials" if record.kind == "search" else "files"
 
 
 def as_dict(one: JobStatus) -> dict[str, Any]:

@@ -51,6 +51,12 @@ class Fitted:
     start: dict[str, float]
     best_epoch: int
 
+    def validation(self) -> dict[str, float]:
+        """What validation said at the best epoch, by quantity."""
+        if self.best_epoch == 0:
+            return self.start
+        return {name: self.history[name][self.best_epoch - 1] for name in self.start}
+
 
 def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
     """The network that the settings describe, with the training people's frequencies (and LD graph) in it."""

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-Stage = Literal["train", "rank", "register"]
+Stage = Literal["validate", "train", "rank", "register"]
+"""With ``validate`` a run ends after its training, without a look at the test people: one to choose from."""

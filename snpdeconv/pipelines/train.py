@@ -53,6 +53,7 @@ class TrainResult:
         model: The registered name.
         version: The registered version; None until the tracking server has been reached.
         test: Metrics of the test people: value, low and high of the 95 % interval.
+        validation: Metrics of the validation people at the best epoch.
         paths: Where the results are, by what they are.
     """
 
@@ -60,6 +61,7 @@ class TrainResult:
     model: str
     version: int | None
     test: dict[str, dict[str, float | None]]
+    validation: dict[str, float]
     paths: dict[str, str]
 
 
@@ -150,6 +152,10 @@ def _train(
             log_metrics=None if run is None else run.log_metrics,
             should_stop=stop,
         )
+        if run is not None:
+            folder.remember(validated=fitted.validation())
+        if until == "validate":
+            return None if run is None else _finish(run, folder, config)
 
         def test() -> tuple[Evaluation, Evaluation]:
             assert run is not None
@@ -236,13 +242,18 @@ def _register(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult
     """Registers the model and ends the run."""
     model_name = folder.settings["model"]
     run.register(model_name, folder.path / "model", tags=folder.state["ranked"]["tags"])
+    return _finish(run, folder, config)
+
+
+def _finish(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
+    """Ends the run."""
     run.finish("FINISHED")
     shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
     for problem in run.problems:
         logger.warning("the tracking store has refused for good: %s", problem)
     if not shipped:
         logger.warning("results are kept in the spool; `snpdeconv sync` sends them and registers the model")
-    registered = run.registered.get(model_name)
+    registered = run.registered.get(folder.settings["model"])
     result = replace(_so_far(run, folder), version=registered.version if registered else None)
     folder.remember(result=asdict(result))
     return result
@@ -260,7 +271,8 @@ def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
         run_id=run.run_id,
         model=folder.settings["model"],
         version=None,
-        test=folder.state["tested"],
+        test=folder.state.get("tested", {}),
+        validation=folder.state["validated"],
         paths=folder.state.get("ranked", {}).get("paths", {"model": str(folder.path / "model")}),
     )
 

@@ -112,10 +112,13 @@ class WindowStep:
         return StepResult(losses.total, num_samples, losses.inputs_are_finite, norm)
 
     def _rehearse(self, window: list[Batch]) -> None:
-        """Finds, before ranks wait for each other inside a backward pass, how much fits each of them.
+        """Goes through the first window, and throws it away, so that no later step is unlike the others.
 
-        A rank that runs out of memory while gradients are exchanged cannot go back: the others are in that
-        exchange. So the first window is gone through once alone, and thrown away.
+        Alone at first, to find how much fits each rank: one that runs out of memory while gradients are
+        exchanged cannot go back, as the others are in that exchange. Then in exchange, after which
+        DistributedDataParallel packs the gradients anew, in the order in which they came. Three ranks or more
+        add up a number in an order that hangs on its place in the pack, so that a resumed run would round its
+        first step otherwise than the run that nobody stopped.
         """
         restore = self._remember()
         self._accumulate_in_memory(window, scale=1.0, exchange=False)
@@ -123,6 +126,8 @@ class WindowStep:
         unlimited = 2**31
         size = distributed.min_over_ranks(self.micro_batch_size or unlimited, self._device)
         self.micro_batch_size = None if size == unlimited else size
+        self._accumulate_in_memory(window, scale=1.0, exchange=True)
+        restore()
         self._is_rehearsed = True
 
     def _accumulate_in_memory(

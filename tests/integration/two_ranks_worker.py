@@ -17,7 +17,9 @@ class Network(nn.Module):
     def __init__(self, dropout=0.0):
         super().__init__()
         torch.manual_seed(3)
-        self.layers = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 1)).double()
+        self.layers = nn.Sequential(
+            nn.Linear(5, 64), nn.Tanh(), nn.Dropout(dropout), nn.Linear(64, 1)
+        ).double()
         self.micro_batches = []
 
     def forward(self, genotypes, covariates=None):

@@ -1,5 +1,6 @@
 """A real SLURM cluster for the tests; loud where there is none."""
 
+import hashlib
 import os
 import subprocess
 import time
@@ -7,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from required import missing
 
 from snpdeconv.config import load_config
-from snpdeconv.launch.records import Record
+from snpdeconv.launch.records import Record, all_records
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.status import JobStatus, read_status
@@ -20,10 +22,19 @@ from snpdeconv.launch.target import Target
 
 HERE = Path(__file__).parent
 CLUSTER = Path(os.environ.get("SNPDECONV_SLURM", "/tmp/snpdeconv-slurm"))
+LIMIT_S = 300.0
+"""How long a job may take from one event to the next; ten times what it takes where nothing else runs."""
 
 
 def answers() -> bool:
     return subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+
+
+def start_cluster(log: Path) -> bool:
+    """Starts what of the cluster does not run; whether all of it does now."""
+    with log.open("w") as stream:  # not a pipe: the daemons would keep it open
+        up = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
+    return up.returncode == 0
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +47,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if os.geteuid() != 0:
         missing("slurm", "the test cluster is not up, and only root can start it", config=request.config)
     log = tmp_path_factory.mktemp("cluster") / "log"
-    with log.open("w") as stream:  # not a pipe: the daemons would keep it open
-        started = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
-    if started.returncode != 0:
+    if not start_cluster(log):
         why = f"the test cluster does not start ({log.read_text().strip()[-300:]})"
         missing("slurm", why, config=request.config)
     yield
@@ -103,7 +112,7 @@ def submit(cluster, home, tmp_path) -> Iterator[Callable[..., Record]]:
         subprocess.run(["scancel", record.scheduler_id], check=False)
 
 
-def await_state(record: Record, *states: str, timeout_s: float = 100.0) -> JobStatus:
+def await_state(record: Record, *states: str, timeout_s: float = LIMIT_S) -> JobStatus:
     """Waits until a job is in one of the states."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -115,11 +124,46 @@ def await_state(record: Record, *states: str, timeout_s: float = 100.0) -> JobSt
         time.sleep(0.5)
 
 
-def await_true(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+def await_true(condition: Callable[[], bool], *, timeout_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def told(*words: str) -> str:
+    """What a command of SLURM prints."""
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def control(*words: str) -> None:
+    subprocess.run(["scontrol", *words], check=True)
+
+
+def signal_job(record: Record, name: str | None) -> None:
+    """Sends all its processes a signal; None ends the job for good, with SIGTERM and then SIGKILL."""
+    words = ["scancel", *([] if name is None else [f"--signal={name}"])]
+    subprocess.run([*words, record.scheduler_id], check=True)
+
+
+def nodes_of(record: Record) -> list[str]:
+    """The nodes that it runs on."""
+    names = told("squeue", "--noheader", "--format=%N", f"--jobs={record.scheduler_id}")
+    return told("scontrol", "show", "hostnames", names).split()
+
+
+def ranks_of(record: Record) -> list[psutil.Process]:
+    """The job's own Python processes, which SLURM has started on this machine."""
+    ranks = []
+    for process in psutil.process_iter():
+        try:
+            # srun has the module in its words as well, behind its options.
+            if process.cmdline()[1:4] == ["-u", "-m", "submitit.core._submit"]:
+                ours = process.environ().get("SLURM_JOB_ID") == record.scheduler_id
+                ranks += [process] if ours and process.status() != psutil.STATUS_ZOMBIE else []
+        except psutil.Error:
+            continue
+    return ranks
 
 
 def log_of(record: Record) -> str:
@@ -128,14 +172,16 @@ def log_of(record: Record) -> str:
 
 
 @pytest.fixture
-def clusters(tmp_path, monkeypatch, cluster) -> Path:
-    """The folder that the user stands in, with the facts of the test cluster."""
+def clusters(tmp_path, monkeypatch, cluster, home) -> Iterator[Path]:
+    """The folder that the user stands in, with the facts of the test cluster; no job outlives the test."""
     folder = tmp_path / "work"
     (folder / "jobs" / "clusters").mkdir(parents=True)
     facts = (HERE.parent.parent / "jobs" / "clusters" / "test.yaml").read_text()
     (folder / "jobs" / "clusters" / "test.yaml").write_text(f"{facts}  PYTHONPATH: '{PATHS}'\n")
     monkeypatch.chdir(folder)
-    return folder
+    yield folder
+    for record in all_records():
+        subprocess.run(["scancel", record.scheduler_id], check=False)
 
 
 SMALL = ("resources.cpus_per_task=1", "resources.mem_gib=2")
@@ -159,3 +205,9 @@ def points(home: Path, metric: str, *, name: str | None = None) -> list[tuple[in
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     history = client.get_metric_history(only_run(home, name=name).info.run_id, metric)
     return sorted((point.step, point.value) for point in history)
+
+
+def digest(out: Path) -> dict[str, str]:
+    """What a run's results are, by file."""
+    names = ("model/model.safetensors", "ranking.tsv", "test_predictions.tsv")
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}

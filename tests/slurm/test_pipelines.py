@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import FAST
-from conftest import await_state, only_run, points, words
+from conftest import LIMIT_S, await_state, only_run, points, words
 
+from snpdeconv.config import load_config
 from snpdeconv.launch.records import all_records, find_record
 from snpdeconv.tracking import list_models
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 
 
 def test_train_rank_register_one_after_the_other(clusters, cohort, home, run):
@@ -25,12 +26,12 @@ def test_train_rank_register_one_after_the_other(clusters, cohort, home, run):
     assert [record.partition for record in records] == ["gpu", "gpu", "cpu"]
     assert rank.after == (train.id,)
     assert register.after == (rank.id,)
-    await_state(train, "done", timeout_s=120)
+    await_state(train, "done")
     assert (clusters / "run" / "model" / "model.safetensors").exists()
     assert not list_models()
-    await_state(rank, "done", timeout_s=120)
+    await_state(rank, "done")
     assert (clusters / "run" / "ranking.tsv").exists()
-    await_state(register, "done", timeout_s=120)
+    await_state(register, "done")
     results = [record.outcome().result for record in records]
     assert len({result["run_id"] for result in results}) == 1
     assert [result["version"] for result in results] == [None, None, 1]
@@ -84,3 +85,24 @@ def test_retraining_promotes_the_better_and_refuses_the_other(clusters, cohort, 
     assert (refused["retrained"], refused["promoted"]) == (True, False)
     assert refused["low"] <= 0 <= refused["high"]
     assert champion() == 2
+
+
+def test_a_search_finds_settings_in_an_array(clusters, cohort, home, run, tmp_path):
+    (tmp_path / "space.yaml").write_text(
+        "training.learning_rate: {low: 1e-4, high: 1e-2, log: true}\nmodel.width: [16, 32]\n"
+    )
+    submitted = run("submit", "small_cpu", "--search", 3, "--space", tmp_path / "space.yaml",
+                    "--data", cohort, "--name", "height", "--cluster", "test", "--out", "search", "--wait",
+                    *words(*FAST))  # fmt: skip
+    assert submitted.code == 0, submitted.err
+    record = find_record(None)
+    now = await_state(record, "done")
+    results = [record.outcome(element).result for element in range(3)]
+    assert sorted(result["trial"] for result in results) == [0, 1, 2]
+    assert len({result["settings"]["training.learning_rate"] for result in results}) == 3
+    best = max(results, key=lambda result: result["value"])
+    assert now.progress.metrics == {"best val/r2": best["value"]}
+    found = load_config(str(clusters / "search" / "settings.yaml"))
+    assert found.training.learning_rate == best["settings"]["training.learning_rate"]
+    assert found.model.width == best["settings"]["model.width"]
+    assert not list_models()

@@ -1,23 +1,42 @@
 """The command itself on a real cluster: trainings that are interrupted end like the one that was not."""
 
-import hashlib
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import FAST
-from conftest import await_state, await_true, points, words
+from conftest import (
+    CLUSTER,
+    LIMIT_S,
+    await_state,
+    await_true,
+    control,
+    digest,
+    nodes_of,
+    points,
+    ranks_of,
+    signal_job,
+    start_cluster,
+    told,
+    words,
+)
 
 from snpdeconv.launch.progress import read_progress
-from snpdeconv.launch.records import find_record
+from snpdeconv.launch.records import Record, find_record
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 
-LONG = (*FAST, "training.epochs=150", "training.patience=150", "training.checkpoint_every_steps=20",
-        "tracking.log_every_steps=1")  # fmt: skip
+EPOCHS = 60
+LONG = (*FAST, f"training.epochs={EPOCHS}", f"training.patience={EPOCHS}",
+        "training.checkpoint_every_steps=20", "tracking.log_every_steps=1")  # fmt: skip
+NEWS = sum(1 << (number - 1) for number in (signal.SIGUSR2, signal.SIGTERM))
 
 
 @pytest.fixture(scope="module")
@@ -35,43 +54,85 @@ def undisturbed(cohort, tmp_path_factory) -> Path:
     return folder
 
 
-def notice(number: str) -> None:
-    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+def notice(record: Record) -> None:
+    """Somebody asks the job to save and to go on later."""
+    signal_job(record, "USR2")
 
 
-def requeue(number: str) -> None:
-    subprocess.run(["scontrol", "requeue", number], check=True)
+def time_limit(record: Record) -> None:
+    """SLURM's clock is put forward: it looks at the limits every 30 seconds, and finds this one near."""
+    ran = told("squeue", "--noheader", "--format=%M", f"--jobs={record.scheduler_id}")
+    minutes = int(ran.split(":")[-2])
+    control("update", f"jobid={record.scheduler_id}", f"timelimit={minutes + 2}")
 
 
-def node_down(number: str) -> None:
-    subprocess.run(["scontrol", "update", "nodename=cpu1", "state=down", "reason=test"], check=True)
-    subprocess.run(["scontrol", "update", "nodename=cpu1", "state=resume"], check=True)
+def preemption(record: Record) -> None:
+    """A job of a partition of higher priority needs what this one has."""
+    words = ["--partition=gpu", "--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={9 - PREEMPTED_CPUS}"]
+    subprocess.run(["sbatch", *words, "--mem=100", "--output=/dev/null", "--wrap=true"], check=True)
 
 
-@pytest.mark.parametrize("interrupt", [notice, requeue, node_down])
+def node_dies(record: Record) -> None:
+    """The last node goes: all that runs there ends at once, and nobody tells SLURM."""
+    node = nodes_of(record)[-1]
+    there = [rank for rank in ranks_of(record) if rank.environ()["SLURMD_NODENAME"] == node]
+    daemon = psutil.Process(int((CLUSTER / "run" / f"slurmd-{node}.pid").read_text()))
+    for process in (daemon, *{rank.parent() for rank in there}, *there):
+        process.kill()
+
+
+PREEMPTED_CPUS = 4
+HOW = {preemption: ("--partition", "scavenge", "--set", f"resources.cpus_per_task={PREEMPTED_CPUS}")}
+
+
+def in_training(record: Record, out: Path, interrupt: Callable[[Record], None], *, after_step: int) -> None:
+    """Interrupts while all ranks train: they are held at a step until the news has come to them."""
+    await_true(lambda: read_progress(out).step >= after_step and len(ranks_of(record)) == record.num_tasks)
+    ranks = ranks_of(record)
+    for rank in ranks:
+        rank.suspend()
+    assert await_state(record, "running").progress.epochs < EPOCHS
+    interrupt(record)
+    await_true(lambda: all(has_news(rank) for rank in ranks))
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.resume()
+
+
+def has_news(rank: psutil.Process) -> bool:
+    """Whether a signal waits for a held process, or it has acted on one."""
+    try:
+        lines = Path(f"/proc/{rank.pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    pending = sum(int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
+    return not rank.is_running() or bool(pending & NEWS) or rank.status() != psutil.STATUS_STOPPED
+
+
+@pytest.mark.parametrize("interrupt", [time_limit, preemption])
 def test_an_interrupted_training_ends_like_the_undisturbed(
-    clusters, cohort, home, run, undisturbed, interrupt, nodes_back
+    clusters, cohort, home, run, undisturbed, interrupt
 ):
     submitted = run("submit", "small_cpu", "--data", cohort, "--name", "lives", "--cluster", "test",
-                    "--out", "run", *words(*LONG))  # fmt: skip
+                    "--out", "run", *words(*LONG), *HOW.get(interrupt, ()))  # fmt: skip
     assert submitted.code == 0, submitted.err
     record = find_record(None)
     out = clusters / "run"
-    await_true(lambda: read_progress(out).step >= 100, timeout_s=120)
-    interrupt(record.scheduler_id)
-    done = await_state(record, "done", timeout_s=200)
+    in_training(record, out, interrupt, after_step=50)
+    if interrupt is time_limit:
+        await_true(lambda: record.num_starts() == 2)
+        control("update", f"jobid={record.scheduler_id}", "timelimit=60")
+    done = await_state(record, "done")
     assert done.starts == 2
     log = record.log_path().read_text()
-    assert "going on from" in log
-    for name in ("model/model.safetensors", "ranking.tsv", "test_predictions.tsv"):
-        ours, theirs = ((f / name).read_bytes() for f in (out, undisturbed / "run"))
-        assert hashlib.sha256(ours).hexdigest() == hashlib.sha256(theirs).hexdigest(), name
+    assert log.count("going on from") == 1
+    assert digest(out) == digest(undisturbed / "run")
     for metric in ("train/loss", "val/loss"):
         curve = points(home, metric)
         assert curve == points(undisturbed / "home", metric)
-        assert len({step for step, _ in curve}) == len(curve) >= 150
+        assert len({step for step, _ in curve}) == len(curve) >= EPOCHS
     shown = json.loads(run("status", record.id, "--json").out.splitlines()[-1])[0]
-    assert (shown["state"], shown["epochs"], shown["run_id"] is not None) == ("done", 150, True)
+    assert (shown["state"], shown["epochs"], shown["run_id"] is not None) == ("done", EPOCHS, True)
 
 
 def test_predictions_of_many_files_and_one_that_is_bad(clusters, cohort, home, run, tmp_path):
@@ -96,18 +157,29 @@ def test_predictions_of_many_files_and_one_that_is_bad(clusters, cohort, home, r
     assert "2 done, 1 failed" in run("status").out
 
 
-def test_four_ranks_on_two_nodes_stop_together_and_go_on(clusters, cohort, home, run):
-    settings = (*FAST, "training.epochs=60", "training.patience=60", "tracking.log_every_steps=1",
-                "resources.nodes=2", "resources.gpus_per_node=2", "resources.timeout_min=60")  # fmt: skip
-    submitted = run("submit", "large_multi_gpu", "--data", cohort, "--name", "wide", "--cluster", "test",
-                    "--out", "run", *words(*settings))  # fmt: skip
-    assert submitted.code == 0, submitted.err
-    record = find_record(None)
+def test_four_ranks_stop_together_lose_a_node_and_go_on(clusters, cohort, home, run):
+    settings = (*LONG, "resources.nodes=2", "resources.gpus_per_node=2", "resources.timeout_min=60")
+
+    def submit(name):
+        submitted = run("submit", "large_multi_gpu", "--data", cohort, "--name", name, "--cluster", "test",
+                        "--out", name, *words(*settings))  # fmt: skip
+        assert submitted.code == 0, submitted.err
+        return find_record(None)
+
+    await_state(submit("whole"), "done")
+    record = submit("wide")
     assert record.num_tasks == 4
-    await_true(lambda: read_progress(clusters / "run").step >= 20, timeout_s=120)
-    notice(record.scheduler_id)
-    assert await_state(record, "done", timeout_s=200).starts == 2
-    assert "going on from" in record.log_path().read_text()
-    steps = [step for step, _ in points(home, "train/loss")]
-    assert steps == list(range(1, len(steps) + 1))
+    in_training(record, clusters / "wide", notice, after_step=20)
+    await_true(lambda: record.num_starts() == 2)
+    await_true(lambda: read_progress(clusters / "wide").step >= 80 and len(ranks_of(record)) == 4)
+    node_dies(record)
+    assert read_progress(clusters / "wide").epochs < EPOCHS
+    await_true(lambda: "down" in told("sinfo", "--noheader", "--format=%T", "--nodes=gpu2"))
+    start_cluster(clusters / "cluster.log")
+    assert await_state(record, "done").starts == 3
+    assert record.log_path().read_text().count("going on from") == 2
+    assert digest(clusters / "wide") == digest(clusters / "whole")
+    losses = points(home, "train/loss", name="wide")
+    assert losses == points(home, "train/loss", name="whole")
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
     assert "submitit INFO" in run("logs", record.id, "--rank", 3).out

@@ -1,0 +1,153 @@
+"""Hyper-parameter search: trials as the elements of one array, sharing a study in the submission's folder.
+
+Each trial trains with settings that the study draws for it, and tells it what validation says of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError
+from snpdeconv.files import write_json, write_text
+from snpdeconv.launch.jobs import Job
+from snpdeconv.launch.records import Record, discard
+from snpdeconv.launch.search_space import Space, apply, read_space
+from snpdeconv.launch.site import Site
+from snpdeconv.launch.study import Study
+from snpdeconv.launch.submit import common_facts, launch, make_record, needs_of, results_folder, write_files
+from snpdeconv.launch.target import choose_target, track_at
+from snpdeconv.launch.trials import read_trial, settings_text, study_path, trial_path, write_best
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.tracking.registry import check_model_name
+from snpdeconv.training.preemption import Preempted
+
+logger = logging.getLogger(__name__)
+
+_VALUES = ("val_r2", "val_auroc")
+"""What is sought, of a quantity and of classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(Job):
+    """Trains once with settings of the study's choice.
+
+    Attributes:
+        inputs: The run's input files, a JSON file.
+        model_name: What the search is for.
+        out: The search's folder; each trial has one in it.
+        space: YAML file of the search space; None for the architecture's.
+    """
+
+    inputs: str
+    model_name: str
+    out: str
+    space: str | None
+    element: int
+
+    def work(self, config: Config) -> dict[str, Any]:
+        """Trains, or goes on with it."""
+        from snpdeconv.pipelines.train import train
+
+        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        study = Study(study_path(Path(self.record)), seed=config.training.seed + self.element)
+        space = read_space(None if self.space is None else Path(self.space), config)
+        number, values = self._trial(study, space)
+        logger.info("trial %d: %s", number, settings_text(values))
+        try:
+            result = train(
+                apply(config, values, where=f"trial {number}"),
+                inputs,
+                model_name=f"{self.model_name}-trial-{number}",
+                out=Path(self.out) / f"trial-{self.element}",
+                until="validate",
+            )
+        except Preempted:
+            raise
+        except Exception:
+            study.tell(number, None)
+            raise
+        assert result is not None  # a trial is one process
+        name = next(name for name in _VALUES if name in result.validation)
+        value = result.validation[name]
+        study.tell(number, value)
+        write_best(study, config, Path(self.out))
+        told = {"trial": number, "name": name.replace("_", "/", 1), "value": value, "settings": values}
+        return told | {"run_id": result.run_id}
+
+    def _trial(self, study: Study, space: Space) -> tuple[int, dict[str, Any]]:
+        """The element's trial: what it was given, or a new one at its first start."""
+        kept = read_trial(Path(self.record), self.element)
+        if kept is not None:
+            return kept
+        number, values = study.ask(space)
+        write_json(trial_path(Path(self.record), self.element), {"number": number, "values": values})
+        return number, values
+
+
+def submit_search(
+    config: Config,
+    inputs: Inputs,
+    *,
+    model_name: str,
+    num_trials: int,
+    space: Path | None,
+    out: Path | None,
+    site: Site,
+    command: str,
+) -> Record:
+    """Submits a search: an array of trials, each one process with one GPU where the settings have any.
+
+    Args:
+        config: The settings; what the space names is changed.
+        inputs: The files.
+        model_name: What the search is for; nothing is registered.
+        num_trials: How many settings to try.
+        space: YAML file of the search space; by default the architecture's.
+        out: Folder of the trials, and of the best one's settings.
+        site: Where to.
+        command: What the user typed.
+
+    Returns:
+        What was submitted.
+
+    Raises:
+        UserError: Something to mend, before anything is queued.
+    """
+    check_model_name(model_name)
+    read_space(space, config)
+    track_at(site)
+    target = choose_target(config, site=site, one_process=True)
+    record = make_record("search", config, target, model=model_name, command=command)
+    folder = out.absolute() if out is not None else results_folder(site) / record.id
+    record = replace(
+        record, out=str(folder), elements=tuple(f"trial-{number}" for number in range(num_trials))
+    )
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError("is not empty", where=folder, mend="choose another --out for the search")
+        folder.mkdir(parents=True, exist_ok=True)
+        Study(study_path(record.folder))  # before the jobs are: they would all make it at once
+        frozen = None
+        if space is not None:
+            frozen = record.folder / "space.yaml"
+            write_text(frozen, space.read_text(encoding="utf-8"))
+        common = {**common_facts(record, target), **write_files(record, config, inputs)}
+        jobs = [
+            TrialJob(
+                **common,
+                element=element,
+                model_name=model_name,
+                out=str(folder),
+                space=None if frozen is None else str(frozen),
+            )
+            for element in range(num_trials)
+        ]
+        return launch(jobs, record, target, needs=needs_of(inputs, folder))
+    except BaseException:
+        discard(record)
+        raise

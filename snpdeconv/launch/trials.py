@@ -1,0 +1,59 @@
+"""What a search keeps on disk: its study, each element's trial, and the best settings so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from snpdeconv.config import Config
+from snpdeconv.files import write_text
+from snpdeconv.launch.records import Record
+from snpdeconv.launch.search_space import apply
+from snpdeconv.launch.study import Study
+
+
+def write_best(study: Study, config: Config, out: Path) -> None:
+    """Writes the best trial's settings, complete, as a file that `submit` and `train` take as a preset."""
+    written = None
+    # Trials end at the same time: the last one to write has seen all that was told before.
+    while (best := study.best()) is not None and best[0] != written:
+        written, values = best
+        settings = apply(config, values, where=f"trial {written}")
+        write_text(
+            out / "settings.yaml", f"# {settings_text(values)} (trial {written})\n{settings.to_yaml()}"
+        )
+
+
+def tell_dead(record: Record, element: int | None) -> None:
+    """Tells the study of a trial whose job died without a word."""
+    trial = None if element is None else read_trial(record.folder, element)
+    if trial is not None:
+        Study(study_path(record.folder)).tell(trial[0], None)
+
+
+def read_trial(folder: Path, element: int) -> tuple[int, dict[str, Any]] | None:
+    """Number and settings of an element's trial; None before it has begun."""
+    try:
+        kept = json.loads(trial_path(folder, element).read_text())
+    except FileNotFoundError:
+        return None
+    return kept["number"], kept["values"]
+
+
+def trial_path(folder: Path, element: int) -> Path:
+    """Where a restart finds an element's trial."""
+    return folder / f"trial-{element}.json"
+
+
+def study_path(folder: Path) -> Path:
+    """The study of a submission."""
+    return folder / "study.journal"
+
+
+def settings_text(values: dict[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+    )
