@@ -22,9 +22,9 @@ CODES_A_BYTE = 4
 TILE_ROWS, TILE_VARIANTS = 256, 512
 TILE_ELEMENTS = 2**23
 
-_CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
-_DOSAGE = np.where(_CODES_OF_BYTE == MISSING, 0, _CODES_OF_BYTE)
-_HET, _MISSING = _CODES_OF_BYTE == 1, _CODES_OF_BYTE == MISSING
+CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
+_DOSAGE = np.where(CODES_OF_BYTE == MISSING, 0, CODES_OF_BYTE)
+_HET, _MISSING = CODES_OF_BYTE == 1, CODES_OF_BYTE == MISSING
 
 
 def _of_byte(*planes: NDArray[np.generic]) -> NDArray[np.void]:
