@@ -74,12 +74,11 @@ class Columns:
 
     Args:
         genotypes: The samples of the fit.
-        basis: (N, Q) orthonormal basis of intercept and covariates.
+        basis: (N, Q) orthonormal basis of the intercept, its first column, and covariates.
         extra: Extra columns, if any.
         dominance: Whether SNPs have a dominance column.
         without_dominance: (V,) SNPs that have none all the same.
         device: Where tiles are multiplied.
-        cache_bytes: Most memory that decoded tiles may keep.
         tile_variants: Variants in a tile; chosen by size where None.
     """
 
@@ -92,7 +91,6 @@ class Columns:
         dominance: bool = True,
         without_dominance: NDArray[np.bool_] | None = None,
         device: str = "cpu",
-        cache_bytes: int = 2**30,
         tile_variants: int | None = None,
     ) -> None:
         self.num_samples, self.num_variants = genotypes.num_samples, genotypes.num_variants
@@ -101,14 +99,7 @@ class Columns:
         self.device = torch.device(device)
         self.basis = self._send(basis)
         self._genotypes = genotypes
-        self._tiles = Tiles(
-            genotypes,
-            with_het=dominance,
-            device=self.device,
-            cache_bytes=cache_bytes,
-            tile_variants=tile_variants,
-        )
-        self.is_cached = self._tiles.is_cached
+        self._tiles = Tiles(genotypes, device=self.device, tile_variants=tile_variants)
         mean, het_mean = self._tiles.dosage_mean, self._tiles.het_mean
         self._mean, self._het_mean = self._send(mean), self._send(het_mean)
         self.scaling, self._extra = self._standardise(mean, het_mean, extra)
@@ -130,11 +121,11 @@ class Columns:
             (P, K) float64.
         """
         seen = self.basis.T @ vectors.double()
-        dosage, het = self._raw(vectors)
-        dosage -= self._basis_dosage.T @ seen
+        found = self._tiles.products(vectors, het=self.dominance)
+        dosage = found[0] - self._basis_dosage.T @ seen
         parts = [dosage / self._sd[:, None]]
         if self.dominance:
-            het -= self._basis_het.T @ seen
+            het = found[1] - self._basis_het.T @ seen
             parts.append((het - self._slope[:, None] * dosage) / self._het_sd[:, None])
         parts.append((self._extra.T @ vectors.float()).double())
         return torch.cat(parts)
@@ -150,15 +141,11 @@ class Columns:
         """
         num = self.num_variants
         of_dosage = weight[:num] / self._sd
-        of_het = torch.zeros_like(of_dosage)
+        parts = [of_dosage]
         if self.dominance:
             of_het = weight[num : 2 * num] / self._het_sd
-            of_dosage = of_dosage - self._slope * of_het
-        total = torch.zeros(self.num_samples, dtype=torch.float64, device=self.device)
-        for rows, columns, dosage, het in self._tiles:
-            total[rows] += (dosage @ of_dosage[columns].float()).double()
-            if het is not None:
-                total[rows] += (het @ of_het[columns].float()).double()
+            parts = [of_dosage - self._slope * of_het, of_het]
+        total = self._tiles.combine(torch.stack(parts))
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
@@ -179,7 +166,7 @@ class Columns:
         return out
 
     def weighted_squares(self, weight: Tensor, *, cross: Tensor, inverse: Tensor) -> Tensor:
-        """Weighted sum of squares of every column after weighted projection off the covariates; one pass.
+        """Weighted sum of squares of every column after weighted projection off the covariates; two passes.
 
         Args:
             weight: (N,) of the samples.
@@ -189,27 +176,17 @@ class Columns:
         Returns:
             (P,) float64.
         """
-        num = self.num_variants
-        right = cross.float()
-        weight32 = weight.float()[:, None]
-        squares = torch.zeros((3, num), dtype=torch.float64, device=self.device)
-        along = torch.zeros((2, num, right.shape[1]), dtype=torch.float64, device=self.device)
-        for rows, columns, dosage, het in self._tiles:
-            weighted = dosage * weight32[rows]
-            squares[0, columns] += (weighted * dosage).sum(dim=0).double()
-            along[0, columns] += (dosage.T @ right[rows]).double()
-            if het is not None:
-                squares[1, columns] += (weighted * het).sum(dim=0).double()
-                squares[2, columns] += (het * het * weight32[rows]).sum(dim=0).double()
-                along[1, columns] += (het.T @ right[rows]).double()
-        of_dosage, of_het = along
+        squares = self._tiles.squares(weight)
+        along = self._tiles.products(cross, het=self.dominance)
+        of_dosage = along[0]
         both = squares[0] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_dosage)
         parts = [both / self._sd**2]
         if self.dominance:
+            of_het = along[1]
             product = squares[1] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_het)
             own = squares[2] - torch.einsum("vq,qr,vr->v", of_het, inverse, of_het)
             parts.append((own - 2 * self._slope * product + self._slope**2 * both) / self._het_sd**2)
-        of_extra = (self._extra.T @ right).double()
+        of_extra = (self._extra.T @ cross.float()).double()
         square = (self._extra**2).T.double() @ weight
         parts.append(square - torch.einsum("vq,qr,vr->v", of_extra, inverse, of_extra))
         return torch.cat(parts)
@@ -232,12 +209,14 @@ class Columns:
         self, mean: NDArray[np.float64], het_mean: NDArray[np.float64], extra: ExtraColumns | None
     ) -> tuple[Scaling, Tensor]:
         """Moments from the counts, which are exact, less what the covariates explain."""
-        dosage, het = self._raw(self.basis)
         ones = self.basis.sum(dim=0)
-        self._basis_dosage = dosage.T
-        self._basis_het = het.T
-        seen_dosage = (dosage - self._mean[:, None] * ones).T.cpu().numpy()
-        seen_het = (het - self._het_mean[:, None] * ones).T.cpu().numpy()
+        means = torch.stack([self._mean, self._het_mean])[:, :, None] * ones
+        # Products with the intercept are the means; a pass is for the covariates.
+        of_basis = means.clone()
+        if len(ones) > 1:
+            of_basis[:, :, 1:] = self._tiles.products(self.basis[:, 1:], het=True)
+        self._basis_dosage, self._basis_het = of_basis.transpose(1, 2)
+        seen_dosage, seen_het = (of_basis - means).transpose(1, 2).cpu().numpy()
         counts = self._tiles.counts
         one, two, called = counts[1], counts[2], counts[:MISSING].sum(axis=0)
         dosage_square = one + 4 * two - called * mean**2
@@ -272,17 +251,6 @@ class Columns:
         varies = left > COLLINEAR * total
         sd = torch.where(varies, (left / self.num_samples).sqrt(), torch.inf)
         return (values / sd).float(), sd.cpu().numpy()
-
-    def _raw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Products of dosages and heterozygote indicators (V, K) with the vectors (N, K)."""
-        right = vectors.float().contiguous()
-        shape = (self.num_variants, right.shape[1])
-        dosage_sum, het_sum = (torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2))
-        for rows, columns, dosage, het in self._tiles:
-            dosage_sum[columns] += (dosage.T @ right[rows]).double()
-            if het is not None:
-                het_sum[columns] += (het.T @ right[rows]).double()
-        return dosage_sum, het_sum
 
     def _take(self, index: NDArray[np.int64]) -> Tensor:
         num = self.num_variants

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 GRID = (0.25, 1.0, 3.0, 9.0, 30.0, 100.0, 400.0, 2000.0)
-LOG_STEP_TOLERANCE = 1e-4
+LOG_STEP_TOLERANCE = 1e-2
 MOST_STEPS = 40
 
 
@@ -50,7 +50,7 @@ class Evidence:
 
     Attributes:
         z2: (P,) squared z score.
-        variance: (P,) squared standard error of its effect.
+        variance: (P,) squared standard error of its effect; (1,) where it is the same of all.
         log_prior: (P,) logarithm of the prior weight that the column acts alone.
         log_prior_both: (V,) the same of dosage and dominance column of a SNP together, which have to be
             orthogonal; columns 0 to V - 1 and V to 2V - 1. All weights sum to 1.
@@ -60,6 +60,12 @@ class Evidence:
     variance: Tensor
     log_prior: Tensor
     log_prior_both: Tensor
+
+    @property
+    def typical_variance(self) -> float:
+        """Median of the squared standard errors of the columns that may act."""
+        used = self.variance if len(self.variance) == 1 else self.variance[self.log_prior > -math.inf]
+        return float(used.median())
 
     def log_bayes_factors(self, prior_variance: float) -> Tensor:
         """(P,) logarithm of the Bayes factor of each column against none (Wakefield 2009)."""
@@ -78,9 +84,13 @@ class Evidence:
         """Derivative of the marginal by the logarithm of the prior variance."""
         prior_variance = math.exp(log_variance)
         share = prior_variance / (prior_variance + self.variance)
-        bayes = 0.5 * (torch.log1p(-share) + self.z2 * share)
-        alpha = self._posterior(bayes)[1]
-        return float(0.5 * (alpha * share * (self.z2 * (1 - share) - 1)).sum())
+        joint = self._joint(0.5 * (torch.log1p(-share) + self.z2 * share))
+        weight = (joint - joint.max()).exp()
+        slope = (0.5 * share * (1 - share)) * self.z2 - 0.5 * share
+        num = len(self.log_prior_both)
+        total = weight[: len(slope)] @ slope
+        total += weight[len(slope) :] @ (slope[:num] + slope[num : 2 * num])
+        return float(total / weight.sum())
 
     def _joint(self, bayes: Tensor) -> Tensor:
         """(P + V,) logarithm of prior times Bayes factor; of orthogonal columns these multiply."""
@@ -110,8 +120,7 @@ def best_prior_variance(evidence: Evidence, *, start: float) -> float:
         The variance.
     """
     if start <= 0:
-        typical = float(evidence.variance[evidence.log_prior > -math.inf].median())
-        start = max((typical * size for size in GRID), key=evidence.marginal)
+        start = max((evidence.typical_variance * size for size in GRID), key=evidence.marginal)
     found = math.exp(_root(evidence, math.log(start)))
     return found if evidence.marginal(found) > 0 else 0.0
 

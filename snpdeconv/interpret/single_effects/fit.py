@@ -46,9 +46,9 @@ class Settings:
             default 1, of a binary trait 0.3.
         max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
-        refine: Whether to look for a better solution beyond the first; for quantitative traits, where the
-            cohort fits ``cache_bytes``.
-        cache_bytes: Most memory for decoded genotypes; cohorts that need more are decoded at every pass.
+        refine: Whether to look for a better solution beyond the first; for quantitative traits of cohorts of
+            less than ``dear_genotypes``.
+        dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
         gram_bytes: Most memory for products among columns.
         tile_variants: Variants decoded at once; chosen by size where None.
         device: Where to compute.
@@ -60,7 +60,7 @@ class Settings:
     max_sweeps: int = 100
     tolerance: float = 1e-3
     refine: bool = True
-    cache_bytes: int = 2**30
+    dear_genotypes: int = 2**27
     gram_bytes: int = 2**29
     tile_variants: int | None = None
     device: str = "cpu"
@@ -116,7 +116,6 @@ def fit_single_effects(
         dominance=dominance_weight > 0,
         without_dominance=without_dominance,
         device=how.device,
-        cache_bytes=how.cache_bytes,
         tile_variants=how.tile_variants,
     )
     prior, prior_both = _prior(
@@ -131,7 +130,7 @@ def fit_single_effects(
         log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
         max_effects=how.max_effects,
         entry=ENTRY[kind] if how.entry is None else how.entry,
-        spare_passes=not columns.is_cached,
+        spare_passes=columns.num_samples * columns.num_variants > how.dear_genotypes,
     )
     trait = torch.from_numpy(truth).to(columns.device)
     ascend = partial(fit_normal, refine=how.refine) if kind == "quantitative" else fit_logistic

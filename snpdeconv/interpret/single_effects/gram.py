@@ -39,9 +39,10 @@ class LazyGram:
             self.diagonal = squares.to(columns.device)
         else:
             self.diagonal = columns.weighted_squares(weight, cross=self.cross, inverse=self.inverse)
-        usable = torch.from_numpy(columns.usable).to(columns.device)
-        # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
-        self.diagonal = torch.where(usable & (self.diagonal > 0), self.diagonal, 1.0)
+            usable = torch.from_numpy(columns.usable).to(columns.device)
+            # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
+            self.diagonal = torch.where(usable & (self.diagonal > 0), self.diagonal, 1.0)
+        self.is_constant = weight is None
         self.most_rows = max(2 * MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
         self._row_of = np.full(columns.num_columns, -1)
         self._rows = torch.empty((0, columns.num_columns), dtype=torch.float32, device=columns.device)

@@ -92,6 +92,7 @@ def refined(climb: NormalClimb, *, tolerance: float) -> NormalClimb:
         if better is None:
             return climb
         sweeps = len(better.elbo)
+        better.effects.wake()
         better.run(max_sweeps=sweeps + 50, tolerance=tolerance, spread=not climb.effects.spare_passes)
         climb = better
     return climb

@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
 from snpdeconv.interpret.single_effects.columns import Scaling
+from snpdeconv.interpret.single_effects.tiles import CODES_A_BYTE, CODES_OF_BYTE
 
 Floats = NDArray[np.float64]
+
+# More look-ups at a time would leave the processor's cache.
+BYTES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -142,20 +146,19 @@ def genotype_score(
     index = np.concatenate([np.empty(0, dtype=np.int64), *(effect.columns for effect in effects)])
     weight = np.concatenate([np.empty(0), *(effect.alpha * effect.mean for effect in effects)])
     of_dosage, of_het, of_extra = scaling.coefficients(index, weight)
-    used = np.flatnonzero((of_dosage != 0) | (of_het != 0))
-    score: Floats = extra.astype(np.float64) @ of_extra
-    for start in range(0, len(used), 256):
-        chosen = used[start : start + 256]
-        codes = genotypes.codes(columns=chosen)
-        # The value of each code: of a missing one, that of the means.
-        means = of_dosage[chosen] * scaling.dosage_mean[chosen] + of_het[chosen] * scaling.het_mean[chosen]
-        for code, value in (
-            (1, of_dosage[chosen] + of_het[chosen]),
-            (2, 2 * of_dosage[chosen]),
-            (MISSING, means),
-        ):
-            score += (codes == code) @ value
-        score -= means.sum()
+    means = of_dosage * scaling.dosage_mean + of_het * scaling.het_mean
+    # The value of each code, a missing one at the mean; no SNP stands behind the last slots.
+    value = np.zeros((CODES_A_BYTE * row_bytes(genotypes.num_variants), MISSING + 1))
+    value[: len(means)] = np.column_stack([0 * means, of_dosage + of_het, 2 * of_dosage, means])
+    by_byte = value.reshape(-1, CODES_A_BYTE, MISSING + 1)
+    score: Floats = extra.astype(np.float64) @ of_extra - means.sum()
+    used = np.flatnonzero(by_byte.any(axis=(1, 2)))
+    for start in range(0, len(used), BYTES_AT_ONCE):
+        chosen = used[start : start + BYTES_AT_ONCE]
+        # (b, 256) what each value of a byte adds, so that one look-up serves four SNPs.
+        of_byte = sum(by_byte[chosen, slot][:, codes] for slot, codes in enumerate(CODES_OF_BYTE.T))
+        place = genotypes.packed[:, chosen] + 256 * np.arange(len(chosen))
+        score += np.take(of_byte, place).sum(axis=1)
     return score
 
 

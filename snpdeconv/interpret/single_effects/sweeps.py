@@ -18,9 +18,11 @@ from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
 MOST_Z_LEFT_OUT = 1e-3
 # Effects of a smaller log Bayes factor are spread over very many columns.
 SURELY_SPREAD = 1.0
-# A column carries an effect from this probability on, and is linked to it from this correlation on.
+# A column carries an effect from this probability on, and can stand in for it from this correlation on.
 CARRIES = 0.01
-LINKED = 0.5
+STANDS_IN = 0.75
+# An effect whose correlation with a column is smaller hardly moves when that column comes or goes.
+APART = 0.1
 PREFETCHED = 32
 PEAK_WIDTH = 64
 # Prior variance of a further effect over its squared standard error: that of a z score of about 4.5.
@@ -51,6 +53,7 @@ class SingleEffectSum:
         self._max_effects = max_effects
         self._entry = entry
         self.spare_passes = spare_passes
+        self._resting: list[Effect] = []
 
     def rebase(self, gram: LazyGram, correlation: Tensor) -> None:
         """Takes new products, after the weights of the samples changed.
@@ -78,14 +81,17 @@ class SingleEffectSum:
                 continue
             # Products with the effect, over its own, are about its correlations with all columns.
             top = effect.alpha.argmax()
-            linked = effect.fitted.abs() > LINKED * effect.fitted[top].abs()
+            linked = effect.fitted.abs() > STANDS_IN * effect.fitted[top].abs()
             linked[index] = False
             if bool(linked.any()):
                 found.append(index.cpu().numpy())
         return found
 
     def without(self, index: NDArray[np.int64]) -> SingleEffectSum:
-        """A copy whose effects cannot rest on some columns; an effect that did is gone from it."""
+        """A copy whose effects cannot rest on some columns; an effect that did is gone from it.
+
+        Until :meth:`wake` only effects near these columns are updated: the others would hardly move.
+        """
         copy = SingleEffectSum(
             log_prior=self._log_prior.clone(),
             log_prior_both=self._log_prior_both.clone(),
@@ -99,7 +105,16 @@ class SingleEffectSum:
         copy._log_prior_both[at[at < 2 * num] % max(num, 1)] = -torch.inf
         copy._gram, copy._correlation = self._gram, self._correlation
         copy.effects = [effect for effect in self.effects if float(effect.alpha[at].sum()) < 0.5]
+        copy._resting = [
+            effect
+            for effect in copy.effects
+            if bool((effect.fitted[at].abs() < APART * effect.fitted[effect.alpha.argmax()].abs()).all())
+        ]
         return copy
+
+    def wake(self) -> None:
+        """Lets all effects be updated again."""
+        self._resting = []
 
     def allow_all_of(self, other: SingleEffectSum) -> None:
         """Takes over the prior of the sum that this is a copy of."""
@@ -116,7 +131,7 @@ class SingleEffectSum:
         self._residual = self._remaining()
         kept: list[Effect] = []
         for old in self.effects:
-            waits = old.is_spread and not spread
+            waits = (old.is_spread and not spread) or any(old is one for one in self._resting)
             new = old if waits else self._update(old, noise=noise, entry=0.0)
             if new is not None:
                 kept.append(new)
@@ -155,7 +170,7 @@ class SingleEffectSum:
         are fitted where there are none.
         """
         evidence = self._evidence(self._residual, noise=noise)
-        prior_variance = NEXT_VARIANCE * float(evidence.variance[self._log_prior > -torch.inf].median())
+        prior_variance = NEXT_VARIANCE * evidence.typical_variance
         _, alpha, both = evidence.posterior(prior_variance)
         return alpha, both
 
@@ -192,7 +207,8 @@ class SingleEffectSum:
         return new
 
     def _evidence(self, residual: Tensor, *, noise: float) -> Evidence:
-        variance = noise / self._gram.diagonal
+        diagonal = self._gram.diagonal
+        variance = noise / (diagonal[:1] if self._gram.is_constant else diagonal)
         return Evidence(
             z2=residual**2 * variance / noise**2,
             variance=variance,

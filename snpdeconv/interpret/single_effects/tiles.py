@@ -1,7 +1,8 @@
-"""Packed genotypes as float tiles of a few variants, decoded once where they fit and at every pass else.
+"""Products with packed genotypes, decoded in small tiles at every pass.
 
-Owns decoding, mean imputation and the memory that it takes; knows no covariates and no trait.
-Shapes: N samples, V variants, v variants of a tile.
+Owns decoding, mean imputation and the memory that it takes; knows no covariates and no trait. A tile that
+stays in the processor's cache is decoded in less time than memory takes to hand over a float copy.
+Shapes: N samples, V variants, K vectors, B packed bytes a sample.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.genetics.encoding import unpack_codes
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes, unpack
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
 
-# Genotypes in a tile: what is decoded at every pass stays in the processor's cache; what is kept, or lives on
-# a GPU, is multiplied in few large pieces.
-STREAMED_ROWS, STREAMED_VARIANTS = 256, 512
+CODES_A_BYTE = 4
+# Genotypes in a tile: on a CPU, what stays in its cache; a GPU multiplies in few large pieces.
+TILE_ROWS, TILE_VARIANTS = 256, 512
 TILE_ELEMENTS = 2**23
 
-Tile = tuple[slice, slice, Tensor, Tensor | None]
-"""Which samples and variants; their imputed dosages and, where asked for, heterozygote indicators (n, v)."""
+CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
+_DOSAGE = np.where(CODES_OF_BYTE == MISSING, 0, CODES_OF_BYTE)
+_HET, _MISSING = CODES_OF_BYTE == 1, CODES_OF_BYTE == MISSING
 
-_CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
-# The four float32 of a byte as one item of 16 bytes: one look-up a byte.
-_DOSAGE_OF_BYTE = _CODES_OF_BYTE.astype(np.float32).view(np.complex128)[:, 0]
-_HET_OF_BYTE = (_CODES_OF_BYTE == 1).astype(np.float32).view(np.complex128)[:, 0]
+
+def _of_byte(*planes: NDArray[np.generic]) -> NDArray[np.void]:
+    """All float32 of a byte as one item, so that decoding is one look-up a byte: (256,)."""
+    values = np.ascontiguousarray(np.hstack(planes), dtype=np.float32)
+    return values.view(np.dtype((np.void, values.itemsize * values.shape[1])))[:, 0]
+
+
+_DOSAGE_OF_BYTE, _MISSING_OF_BYTE = _of_byte(_DOSAGE), _of_byte(_MISSING)
+_DOSAGE_AND_HET_OF_BYTE = _of_byte(_DOSAGE, _HET)
 
 
 class Tiles:
@@ -35,76 +42,136 @@ class Tiles:
 
     Args:
         genotypes: N samples.
-        with_het: Whether tiles carry heterozygote indicators.
-        device: Where tiles are wanted.
-        cache_bytes: Most memory that decoded tiles may keep.
+        device: Where tiles are multiplied.
         tile_variants: Variants in a tile; chosen by size where None.
     """
 
     def __init__(
-        self,
-        genotypes: PackedGenotypes,
-        *,
-        with_het: bool,
-        device: torch.device,
-        cache_bytes: int,
-        tile_variants: int | None,
+        self, genotypes: PackedGenotypes, *, device: torch.device, tile_variants: int | None
     ) -> None:
         self.counts = genotypes.counts()
         self._has_missing = self.counts[MISSING] > 0
         called = np.maximum(self.counts[:MISSING].sum(axis=0), 1)
         self.dosage_mean: NDArray[np.float64] = (self.counts[1] + 2 * self.counts[2]) / called
         self.het_mean: NDArray[np.float64] = self.counts[1] / called
-        self._genotypes, self._with_het, self._device = genotypes, with_het, device
-        float_bytes = 4 * genotypes.num_samples * genotypes.num_variants * (1 + with_het)
-        self.is_cached = float_bytes <= cache_bytes
+        self._genotypes, self._device = genotypes, device
+        self._means = torch.from_numpy(np.stack([self.dosage_mean, self.het_mean])).to(device)
         self._packed = None if device.type == "cpu" else torch.from_numpy(genotypes.packed).to(device)
-        if self.is_cached or self._packed is not None:
+        if self._packed is None:
+            self._num_rows, step = TILE_ROWS, tile_variants or TILE_VARIANTS
+        else:
             self._num_rows = max(1, genotypes.num_samples)
             step = tile_variants or max(64, TILE_ELEMENTS // self._num_rows)
-        else:
-            self._num_rows, step = STREAMED_ROWS, tile_variants or STREAMED_VARIANTS
-        self._num_columns = max(4, step // 4 * 4)
-        self._held = list(self._decoded()) if self.is_cached else None
+        self._num_bytes = max(1, step // CODES_A_BYTE)
+        # Written anew by every tile: fresh memory would take longer than what is done in it.
+        self._index = np.empty(self._num_rows * self._num_bytes if self._packed is None else 0, dtype=np.intp)
+        self._values, self._absent = (
+            np.empty(len(self._index), dtype=of_byte.dtype)
+            for of_byte in (_DOSAGE_AND_HET_OF_BYTE, _MISSING_OF_BYTE)
+        )
 
-    def __iter__(self) -> Iterator[Tile]:
-        return iter(self._held) if self._held is not None else self._decoded()
+    def products(self, vectors: Tensor, *, het: bool) -> Tensor:
+        """Products of the genotypes with vectors over the samples; one pass.
 
-    def _decoded(self) -> Iterator[Tile]:
+        Args:
+            vectors: (N, K).
+            het: Whether heterozygote indicators are asked for beside dosages.
+
+        Returns:
+            (1 or 2, V, K) float64, of the dosages and of the indicators.
+        """
+        found, of_missing = self._sums(vectors, het=het)
+        return found + self._means[: 1 + het, :, None] * of_missing if self._has_missing.any() else found
+
+    def squares(self, weight: Tensor) -> Tensor:
+        """Weighted sums of squared dosages, of dosages times indicators and of squared indicators; one pass.
+
+        Args:
+            weight: (N,) of the samples.
+
+        Returns:
+            (3, V) float64.
+        """
+        found, of_missing = self._sums(weight[:, None], het=True)
+        (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
+        # Dosages of 0, 1 and 2 have squares 0, 1 and 4, and meet an indicator only where they are 1.
+        called = torch.stack([2 * dosage - het, het, het])
+        return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
+
+    def combine(self, weight: Tensor) -> Tensor:
+        """Weighted sum over the variants; one pass.
+
+        Args:
+            weight: (1 or 2, V) float64, of the dosages and of the indicators.
+
+        Returns:
+            (N,) float64.
+        """
+        het = len(weight) == 2
+        num_variants, width = weight.shape[1], row_bytes(weight.shape[1])
+        of_missing = (weight * self._means[: len(weight)]).sum(dim=0, keepdim=True)
+        slots = torch.zeros((len(weight) + 1, width * CODES_A_BYTE), dtype=torch.float32, device=self._device)
+        slots[:, :num_variants] = torch.cat([weight, of_missing]).float()
+        slots = slots.view(len(slots), width, CODES_A_BYTE)
+        right, right_of_missing = slots[:-1].transpose(0, 1).contiguous(), slots[-1]
+        total = torch.zeros(self._genotypes.num_samples, dtype=torch.float64, device=self._device)
+        for rows, chosen, values, missing in self._decoded(het=het):
+            total[rows] += (values @ right[chosen].reshape(-1)).double()
+            if missing is not None:
+                total[rows] += (missing @ right_of_missing[chosen].reshape(-1)).double()
+        return total
+
+    def _sums(self, vectors: Tensor, *, het: bool) -> tuple[Tensor, Tensor]:
+        """Of the called genotypes, (1 or 2, V, K), and of the indicators of the missing ones, (V, K)."""
+        left = vectors.T.float().contiguous()
+        num, num_variants = len(left), self._genotypes.num_variants
+        width = row_bytes(num_variants)
+        # As tiles have them: the four variants of a byte side by side, dosages before indicators.
+        sums = torch.zeros((num, width, 1 + het, CODES_A_BYTE), dtype=torch.float64, device=self._device)
+        absent = torch.zeros((num, width, CODES_A_BYTE), dtype=torch.float64, device=self._device)
+        for rows, chosen, values, missing in self._decoded(het=het):
+            sums[:, chosen] += (left[:, rows] @ values).view(num, -1, 1 + het, CODES_A_BYTE)
+            if missing is not None:
+                absent[:, chosen] += (left[:, rows] @ missing).view(num, -1, CODES_A_BYTE)
+        called = sums.permute(2, 1, 3, 0).reshape(1 + het, -1, num)[:, :num_variants]
+        return called, absent.permute(1, 2, 0).reshape(-1, num)[:num_variants]
+
+    def _decoded(self, *, het: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+        """Samples and bytes of each tile, what they hold until the next, and the missing ones if any.
+
+        Of (n, b) bytes, values are (n, b * 4) dosages, or (n, b * 8) of each byte's four dosages and four
+        heterozygote indicators, a missing genotype being 0; the missing ones are (n, b * 4) indicators.
+        """
         num_samples, num_variants = self._genotypes.num_samples, self._genotypes.num_variants
-        for first in range(0, num_variants, self._num_columns):
-            columns = slice(first, min(first + self._num_columns, num_variants))
-            packed = slice(first // 4, row_bytes(columns.stop))
+        width = row_bytes(num_variants)
+        for first in range(0, width, self._num_bytes):
+            chosen = slice(first, min(first + self._num_bytes, width))
+            variants = slice(CODES_A_BYTE * chosen.start, min(CODES_A_BYTE * chosen.stop, num_variants))
+            has_missing = bool(self._has_missing[variants].any())
             for start in range(0, num_samples, self._num_rows):
                 rows = slice(start, min(start + self._num_rows, num_samples))
-                yield rows, columns, *self._tile(rows, packed, columns)
+                yield rows, chosen, *self._tile(rows, chosen, het=het, has_missing=has_missing)
 
-    def _tile(self, rows: slice, packed: slice, columns: slice) -> tuple[Tensor, Tensor | None]:
-        width = columns.stop - columns.start
-        has_missing = self._has_missing[columns].any()
-        if self._packed is None and not has_missing:
-            index = self._genotypes.packed[rows, packed].astype(np.intp)
-            return _look_up(_DOSAGE_OF_BYTE, index, width), (
-                _look_up(_HET_OF_BYTE, index, width) if self._with_het else None
-            )
+    def _tile(
+        self, rows: slice, chosen: slice, *, het: bool, has_missing: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if self._packed is None:
-            codes = torch.from_numpy(unpack(self._genotypes.packed[rows, packed], width))
-        else:
-            codes = unpack_codes(self._packed[rows, packed], width)
-        dosage = codes.float()
-        het = (codes == 1).float() if self._with_het else None
-        if has_missing:
-            missing = codes == MISSING
-            dosage = torch.where(missing, self._means(self.dosage_mean, columns), dosage)
-            if het is not None:
-                het = torch.where(missing, self._means(self.het_mean, columns), het)
-        return dosage, het
-
-    def _means(self, values: NDArray[np.float64], columns: slice) -> Tensor:
-        return torch.from_numpy(values[columns].astype(np.float32)).to(self._device)
+            packed = self._genotypes.packed[rows, chosen]
+            index = self._index[: packed.size].reshape(packed.shape)
+            index[...] = packed
+            values = _look_up(_DOSAGE_AND_HET_OF_BYTE if het else _DOSAGE_OF_BYTE, index, out=self._values)
+            return values, _look_up(_MISSING_OF_BYTE, index, out=self._absent) if has_missing else None
+        num_slots = CODES_A_BYTE * (chosen.stop - chosen.start)
+        codes = unpack_codes(self._packed[rows, chosen], num_slots).view(-1, num_slots // 4, 1, CODES_A_BYTE)
+        missing = codes == MISSING
+        dosage = codes.masked_fill(missing, 0)
+        values = torch.cat([dosage, (codes == 1).to(codes.dtype)], dim=2) if het else dosage
+        absent = missing.float().view(len(codes), -1) if has_missing else None
+        return values.float().view(len(codes), -1), absent
 
 
-def _look_up(values: NDArray[np.complex128], index: NDArray[np.intp], width: int) -> Tensor:
+def _look_up(of_byte: NDArray[np.void], index: NDArray[np.intp], *, out: NDArray[np.void]) -> Tensor:
+    found = out.view(of_byte.dtype)[: index.size].reshape(index.shape)
     # Every index is in range; "clip" only spares the check.
-    found = np.take(values, index, mode="clip").view(np.float32)
-    return torch.from_numpy(found)[:, :width]
+    np.take(of_byte, index, mode="clip", out=found)
+    return torch.from_numpy(found.view(np.float32))
