@@ -56,13 +56,18 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def nodes_back() -> Iterator[None]:
-    """Brings nodes back that a test took out of service."""
+def nodes_back(tmp_path) -> Iterator[None]:
+    """Brings nodes back that a test took out of service, or whose daemons it ended.
+
+    Not before the test's job is done: SLURM repeats what it told a dead node, and would end the job's second
+    start there.
+    """
     yield
     for node in ("gpu1", "gpu2", "cpu1"):
         subprocess.run(
             ["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False
         )
+    assert start_cluster(tmp_path / "cluster.log"), (tmp_path / "cluster.log").read_text()
 
 
 PATHS = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))

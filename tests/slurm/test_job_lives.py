@@ -53,22 +53,22 @@ def test_a_job_of_higher_priority_takes_the_node_for_a_while(submit, tmp_path):
 
 def test_an_administrator_requeues(submit, tmp_path):
     out = tmp_path / "steps"
-    record = submit(Counting, out=str(out), steps=150)
+    record = submit(Counting, out=str(out), steps=80)
     running(out)
     control("requeue", record.scheduler_id)
     assert await_state(record, "done").starts == 2
-    assert_counted(out, 150)
+    assert_counted(out, 80)
 
 
 def test_a_node_goes_down(submit, tmp_path, nodes_back):
     out = tmp_path / "steps"
     to = site(partition="gpu")
-    record = submit(Counting, to=to, out=str(out), steps=150)
+    record = submit(Counting, to=to, out=str(out), steps=80)
     running(out)
     (node,) = nodes_of(record)
     control("update", f"nodename={node}", "state=down", "reason=test")
     assert await_state(record, "done").starts == 2
-    assert_counted(out, 150)
+    assert_counted(out, 80)
 
 
 def test_cancelled_is_cancelled(submit, tmp_path):
@@ -124,7 +124,7 @@ def test_work_that_never_asks_is_done_again(submit, tmp_path):
 
 def test_all_ranks_leave_together_and_come_back(submit, tmp_path):
     out = tmp_path / "steps"
-    record = submit(Counting, asking=request(tasks_per_node=2), out=str(out), steps=150)
+    record = submit(Counting, asking=request(tasks_per_node=2), out=str(out), steps=80)
     running(out)
     signal_job(record, "USR2")
     assert await_state(record, "done").starts == 2
@@ -163,8 +163,8 @@ def test_a_container_without_slurm_in_it_is_requeued_too(submit, tmp_path, monke
         setup=(f"export PATH={binaries}:$PATH",),
     )
     out = tmp_path / "steps"
-    record = submit(Counting, to=to, out=str(out), steps=150)
+    record = submit(Counting, to=to, out=str(out), steps=80)
     running(out)
     signal_job(record, "USR2")
     assert await_state(record, "done").starts == 2
-    assert_counted(out, 150)
+    assert_counted(out, 80)

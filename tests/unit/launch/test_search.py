@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import mlflow
 import optuna
 import pytest
 from command_line import FAST, FAST_WORDS
@@ -188,6 +189,12 @@ def test_a_search_on_this_machine(cohort, home, run, tmp_path):
     assert record.kind == "search"
     values = [record.outcome(element).result["value"] for element in (0, 1)]
     assert [one.value for one in finished(study_path(record.folder))] == values
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    for element in (0, 1):
+        tried = client.get_run(record.outcome(element).result["run_id"])
+        assert (tried.info.status, tried.info.run_name) == ("FINISHED", f"h-trial-{element}")
+        assert tried.data.metrics["val/r2"] is not None
+        assert not any(name.startswith("test/") for name in tried.data.metrics)
     shown = json.loads(run("status", record.id, "--json").out.splitlines()[-1])[0]
     assert shown["metrics"] == {"best val/r2": max(values)}
     text = run("status", record.id).out
