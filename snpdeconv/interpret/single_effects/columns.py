@@ -190,26 +190,31 @@ class Columns:
             (P,) float64.
         """
         num = self.num_variants
-        right = cross.float()
-        weight32 = weight.float()[:, None]
+        right = torch.cat([cross, weight[:, None]], dim=1).float()
         squares = torch.zeros((3, num), dtype=torch.float64, device=self.device)
         along = torch.zeros((2, num, right.shape[1]), dtype=torch.float64, device=self.device)
         for rows, columns, dosage, het in self._tiles:
-            weighted = dosage * weight32[rows]
-            squares[0, columns] += (weighted * dosage).sum(dim=0).double()
+            weight32 = right[rows, -1:]
             along[0, columns] += (dosage.T @ right[rows]).double()
             if het is not None:
-                squares[1, columns] += (weighted * het).sum(dim=0).double()
-                squares[2, columns] += (het * het * weight32[rows]).sum(dim=0).double()
                 along[1, columns] += (het.T @ right[rows]).double()
-        of_dosage, of_het = along
+                if self._tiles.counts[MISSING, columns].any():
+                    squares[1, columns] += (dosage * het * weight32).sum(dim=0).double()
+                    squares[2, columns] += (het * het * weight32).sum(dim=0).double()
+                else:
+                    # Of codes 0, 1 and 2, squares are sums: d² = 2d - h, and dh = h² = h.
+                    total = along[:, columns, -1]
+                    squares[:, columns] = torch.stack([2 * total[0] - total[1], total[1], total[1]])
+                    continue
+            squares[0, columns] += (dosage * dosage * weight32).sum(dim=0).double()
+        of_dosage, of_het = along[..., :-1]
         both = squares[0] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_dosage)
         parts = [both / self._sd**2]
         if self.dominance:
             product = squares[1] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_het)
             own = squares[2] - torch.einsum("vq,qr,vr->v", of_het, inverse, of_het)
             parts.append((own - 2 * self._slope * product + self._slope**2 * both) / self._het_sd**2)
-        of_extra = (self._extra.T @ right).double()
+        of_extra = (self._extra.T @ cross.float()).double()
         square = (self._extra**2).T.double() @ weight
         parts.append(square - torch.einsum("vq,qr,vr->v", of_extra, inverse, of_extra))
         return torch.cat(parts)
