@@ -16,6 +16,7 @@ from torch import Tensor
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.single_effects.columns import Columns, ExtraColumns
 from snpdeconv.interpret.single_effects.effect import Effect
 from snpdeconv.interpret.single_effects.likelihood import Ascent, fit_logistic, fit_normal
@@ -102,7 +103,7 @@ def fit_single_effects(
     truth = np.asarray(target, dtype=np.float64)
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
-    basis = _basis(given)
+    basis = covariate_basis(given, num_samples=len(given))
     _check(cohort, truth, basis=basis, kind=kind)
     dominance_weight = DOMINANCE_WEIGHT[kind] if how.dominance_weight is None else how.dominance_weight
     columns = Columns(
@@ -185,15 +186,6 @@ def fit_one_against_rest(
         )
         for one in range(int(classes.max()) + 1)
     )
-
-
-def _basis(covariates: Floats) -> Floats:
-    """Orthonormal (N, Q) basis of intercept and covariates; a covariate that others imply adds nothing."""
-    centred = covariates - covariates.mean(axis=0)
-    sd = centred.std(axis=0)
-    left, size, _ = np.linalg.svd(centred[:, sd > 0] / sd[sd > 0], full_matrices=False)
-    intercept = np.full((len(covariates), 1), len(covariates) ** -0.5)
-    return np.hstack([intercept, left[:, size > 1e-8 * max(size, default=0.0)]])
 
 
 def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) -> None:
