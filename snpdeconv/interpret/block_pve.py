@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.ld import draw_rows
+from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.pairs import pair_columns
 from snpdeconv.interpret.single_effects.columns import Scaling
 from snpdeconv.interpret.single_effects.fit import LOGISTIC_VARIANCE
@@ -86,7 +87,7 @@ def block_pve(
     num_fitted = genotypes.num_samples if rows is None else len(rows)
     chosen = draw_rows(num_fitted, rows=None, max_rows=MAX_ROWS, seed=seed)
     given = np.empty((num_fitted, 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
-    basis = _basis(given[chosen])
+    basis = covariate_basis(given[chosen], num_samples=len(chosen))
     fitted = chosen if rows is None else np.asarray(rows)[chosen]
     parts = [
         _draw_shares(
@@ -113,14 +114,6 @@ def block_pve(
         total_low=float(low[-1]),
         total_high=float(high[-1]),
     )
-
-
-def _basis(covariates: Floats) -> Floats:
-    """Orthonormal (N, Q) basis of intercept and covariates."""
-    centred = covariates - covariates.mean(axis=0)
-    left, size, _ = np.linalg.svd(centred, full_matrices=False)
-    intercept = np.full((len(covariates), 1), len(covariates) ** -0.5)
-    return np.hstack([intercept, left[:, size > 1e-8 * max(size, default=0.0)]])
 
 
 def _draw_shares(

@@ -16,6 +16,7 @@ from scipy import special
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret import tails
+from snpdeconv.interpret.covariate_basis import covariate_basis
 
 Kind = Literal["binary", "multiclass", "quantitative"]
 Floats = NDArray[np.float64]
@@ -96,7 +97,7 @@ def marginal_association(
         InputError: Too few samples for the covariates, or covariates that determine the trait.
     """
     truth = np.asarray(target)
-    basis = _basis(covariates, num_samples=len(truth))
+    basis = covariate_basis(covariates, num_samples=len(truth))
     num_parameters = basis.shape[1] + (len(np.unique(truth)) - 1 if kind == "multiclass" else 1)
     if len(truth) <= num_parameters:
         raise InputError(
@@ -192,19 +193,6 @@ def _sums(codes: NDArray[np.uint8], *, linear: Floats, weight: Floats) -> tuple[
         np.square(dosage, out=dosage)
         squares += weight[block] @ dosage
     return sums, missing, squares
-
-
-def _basis(covariates: ArrayLike | None, *, num_samples: int) -> Floats:
-    """Orthonormal (N, Q) basis of intercept and covariates; a covariate that others imply adds nothing."""
-    columns = [np.ones((num_samples, 1))]
-    if covariates is not None:
-        given = np.asarray(covariates, dtype=np.float64)
-        centred = given - given.mean(axis=0)
-        sd = centred.std(axis=0)
-        columns.append(centred[:, sd > 0] / sd[sd > 0])
-    left, size, _ = np.linalg.svd(np.hstack(columns), full_matrices=False)
-    basis: Floats = left[:, size > 1e-8 * size[0]]
-    return basis
 
 
 def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _Null:

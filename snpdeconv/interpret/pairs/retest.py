@@ -15,6 +15,7 @@ from scipy import special
 from torch import Tensor
 
 from snpdeconv.interpret import tails
+from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches
 from snpdeconv.interpret.pairs.saddlepoint import binary_score_tail
 
@@ -55,13 +56,10 @@ class Null:
         else:
             probability = np.clip(np.asarray(mean, dtype=np.float64), SMALLEST_MEAN, 1 - SMALLEST_MEAN)
             weight = probability * (1 - probability)
-        columns = [np.ones((len(r), 1))]
-        if covariates is not None:
-            given = np.asarray(covariates, dtype=np.float64)
-            sd = given.std(axis=0)
-            columns.append(((given - given.mean(axis=0)) / np.where(sd > 0, sd, 1))[:, sd > 0])
         root = np.sqrt(weight)[:, None]
-        left, size, _ = np.linalg.svd(root * np.hstack(columns), full_matrices=False)
+        left, size, _ = np.linalg.svd(
+            root * covariate_basis(covariates, num_samples=len(r)), full_matrices=False
+        )
         basis = left[:, size > 1e-8 * size[0]] / root
         if mean is None:  # A binary residual has to stay case - mean, and the score needs no more than that.
             r = r - basis @ (basis.T @ r)

@@ -7,7 +7,6 @@ Shapes: N samples, V variants, P columns, C covariates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.single_effects.columns import Columns, ExtraColumns
 from snpdeconv.interpret.single_effects.effect import Effect
 from snpdeconv.interpret.single_effects.likelihood import Ascent, fit_logistic, fit_normal
@@ -28,8 +28,7 @@ Floats = NDArray[np.float64]
 # Columns of an effect that are kept; the rest together weighs less.
 ALPHA_LEFT_OUT = 1e-6
 # Of a binary trait, dominance columns compete with dosages for effects of their own, and seldom win rightly.
-DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.3}
-ENTRY = {"quantitative": 0.02, "binary": 0.3}
+DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.1}
 LOGISTIC_VARIANCE = np.pi**2 / 3
 
 
@@ -39,15 +38,14 @@ class Settings:
 
     Attributes:
         max_effects: Most effects; they are added while new ones are not zero.
-        entry: Natural logarithm of the Bayes factor from which on a further effect is added; by default 0.02,
-            of a binary trait 0.3. At zero, effects that are spread over all SNPs and say nothing take most of
-            the time.
+        entry: Natural logarithm of the Bayes factor from which on a further effect is added. At zero, effects
+            that are spread over all SNPs and say nothing take most of the time.
         dominance_weight: Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By
-            default 1, of a binary trait 0.3.
+            default 1, of a binary trait 0.1.
         max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
-        refine: Whether to look for a better solution beyond the first; for quantitative traits of cohorts of
-            less than ``dear_genotypes``.
+        refine: Whether to look for a better solution beyond the first; in cohorts of less than
+            ``dear_genotypes``.
         dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
         gram_bytes: Most memory for products among columns.
         tile_variants: Variants decoded at once; chosen by size where None.
@@ -55,7 +53,7 @@ class Settings:
     """
 
     max_effects: int = 20
-    entry: float | None = None
+    entry: float = 0.02
     dominance_weight: float | None = None
     max_sweeps: int = 100
     tolerance: float = 1e-3
@@ -106,7 +104,7 @@ def fit_single_effects(
     truth = np.asarray(target, dtype=np.float64)
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
-    basis = _basis(given)
+    basis = covariate_basis(given, num_samples=len(given))
     _check(cohort, truth, basis=basis, kind=kind)
     dominance_weight = DOMINANCE_WEIGHT[kind] if how.dominance_weight is None else how.dominance_weight
     columns = Columns(
@@ -129,11 +127,11 @@ def fit_single_effects(
         log_prior=torch.from_numpy(prior).to(columns.device).log(),
         log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
         max_effects=how.max_effects,
-        entry=ENTRY[kind] if how.entry is None else how.entry,
+        entry=how.entry,
         spare_passes=columns.num_samples * columns.num_variants > how.dear_genotypes,
     )
     trait = torch.from_numpy(truth).to(columns.device)
-    ascend = partial(fit_normal, refine=how.refine) if kind == "quantitative" else fit_logistic
+    ascend = fit_normal if kind == "quantitative" else fit_logistic
     ascent = ascend(
         columns,
         trait,
@@ -141,6 +139,7 @@ def fit_single_effects(
         max_sweeps=how.max_sweeps,
         tolerance=how.tolerance,
         gram_bytes=how.gram_bytes,
+        refine=how.refine,
     )
     beside = np.empty((len(truth), 0)) if extra is None else extra.values
     return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)
@@ -187,15 +186,6 @@ def fit_one_against_rest(
         )
         for one in range(int(classes.max()) + 1)
     )
-
-
-def _basis(covariates: Floats) -> Floats:
-    """Orthonormal (N, Q) basis of intercept and covariates; a covariate that others imply adds nothing."""
-    centred = covariates - covariates.mean(axis=0)
-    sd = centred.std(axis=0)
-    left, size, _ = np.linalg.svd(centred[:, sd > 0] / sd[sd > 0], full_matrices=False)
-    intercept = np.full((len(covariates), 1), len(covariates) ** -0.5)
-    return np.hstack([intercept, left[:, size > 1e-8 * max(size, default=0.0)]])
 
 
 def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) -> None:
@@ -274,7 +264,7 @@ def _result(
 ) -> SingleEffectsFit:
     found = ascent.effects.effects
     explained = [float((effect.alpha * effect.mean**2).sum()) for effect in found]
-    weight, response = ascent.weight.cpu().numpy(), ascent.response.cpu().numpy()
+    response = ascent.response.cpu().numpy()
     left = response - columns.basis.cpu().numpy() @ (columns.basis.cpu().numpy().T @ response)
     total = float(left @ left) / len(left) if kind == "quantitative" else sum(explained) + LOGISTIC_VARIANCE
     effects = tuple(
@@ -288,8 +278,7 @@ def _result(
         column_missed *= 1 - effect.alpha.cpu().numpy()
     score = genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
     design = np.hstack([np.ones((len(score), 1)), covariates])
-    root = np.sqrt(weight)
-    coefficients = np.linalg.lstsq(root[:, None] * design, root * (response - score), rcond=None)[0]
+    coefficients = np.asarray(np.linalg.lstsq(design, response - score, rcond=None)[0], dtype=np.float64)
     return SingleEffectsFit(
         pip=1 - missed,
         next_effect=_by_snp(*ascent.effects.next_effect(noise=ascent.noise), columns),

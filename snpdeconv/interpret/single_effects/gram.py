@@ -6,6 +6,8 @@ Shapes: N samples, P columns, S columns held.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,29 +27,42 @@ class LazyGram:
     Args:
         columns: The columns X.
         weight: (N,) of the samples; None for equal weights of 1.
+        precision: (Q,) of the covariates' coefficients before the data, in their basis; flat by default.
         cache_bytes: Most memory that rows may keep.
     """
 
-    def __init__(self, columns: Columns, *, weight: Tensor | None = None, cache_bytes: int = 2**29) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        *,
+        weight: Tensor | None = None,
+        precision: Tensor | None = None,
+        cache_bytes: int = 2**29,
+    ) -> None:
         self._columns = columns
         self._weight = weight
         basis = columns.basis
         self.cross = basis if weight is None else basis * weight[:, None]
-        self.inverse = torch.linalg.inv(basis.T @ self.cross)
-        if weight is None:
-            squares = torch.full((columns.num_columns,), float(columns.num_samples), dtype=torch.float64)
-            self.diagonal = squares.to(columns.device)
-        else:
-            self.diagonal = columns.weighted_squares(weight, cross=self.cross, inverse=self.inverse)
-            usable = torch.from_numpy(columns.usable).to(columns.device)
-            # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
-            self.diagonal = torch.where(usable & (self.diagonal > 0), self.diagonal, 1.0)
+        known = basis.T @ self.cross
+        self.inverse = torch.linalg.inv(known if precision is None else known + torch.diag(precision))
         self.is_constant = weight is None
         self.most_rows = max(2 * MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
         self._row_of = np.full(columns.num_columns, -1)
         self._rows = torch.empty((0, columns.num_columns), dtype=torch.float32, device=columns.device)
         self._num_rows = 0
         self.num_passes = 0
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """(P,) diagonal of X'WX; one pass where samples have weights."""
+        columns = self._columns
+        if self._weight is None:
+            squares = torch.full((columns.num_columns,), float(columns.num_samples), dtype=torch.float64)
+            return squares.to(columns.device)
+        squares = columns.weighted_squares(self._weight, cross=self.cross, inverse=self.inverse)
+        usable = torch.from_numpy(columns.usable).to(columns.device)
+        # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
+        return torch.where(usable & (squares > 0), squares, 1.0)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Vectors (N, K) less what the covariates explain under the weights."""

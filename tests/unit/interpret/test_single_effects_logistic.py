@@ -1,0 +1,110 @@
+"""Binary traits: the bound against quadrature, covariates that part cases from controls, local optima."""
+
+import numpy as np
+import pytest
+from scipy import integrate, special
+
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret.single_effects import Settings, fit_single_effects, logistic
+
+NO_EFFECTS = Settings(max_effects=0)
+
+
+def random_genotypes(num_samples, num_variants=40, *, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = rng.binomial(2, rng.uniform(0.1, 0.5, num_variants), size=(num_samples, num_variants))
+    return PackedGenotypes.from_codes(codes.astype(np.uint8))
+
+
+def test_the_bound_of_covariates_alone_is_about_their_marginal_likelihood():
+    num_samples = 60
+    rng = np.random.default_rng(1)
+    age = rng.normal(size=num_samples)
+    case = rng.random(num_samples) < special.expit(age - 0.5)
+    fit = fit_single_effects(
+        random_genotypes(num_samples), case, kind="binary", covariates=age[:, None], settings=NO_EFFECTS
+    )
+    sign = np.where(case, -1, 1)
+    unit = (age - age.mean()) / age.std()
+
+    def integrand(slope, intercept):
+        log_odds = intercept + slope * unit
+        prior = np.exp(-0.5 * (slope / logistic.COVARIATE_SD) ** 2) / np.sqrt(2 * np.pi)
+        return np.exp(-np.logaddexp(0, sign * log_odds).sum()) * prior / logistic.COVARIATE_SD
+
+    # The bound's intercept is in the unit of the orthonormal basis.
+    exact = np.log(integrate.dblquad(integrand, -4, 4, -4, 5)[0] * np.sqrt(num_samples))
+    assert exact - 0.1 < fit.elbo[-1] < exact
+
+
+@pytest.mark.parametrize("parted", ["all", "one side"])
+def test_covariates_that_part_cases_from_controls_do_not_hold_up_the_fit(parted, caplog):
+    rng = np.random.default_rng(2)
+    num_samples = 600
+    age, sex = rng.normal(size=num_samples), rng.random(num_samples) < 0.3
+    case = age > 1 if parted == "all" else (rng.random(num_samples) < 0.3) & ~sex
+    covariates = np.column_stack([age, sex])
+    genotypes = random_genotypes(num_samples)
+    fit = fit_single_effects(genotypes, case, kind="binary", covariates=covariates)
+    assert not caplog.records
+    assert len(fit.elbo) < 10
+    assert fit.pip.max() < 0.5
+    probability = special.expit(fit.predict(genotypes, covariates))
+    if parted == "all":
+        assert probability[case].mean() > 0.8
+        assert probability[~case].mean() < 0.05
+    else:
+        assert probability[sex].max() < 0.02
+
+
+def test_the_prior_of_covariates_says_next_to_nothing_where_the_data_speak():
+    rng = np.random.default_rng(3)
+    age = rng.normal(size=3000)
+    case = rng.random(3000) < special.expit(1.5 * age - 1)
+    fit = fit_single_effects(
+        random_genotypes(3000), case, kind="binary", covariates=1e6 * age[:, None], settings=NO_EFFECTS
+    )
+    assert 1e6 * fit.covariate_coefficients[0] == pytest.approx(1.5, abs=0.2)
+    # The score equations of an unpenalised fit.
+    left = case - special.expit(fit.fitted)
+    assert abs(left.mean()) < 2e-3
+    assert abs(left @ age) / len(age) < 2e-3
+
+
+def test_refinement_leaves_a_local_optimum():
+    rng = np.random.default_rng(16)
+    # Mosaics of six founders, in which one SNP stands in well for two others.
+    founders = rng.random((6, 60)) < 0.4
+    who = rng.integers(6, size=(2, 1000, 1)) + np.zeros((1, 1, 60), dtype=int)
+    cut, other = rng.integers(60, size=(2, 1000, 1)), rng.integers(6, size=(2, 1000, 1))
+    who = np.where(np.arange(60) < cut, who, other)
+    codes = founders[who, np.arange(60)].sum(axis=0).astype(np.uint8)
+    codes = codes[:, codes.std(axis=0) > 0.2]
+    causal = rng.choice(codes.shape[1], 4, replace=False)
+    z = (codes - codes.mean(axis=0)) / codes.std(axis=0)
+    case = rng.random(1000) < special.expit(z[:, causal] @ [1.2, 1.2, -1.2, 1.2] - 1)
+    first, better = (
+        fit_single_effects(
+            PackedGenotypes.from_codes(codes),
+            case,
+            kind="binary",
+            settings=Settings(dominance_weight=0.0, max_effects=6, refine=refine),
+        )
+        for refine in (False, True)
+    )
+    assert first.pip[causal].min() < 0.1
+    assert better.pip[causal].min() > 0.9
+    assert better.elbo[-1] > first.elbo[-1] + 10
+    assert np.diff(better.elbo).min() > -1e-6
+
+
+def test_weighted_squares_are_the_same_with_and_without_missing_genotypes():
+    rng = np.random.default_rng(5)
+    codes = random_genotypes(500, seed=6).codes()
+    case = rng.random(500) < special.expit(codes[:, 7] - 1.5)
+    codes[:, 39] = rng.binomial(2, 0.3, 500)
+    complete = fit_single_effects(PackedGenotypes.from_codes(codes), case, kind="binary")
+    # A SNP of its own tile makes the tile's products the long way; without a genotype it cannot act.
+    codes[0, 39] = MISSING
+    holey = fit_single_effects(PackedGenotypes.from_codes(codes), case, kind="binary")
+    np.testing.assert_allclose(holey.pip[:39], complete.pip[:39], atol=0.01)
