@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ _NUM_PORTS = 12_000
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """What every job knows.
 
     Attributes:
@@ -85,9 +86,9 @@ class Job:
                 if first:
                     write_outcome(folder, self.element, Outcome("done", result=result))
 
+    @abstractmethod
     def work(self, config: Config) -> dict[str, Any]:
         """The work itself; gives what is worth keeping of its result."""
-        raise NotImplementedError
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit starts after a requeue: the same again."""

@@ -15,11 +15,11 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
 from snpdeconv.files import write_json, write_text
 from snpdeconv.launch.jobs import Job
+from snpdeconv.launch.queue import common_facts, launch, make_record, needs_of, results_folder, write_files
 from snpdeconv.launch.records import Record, discard
 from snpdeconv.launch.search_space import Space, apply, read_space
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.study import Study
-from snpdeconv.launch.submit import common_facts, launch, make_record, needs_of, results_folder, write_files
 from snpdeconv.launch.target import choose_target, track_at
 from snpdeconv.launch.trials import read_trial, settings_text, study_path, trial_path, write_best
 from snpdeconv.pipelines.inputs import Inputs

@@ -13,11 +13,11 @@ import pytest
 from required import missing
 
 from snpdeconv.config import load_config
+from snpdeconv.launch.queue import launch, make_record
 from snpdeconv.launch.records import Record, all_records
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.status import JobStatus, read_status
-from snpdeconv.launch.submit import launch, make_record
 from snpdeconv.launch.target import Target
 
 HERE = Path(__file__).parent

@@ -14,12 +14,12 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError
 from snpdeconv.launch.cancel import cancel
 from snpdeconv.launch.logs import log_file, read_log
+from snpdeconv.launch.queue import launch, make_record
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.scheduler import find_process
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.status import JobStatus, read_status
-from snpdeconv.launch.submit import launch, make_record
 from snpdeconv.launch.target import Target
 
 TESTS = Path(__file__).parents[2]

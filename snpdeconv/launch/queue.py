@@ -1,0 +1,137 @@
+"""A submission on its way: its record, the files that a job is given, and the queue that takes it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from snpdeconv.config import Config
+from snpdeconv.files import write_text
+from snpdeconv.launch import executor
+from snpdeconv.launch.executor import Plan
+from snpdeconv.launch.jobs import InTurn, Job
+from snpdeconv.launch.records import Kind, Record, new_record, save
+from snpdeconv.launch.site import Site
+from snpdeconv.launch.target import Target
+from snpdeconv.pipelines.inputs import Inputs
+
+_NAMED: tuple[Kind, ...] = ("rank", "register", "retrain", "search")
+"""Kinds of which a job's name tells."""
+
+
+def launch(
+    jobs: Sequence[Job],
+    record: Record,
+    target: Target,
+    *,
+    needs: Sequence[Path],
+    after: Sequence[Record] = (),
+) -> Record:
+    """Queues jobs, or starts them here, and completes their record.
+
+    Args:
+        jobs: One, or the elements of an array.
+        record: From `make_record`.
+        target: Where they go.
+        needs: Files and folders that a container must see.
+        after: Submissions that must have ended well before; on SLURM only.
+
+    Raises:
+        UserError: It cannot be queued.
+    """
+    plan = Plan(
+        name=f"snpdeconv-{record.model.replace('/', '-').replace(' ', '-')}",
+        request=target.request,
+        site=target.site,
+        folder=record.log_folder,
+        needs=tuple(needs),
+        after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
+    )
+    save(record)
+    if target.scheduler == "slurm":
+        record = replace(record, scheduler_id=executor.submit_to_slurm(jobs, plan))
+    else:
+        pid = executor.submit_here(jobs[0] if len(jobs) == 1 else InTurn(tuple(jobs)), plan)
+        record = replace(record, scheduler_id=str(pid), process_created=psutil.Process(pid).create_time())
+    save(record)
+    return record
+
+
+def make_record(
+    kind: Kind,
+    config: Config,
+    target: Target,
+    *,
+    model: str,
+    command: str,
+    after: Sequence[Record] = (),
+) -> Record:
+    """A new record, with its folder, of what is about to be submitted.
+
+    Args:
+        kind: What it does.
+        config: Its settings.
+        target: Where it goes.
+        model: The model's name, or NAME/version.
+        command: What the user typed.
+        after: Submissions that it waits for.
+    """
+    return new_record(
+        Record(
+            id="-".join([model.partition("/")[0].replace(" ", "-"), *([kind] if kind in _NAMED else [])]),
+            kind=kind,
+            preset=config.preset,
+            model=model,
+            out="",
+            site=target.site.name,
+            scheduler=target.scheduler,
+            command=command,
+            submitted=time.time(),
+            host="",
+            partition=(target.site.partition or "") if target.scheduler == "slurm" else "",
+            num_tasks=target.request.num_tasks,
+            after=tuple(earlier.id for earlier in after),
+        )
+    )
+
+
+def write_settings(record: Record, config: Config) -> Path:
+    """Freezes the settings, with the preset's name, by which a run is told from another."""
+    path = record.folder / "settings.yaml"
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return path
+
+
+def write_files(record: Record, config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Freezes settings and inputs of a training; gives their files as a job names them."""
+    settings = write_settings(record, config)
+    path = record.folder / "inputs.json"
+    write_text(path, json.dumps(asdict(inputs), indent=2) + "\n")
+    return {"settings": str(settings), "inputs": str(path)}
+
+
+def common_facts(record: Record, target: Target) -> dict[str, Any]:
+    """What every job is told."""
+    return {
+        "record": str(record.folder),
+        "notice_s": target.request.signal_delay_s,
+        "in_container": target.site.container.runtime != "none",
+    }
+
+
+def needs_of(inputs: Inputs, out: Path) -> tuple[Path, ...]:
+    """Folders that a container must see of a training."""
+    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
+    return (out.parent, *(Path(table).parent for table in tables if table is not None))
+
+
+def results_folder(site: Site) -> Path:
+    """Where results go that the user named no folder for."""
+    return Path.cwd() if site.folder is None else Path(site.folder).absolute()
