@@ -15,7 +15,7 @@ FROM ${PYTHON_IMAGE} AS build
 # versions of CUDA, for older drivers or GPUs, are at https://download.pytorch.org/whl/cu126 and the like.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Groups of optional dependencies that go into the image.
-ARG EXTRAS="simulate server"
+ARG EXTRAS="simulate server search"
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY pyproject.toml constraints.txt ./

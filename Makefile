@@ -109,12 +109,14 @@ sif:  ## Make snpdeconv.sif of the image, for Apptainer
 	rm build/snpdeconv.tar
 
 charliecloud: image  ## Unpack the image into a folder, for Charliecloud [UNPACKED=build/charliecloud]
-	rm -rf $(UNPACKED) && mkdir -p $(UNPACKED)
+	@[ ! -e "$(UNPACKED)" ] || [ -e "$(UNPACKED)/ch/environment" ] || rmdir "$(UNPACKED)" 2>/dev/null || \
+	    { echo "$(UNPACKED) is no unpacked image and not empty: give another folder, UNPACKED=..."; exit 2; }
+	rm -rf "$(UNPACKED)" && mkdir -p "$(UNPACKED)"
 	@# Files lack the environment, and of a pipe make sees the last end only: an end of tar is an end of the export.
-	container=$$($(DOCKER) create $(IMAGE)); $(DOCKER) export "$$container" | tar --extract --directory $(UNPACKED); \
+	container=$$($(DOCKER) create $(IMAGE)); $(DOCKER) export "$$container" | tar --extract --directory "$(UNPACKED)"; \
 	    end=$$?; $(DOCKER) rm "$$container" >/dev/null; exit $$end
-	mkdir -p $(UNPACKED)/ch
-	$(DOCKER) inspect --format '{{range .Config.Env}}{{println .}}{{end}}' $(IMAGE) >$(UNPACKED)/ch/environment
+	mkdir -p "$(UNPACKED)/ch"
+	$(DOCKER) inspect --format '{{range .Config.Env}}{{println .}}{{end}}' $(IMAGE) >"$(UNPACKED)/ch/environment"
 
 COMPOSE = SNPDECONV_IMAGE=$(IMAGE) $(DOCKER) compose --env-file $(ENV_FILE)
 

@@ -294,7 +294,7 @@ def logs(
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its ID, the start of it, or SLURM's number.")],
 ) -> None:
-    """End a job. Its checkpoints stay: the same submission with --out goes on from there."""
+    """End a job. Its checkpoints stay: the same training with --out goes on from there."""
     from snpdeconv.launch.cancel import cancel as run
     from snpdeconv.launch.records import find_record
     from snpdeconv.launch.table import headline

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import write_json, write_text
 from snpdeconv.launch.jobs import Job
 from snpdeconv.launch.queue import common_facts, launch, make_record, needs_of, results_folder, write_files
@@ -57,12 +57,12 @@ class TrialJob(Job):
         study = Study(study_path(Path(self.record)), seed=config.training.seed + self.element)
         space = read_space(None if self.space is None else Path(self.space), config)
         number, values = self._trial(study, space)
-        logger.info("trial %d: %s", number, settings_text(values))
+        logger.info("trial %d: %s", self.element, settings_text(values))
         try:
             result = train(
-                apply(config, values, where=f"trial {number}"),
+                apply(config, values, where=f"trial {self.element}"),
                 inputs,
-                model_name=f"{self.model_name}-trial-{number}",
+                model_name=f"{self.model_name}-trial-{self.element}",
                 out=Path(self.out) / f"trial-{self.element}",
                 until="validate",
             )
@@ -75,8 +75,14 @@ class TrialJob(Job):
         name = next(name for name in _VALUES if name in result.validation)
         value = result.validation[name]
         study.tell(number, value)
+        if value is None:
+            raise InputError(
+                f"{name.replace('_', '/', 1)} of the validation people is no number",
+                where=inputs.phenotypes,
+                mend="are there people of every class among them?",
+            )
         write_best(study, config, Path(self.out))
-        told = {"trial": number, "name": name.replace("_", "/", 1), "value": value, "settings": values}
+        told = {"name": name.replace("_", "/", 1), "value": value, "settings": values}
         return told | {"run_id": result.run_id}
 
     def _trial(self, study: Study, space: Space) -> tuple[int, dict[str, Any]]:
@@ -84,7 +90,7 @@ class TrialJob(Job):
         kept = read_trial(Path(self.record), self.element)
         if kept is not None:
             return kept
-        number, values = study.ask(space)
+        number, values = study.ask(space, element=self.element)
         write_json(trial_path(Path(self.record), self.element), {"number": number, "values": values})
         return number, values
 

@@ -89,8 +89,8 @@ def read_space(path: Path | None, config: Config) -> Space:
     where = f"the search space of {config.model.architecture}" if path is None else str(path)
     for key, values in space.items():
         section, _, _ = key.partition(".")
-        if section not in SECTIONS:
-            mend = f"search in {' and '.join(SECTIONS)}"
+        if section not in SECTIONS or key == "training.seed":  # the seed draws the people
+            mend = f"search in {' and '.join(SECTIONS)}, the seed left out"
             raise ConfigError("a search cannot change this", where=f"{where}: {key}", mend=mend)
         for value in values.ends():
             apply(config, {key: value}, where=where)

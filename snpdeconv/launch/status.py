@@ -20,7 +20,7 @@ from snpdeconv.launch.progress import Progress, read_progress
 from snpdeconv.launch.records import Outcome, Record, write_outcome
 from snpdeconv.launch.run_ends import end_run
 from snpdeconv.launch.scheduler import Told, ask
-from snpdeconv.launch.trials import read_trial, settings_text, tell_dead
+from snpdeconv.launch.trials import read_trial, settings_text, tell_lost
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ JobState = Literal["waiting", "running", "stopping", "done", "failed", "cancelle
 _IDLE_TALK = re.compile(
     r"srun: (Force Terminated|Terminating|Job step aborted|launch/slurm|got SIG|forcing)|submitit (INFO|WARN)"
 )
+_LOST: tuple[JobState, ...] = ("failed", "cancelled")
 LIVE: tuple[JobState, ...] = ("waiting", "running", "stopping", "unknown")
 
 
@@ -98,6 +99,7 @@ def _run(record: Record, element: int | None) -> Progress:
 
 def _trials(record: Record, parts: list[tuple[JobState, str]]) -> tuple[list[tuple[JobState, str]], Progress]:
     """What each trial of a search came to, and the best of all."""
+    tell_lost(record, [element for element, (state, _) in enumerate(parts) if state in _LOST])
     told, best = [], Progress()
     for element, (state, reason) in enumerate(parts):
         trial = read_trial(record.folder, element)
@@ -122,8 +124,6 @@ def _settled(record: Record, element: int | None, told: Told, *, progress: Progr
             return "unknown", "the scheduler does not know it"
         outcome = _death(record, element, told)
         write_outcome(record.folder, element, outcome)
-        if record.kind == "search":
-            tell_dead(record, element)
         logger.debug("%s: %s", record.id, outcome)
     if outcome.end != "done" and progress.key and progress.status is None:
         end_run(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import optuna
 
 _NAME = "search"
+_ELEMENT = "element"
 
 
 class Study:
@@ -52,23 +53,37 @@ class Study:
             sampler=sampler,
         )
 
-    def ask(self, space: Space) -> tuple[int, dict[str, Any]]:
-        """A new trial: its number and its settings."""
+    def ask(self, space: Space, *, element: int) -> tuple[int, dict[str, Any]]:
+        """A new trial of an element of the array: its number in the study, and its settings."""
         trial = self._study.ask({key: self._distribution(values) for key, values in space.items()})
+        trial.set_user_attr(_ELEMENT, element)
         return trial.number, dict(trial.params)
 
     def tell(self, number: int, value: float | None) -> None:
-        """What came of a trial, the higher the better; None if it failed. What was told before stands."""
-        state = None if value is not None else self._optuna.trial.TrialState.FAIL
-        self._study.tell(number, value, state=state, skip_if_finished=True)
+        """What came of a trial, the higher the better; None if it failed.
+
+        The first value stands. A trial that was given up and went on all the same is added with its value.
+        """
+        state = self._optuna.trial.TrialState
+        told = self._study.trials[number]
+        if not told.state.is_finished():
+            self._study.tell(number, value, state=None if value is not None else state.FAIL)
+        elif told.state == state.FAIL and value is not None:
+            again = self._optuna.trial.create_trial(
+                value=value,
+                params=told.params,
+                distributions=told.distributions,
+                user_attrs=told.user_attrs,
+            )
+            self._study.add_trial(again)
 
     def best(self) -> tuple[int, dict[str, Any]] | None:
-        """Number and settings of the best trial so far."""
+        """Element and settings of the best trial so far."""
         try:
             best = self._study.best_trial
         except ValueError:
             return None
-        return best.number, dict(best.params)
+        return best.user_attrs[_ELEMENT], dict(best.params)
 
     def _distribution(self, values: Range | Choice) -> optuna.distributions.BaseDistribution:
         known = self._optuna.distributions

@@ -45,13 +45,14 @@ def detail_lines(one: JobStatus) -> list[str]:
     """All about one job."""
     record = one.record
     progress = progress_text(one)
+    has_best = record.kind == "search" and bool(one.progress.metrics)
     return [
         headline(one),
         *([f"starts  {one.starts}"] if one.starts > 1 else []),
         *([f"at      {progress}  {_metrics(one)}".rstrip()] if progress else []),
         f"out     {record.out}",
         f"log     {record.log_path()}",
-        *([f"best    {record.out}/settings.yaml"] if record.kind == "search" and progress else []),
+        *([f"best    {record.out}/settings.yaml"] if has_best else []),
         *([f"run     {_page(one)}"] if record.kind not in ("predict", "search") else []),
         *(
             f"{place:>6}  {state:<9}  {record.elements[place]}  {reason}".rstrip()

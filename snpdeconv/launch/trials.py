@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError
 from snpdeconv.files import write_text
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.search_space import apply
@@ -25,11 +27,18 @@ def write_best(study: Study, config: Config, out: Path) -> None:
         )
 
 
-def tell_dead(record: Record, element: int | None) -> None:
-    """Tells the study of a trial whose job died without a word."""
-    trial = None if element is None else read_trial(record.folder, element)
-    if trial is not None:
-        Study(study_path(record.folder)).tell(trial[0], None)
+def tell_lost(record: Record, elements: Sequence[int]) -> None:
+    """Tells the study of trials that have ended without a value, however they did; again does no harm."""
+    trials = [read_trial(record.folder, element) for element in elements]
+    begun = [trial for trial in trials if trial is not None]
+    if not begun:
+        return
+    try:
+        study = Study(study_path(record.folder))
+    except ConfigError:  # no Optuna where somebody looks at the status
+        return
+    for number, _ in begun:
+        study.tell(number, None)
 
 
 def read_trial(folder: Path, element: int) -> tuple[int, dict[str, Any]] | None:

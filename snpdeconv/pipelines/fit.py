@@ -6,6 +6,7 @@ The only place that puts model, loaders and trainer together.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,12 @@ class Fitted:
     start: dict[str, float]
     best_epoch: int
 
-    def validation(self) -> dict[str, float]:
-        """What validation said at the best epoch, by quantity."""
-        if self.best_epoch == 0:
-            return self.start
-        return {name: self.history[name][self.best_epoch - 1] for name in self.start}
+    def validation(self) -> dict[str, float | None]:
+        """What validation said at the best epoch, by quantity; None where that is no number."""
+        said = self.start
+        if self.best_epoch > 0:
+            said = {name: self.history[name][self.best_epoch - 1] for name in self.start}
+        return {name: value if math.isfinite(value) else None for name, value in said.items()}
 
 
 def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,6 @@ from snpdeconv.version import __version__, code_version
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WORK_MIN = 24 * 60.0
-"""How long the other ranks wait while the first imports or fits."""
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -53,16 +50,17 @@ class TrainResult:
         model: The registered name.
         version: The registered version; None until the tracking server has been reached.
         test: Metrics of the test people: value, low and high of the 95 % interval.
-        validation: Metrics of the validation people at the best epoch.
         paths: Where the results are, by what they are.
+        validation: Metrics of the validation people at the best epoch; None where they are no number, as the
+            AUROC of a single class.
     """
 
     run_id: str | None
     model: str
     version: int | None
     test: dict[str, dict[str, float | None]]
-    validation: dict[str, float]
     paths: dict[str, str]
+    validation: dict[str, float | None] = field(default_factory=dict)
 
 
 def train(
@@ -90,7 +88,7 @@ def train(
     check_model_name(model_name)
     tracking_uri()  # a mistyped address ends the run here, before any work
     wanted = choose_device(config.resources.device)
-    place = distributed.init_from_environment(device=wanted, timeout_min=_LONGEST_WORK_MIN)
+    place = distributed.init_from_environment(device=wanted)
     try:
         return _train(config, inputs, model_name=model_name, out=out, device=place.device, until=until)
     finally:
@@ -136,9 +134,11 @@ def _train(
         if "SLURM_JOB_ID" in os.environ:
             tags["snpdeconv.slurm_job"] = os.environ["SLURM_JOB_ID"]
         stop = held.enter_context(PreemptionSignal())
-        run = (
-            held.enter_context(_tracked(folder, config, tags, model_name)) if distributed.is_first() else None
+        runs: list[TrackedRun] = []
+        distributed.first_rank_does(
+            lambda: runs.append(held.enter_context(_tracked(folder, config, tags, model_name)))
         )
+        run = runs[0] if runs else None
         batch_size = distributed.first_rank_does(lambda: _batch_size(folder, config, dataset, precision))
         fitted = fit(
             config,
@@ -152,8 +152,7 @@ def _train(
             log_metrics=None if run is None else run.log_metrics,
             should_stop=stop,
         )
-        if run is not None:
-            folder.remember(validated=fitted.validation())
+        distributed.first_rank_does(lambda: folder.remember(validated=fitted.validation()))
         if until == "validate":
             return None if run is None else _finish(run, folder, config)
 
@@ -267,13 +266,15 @@ def _pause(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
 
 def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
     """What the run has come to."""
+    model = folder.path / "model"
+    kept = {"model": str(model)} if model.is_dir() else {}
     return TrainResult(
         run_id=run.run_id,
         model=folder.settings["model"],
         version=None,
         test=folder.state.get("tested", {}),
-        validation=folder.state["validated"],
-        paths=folder.state.get("ranked", {}).get("paths", {"model": str(folder.path / "model")}),
+        paths=folder.state.get("ranked", {}).get("paths", kept),
+        validation=folder.state.get("validated", {}),
     )
 
 

@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
+# How long the other ranks wait while the first imports or fits.
+LONGEST_WORK_MIN = 24 * 60.0
+
 # Groups are kept to the end of the process. DistributedDataParallel may be what holds a group last, and if it
 # goes while gloo's thread still drops the tensors of the last collective, it waits for that thread with
 # Python's lock held, and the thread waits for the lock (test_two_ranks.py hung once in ten runs).
@@ -39,7 +42,9 @@ class Placement:
     device: torch.device
 
 
-def init_from_environment(*, device: torch.device | None = None, timeout_min: float = 30.0) -> Placement:
+def init_from_environment(
+    *, device: torch.device | None = None, timeout_min: float = LONGEST_WORK_MIN
+) -> Placement:
     """Joins the other ranks if torchrun's variables (RANK, WORLD_SIZE and so on) say there are any.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 from command_line import FAST, FAST_WORDS
 
 from snpdeconv.config import load_config, preset_names
-from snpdeconv.errors import ConfigError, TrainingError
+from snpdeconv.errors import ConfigError, InputError, TrainingError
 from snpdeconv.launch import status
 from snpdeconv.launch.data_folder import find_inputs
 from snpdeconv.launch.records import find_record, save
@@ -42,7 +42,7 @@ def test_all_that_is_tried_by_default_is_valid(preset, architecture, tmp_path):
     space = read_space(None, config)
     study = Study(tmp_path / "study")
     for _ in range(12):
-        tried = apply(config, study.ask(space)[1], where="trial")
+        tried = apply(config, study.ask(space, element=0)[1], where="trial")
         assert tried.resources == config.resources
         assert tried.data == config.data
 
@@ -57,7 +57,7 @@ def test_a_space_of_ones_own(tmp_path):
     assert space["training.learning_rate"] == Range(low=1e-4, high=1e-2, log=True)
     study = Study(tmp_path / "study")
     for _ in range(5):
-        _, values = study.ask(space)
+        _, values = study.ask(space, element=0)
         tried = apply(CONFIG, values, where="")
         assert 1e-4 <= tried.training.learning_rate <= 1e-2
         assert isinstance(tried.model.num_layers, int)
@@ -74,6 +74,7 @@ def test_a_space_of_ones_own(tmp_path):
         ("model.dropout: {low: 0.0, high: 0.1, log: true}", "low 0.0 has no logarithm"),
         ("model.dropout: 0.3", "a list of values, or"),
         ("data.maf_min: [0.01, 0.05]", "a search cannot change this"),
+        ("training.seed: [1, 2]", "a search cannot change this"),
         ("nonsense: [1, 2]", "a search cannot change this"),
         ("", "holds no settings to search"),
     ],
@@ -88,16 +89,25 @@ def test_a_space_that_is_wrong_is_told_in_one_line(line, told, tmp_path):
 
 def test_a_study_outlives_its_processes_and_keeps_what_it_was_told_first(tmp_path):
     space = read_space(None, CONFIG)
-    for value in (0.1, 0.5, None, 0.3):
+    for element, value in ((7, 0.1), (5, 0.5), (6, None), (4, 0.3)):
         study = Study(tmp_path / "study", seed=1)
-        number, values = study.ask(space)
+        number, values = study.ask(space, element=element)
         study.tell(number, value)
-        study.tell(number, 0.9)  # a restart that tells again
+        study.tell(number, None if value is None else 0.9)  # a restart that tells again
         assert values.keys() == space.keys()
     trials = finished(tmp_path / "study")
     assert [trial.value for trial in trials] == [0.1, 0.5, None, 0.3]
     assert trials[2].state == optuna.trial.TrialState.FAIL
-    assert Study(tmp_path / "study").best() == (1, trials[1].params)
+    assert Study(tmp_path / "study").best() == (5, trials[1].params)
+
+
+def test_a_trial_given_up_that_goes_on_counts(tmp_path):
+    space = read_space(None, CONFIG)
+    study = Study(tmp_path / "study")
+    number, values = study.ask(space, element=3)
+    study.tell(number, None)
+    study.tell(number, 0.7)
+    assert study.best() == (3, values)
 
 
 def test_no_trial_no_best(tmp_path):
@@ -126,7 +136,7 @@ def trial(home, tmp_path, cohort, monkeypatch):
             train.calls.append((config, out))
             if isinstance(what, Exception):
                 raise what
-            return TrainResult("id", model_name, None, {}, {"val_loss": 1.0, "val_r2": what}, {})
+            return TrainResult("id", model_name, None, {}, {}, {"val_loss": 1.0, "val_r2": what})
 
         train.calls = []
         monkeypatch.setattr(pipeline, "train", train)
@@ -140,7 +150,6 @@ def test_a_trial_that_fails_is_told_and_one_that_goes_on_is_the_same(trial, tmp_
     calls = ends(TrainingError("the loss is not finite"))
     with pytest.raises(TrainingError):
         first.work(CONFIG)
-    calls = [*calls, *ends(Preempted(step=3, checkpoint=None))]
     stopped = ends(Preempted(step=3, checkpoint=None))
     with pytest.raises(Preempted):
         second.work(CONFIG)
@@ -150,7 +159,7 @@ def test_a_trial_that_fails_is_told_and_one_that_goes_on_is_the_same(trial, tmp_
     result = second.work(CONFIG)
     assert resumed == stopped  # settings and folder
     assert resumed[0] != calls[0]
-    assert (result["trial"], result["name"], result["value"]) == (1, "val/r2", 0.25)
+    assert (result["name"], result["value"]) == ("val/r2", 0.25)
     states = [one.state.name for one in finished(study_path(record.folder))]
     assert states == ["FAIL", "COMPLETE"]
     best = load_config(str(tmp_path / "out" / "settings.yaml"))
@@ -221,3 +230,11 @@ def test_without_optuna_the_message_says_what_to_install(cohort, run, monkeypatc
     ran = run("submit", "small_cpu", "--search", 2, "--data", cohort, "--cluster", "local")
     assert ran.code == 2
     assert "pip install 'snpdeconv[search]'" in ran.err
+
+
+def test_a_value_that_is_no_number_fails_the_trial(trial):
+    record, (first, _), ends = trial
+    ends(None)
+    with pytest.raises(InputError, match="no number"):
+        first.work(CONFIG)
+    assert [one.state.name for one in finished(study_path(record.folder))] == ["FAIL"]
