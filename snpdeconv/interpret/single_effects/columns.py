@@ -120,8 +120,24 @@ class Columns:
         Returns:
             (P, K) float64.
         """
+        return self._standardised(self._tiles.products(vectors, het=self.dominance), vectors)
+
+    def gram_times(self, weight: Tensor) -> Tensor:
+        """Products of every column with a weighted sum of all; one pass.
+
+        Args:
+            weight: (P,) float64.
+
+        Returns:
+            (P,) float64.
+        """
+        beside = (self._extra @ weight[self._first_extra :].float()).double()
+        score, found = self._tiles.gram_times(self._of_genotypes(weight), beside=beside)
+        return self._standardised(found, score[:, None])[:, 0]
+
+    def _standardised(self, found: Tensor, vectors: Tensor) -> Tensor:
+        """(P, K) products of columns with vectors (N, K), of those (1 or 2, V, K) of the genotypes."""
         seen = self.basis.T @ vectors.double()
-        found = self._tiles.products(vectors, het=self.dominance)
         dosage = found[0] - self._basis_dosage.T @ seen
         parts = [dosage / self._sd[:, None]]
         if self.dominance:
@@ -139,13 +155,7 @@ class Columns:
         Returns:
             (N,) float64.
         """
-        num = self.num_variants
-        of_dosage = weight[:num] / self._sd
-        parts = [of_dosage]
-        if self.dominance:
-            of_het = weight[num : 2 * num] / self._het_sd
-            parts = [of_dosage - self._slope * of_het, of_het]
-        total = self._tiles.combine(torch.stack(parts))
+        total = self._tiles.combine(self._of_genotypes(weight))
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
@@ -190,6 +200,15 @@ class Columns:
         square = (self._extra**2).T.double() @ weight
         parts.append(square - torch.einsum("vq,qr,vr->v", of_extra, inverse, of_extra))
         return torch.cat(parts)
+
+    def _of_genotypes(self, weight: Tensor) -> Tensor:
+        """(1 or 2, V) weights of dosages and heterozygote indicators, of weights (P,) of columns."""
+        num = self.num_variants
+        of_dosage = weight[:num] / self._sd
+        if not self.dominance:
+            return of_dosage[None]
+        of_het = weight[num : 2 * num] / self._het_sd
+        return torch.stack([of_dosage - self._slope * of_het, of_het])
 
     @property
     def _first_extra(self) -> int:

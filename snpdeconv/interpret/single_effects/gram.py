@@ -114,14 +114,14 @@ class LazyGram:
         return (weight.float() @ rows).double()
 
     def dense_times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
-        """The same by two passes over the genotypes, for many entries."""
+        """The same from the genotypes, for many entries: one pass, or two under weights."""
         full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
         full[torch.from_numpy(index).to(weight.device)] = weight
         self.num_passes += 1
+        if self._weight is None:
+            return self._columns.gram_times(full)
         score = self._columns.combine(full)[:, None]
-        if self._weight is not None:
-            score = self.project(score) * self._weight[:, None]
-        return self.correlate(score)[:, 0]
+        return self.correlate(self.project(score) * self._weight[:, None])[:, 0]
 
     def has(self, index: NDArray[np.int64]) -> bool:
         """Whether all these rows are there."""

@@ -21,10 +21,16 @@ SURELY_SPREAD = 1.0
 # A column carries an effect from this probability on, and can stand in for it from this correlation on.
 CARRIES = 0.01
 STANDS_IN = 0.75
+# Effects spread over very many columns, an update of which takes a pass, stay as they are where that would
+# move the z score of no column by more than this; the bound would gain less than 0.02.
+STILL = 0.2
 # An effect whose correlation with a column is smaller hardly moves when that column comes or goes.
 APART = 0.1
 PREFETCHED = 32
 PEAK_WIDTH = 64
+# Squared z scores: how much less than the best of their stretch columns may have, and how much they need.
+PEAK_DEPTH = 12.0
+LEAST_PEAK = 20.0
 # Prior variance of a further effect over its squared standard error: that of a z score of about 4.5.
 NEXT_VARIANCE = 20.0
 
@@ -198,6 +204,8 @@ class SingleEffectSum:
         if old is None and evidence.marginal(prior_variance) < entry:
             return None
         new = posterior(evidence, correlation=residual / noise, prior_variance=prior_variance)
+        if old is not None and old.is_spread and self._moves(old, new, noise=noise) < STILL:
+            return old
         index = self.support(new, noise=noise)
         if self.spare_passes and len(index) <= MOST_FETCHED and not self._gram.has(index):
             self._gram.fetch(np.union1d(index, self._peaks(evidence)))
@@ -205,6 +213,11 @@ class SingleEffectSum:
         new.fitted = self._gram.times(index, _at(new.alpha * new.mean, index))
         self._residual = residual - new.fitted
         return new
+
+    def _moves(self, old: Effect, new: Effect, *, noise: float) -> float:
+        """Most that the contribution of the new effect moves any z score against that of the old one."""
+        moved = (new.alpha * new.mean - old.alpha * old.mean).abs()
+        return float(moved @ (self._gram.diagonal / noise).sqrt())
 
     def _evidence(self, residual: Tensor, *, noise: float) -> Evidence:
         diagonal = self._gram.diagonal
@@ -223,14 +236,21 @@ class SingleEffectSum:
         return remaining
 
     def _peaks(self, evidence: Evidence) -> NDArray[np.int64]:
-        """The best columns of the best stretches of columns."""
+        """Of the best stretches of columns those that could carry an effect, dosages with their dominance."""
         score = torch.where(self._log_prior > -torch.inf, evidence.z2, -1.0)
         padding = -len(score) % PEAK_WIDTH
         stretches = torch.nn.functional.pad(score, (0, padding), value=-1.0).view(-1, PEAK_WIDTH)
         best, where = stretches.max(dim=1)
         top = torch.topk(best, min(PREFETCHED, len(best))).indices
-        index = top * PEAK_WIDTH + where[top]
-        return index[score[index] >= 0].cpu().numpy()
+        near = stretches[top] > (best[top] - PEAK_DEPTH).clamp(min=LEAST_PEAK)[:, None]
+        near[torch.arange(len(top)), where[top]] = best[top] >= 0
+        index = top[:, None] * PEAK_WIDTH + torch.arange(PEAK_WIDTH, device=top.device)
+        found = index[near]
+        num = len(self._log_prior_both)
+        dosages = found[found < num]
+        beside = num + dosages[self._log_prior_both[dosages] > -torch.inf]
+        chosen: NDArray[np.int64] = torch.cat([found, beside])[:MOST_FETCHED].cpu().numpy()
+        return chosen
 
 
 def _at(values: Tensor, index: NDArray[np.int64]) -> Tensor:

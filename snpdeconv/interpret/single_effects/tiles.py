@@ -21,6 +21,7 @@ CODES_A_BYTE = 4
 # Genotypes in a tile: on a CPU, what stays in its cache; a GPU multiplies in few large pieces.
 TILE_ROWS, TILE_VARIANTS = 256, 512
 TILE_ELEMENTS = 2**23
+STRIPE_ROWS = 8
 
 CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
 _DOSAGE = np.where(CODES_OF_BYTE == MISSING, 0, CODES_OF_BYTE)
@@ -57,14 +58,19 @@ class Tiles:
         self._genotypes, self._device = genotypes, device
         self._means = torch.from_numpy(np.stack([self.dosage_mean, self.het_mean])).to(device)
         self._packed = None if device.type == "cpu" else torch.from_numpy(genotypes.packed).to(device)
+        self._width = row_bytes(genotypes.num_variants)
         if self._packed is None:
-            self._num_rows, step = TILE_ROWS, tile_variants or TILE_VARIANTS
+            num_rows, step = TILE_ROWS, tile_variants or TILE_VARIANTS
         else:
-            self._num_rows = max(1, genotypes.num_samples)
-            step = tile_variants or max(64, TILE_ELEMENTS // self._num_rows)
-        self._num_bytes = max(1, step // CODES_A_BYTE)
+            num_rows = max(1, genotypes.num_samples)
+            step = tile_variants or max(64, TILE_ELEMENTS // num_rows)
+        self._grid = num_rows, max(1, step // CODES_A_BYTE)
+        # Whole rows, of which as many as make a tile of the same size.
+        size = self._grid[0] * self._grid[1]
+        self._stripes = max(STRIPE_ROWS, size // max(1, self._width)), max(1, self._width)
+        size = max(size, self._stripes[0] * self._stripes[1]) if self._packed is None else 0
         # Written anew by every tile: fresh memory would take longer than what is done in it.
-        self._index = np.empty(self._num_rows * self._num_bytes if self._packed is None else 0, dtype=np.intp)
+        self._index = np.empty(size, dtype=np.intp)
         self._values, self._absent = (
             np.empty(len(self._index), dtype=of_byte.dtype)
             for of_byte in (_DOSAGE_AND_HET_OF_BYTE, _MISSING_OF_BYTE)
@@ -80,8 +86,7 @@ class Tiles:
         Returns:
             (1 or 2, V, K) float64, of the dosages and of the indicators.
         """
-        found, of_missing = self._sums(vectors, het=het)
-        return found + self._means[: 1 + het, :, None] * of_missing if self._has_missing.any() else found
+        return self._imputed(*self._products(vectors, het=het))
 
     def squares(self, weight: Tensor) -> Tensor:
         """Weighted sums of squared dosages, of dosages times indicators and of squared indicators; one pass.
@@ -92,7 +97,7 @@ class Tiles:
         Returns:
             (3, V) float64.
         """
-        found, of_missing = self._sums(weight[:, None], het=True)
+        found, of_missing = self._products(weight[:, None], het=True)
         (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
         # Dosages of 0, 1 and 2 have squares 0, 1 and 4, and meet an indicator only where they are 1.
         called = torch.stack([2 * dosage - het, het, het])
@@ -107,49 +112,68 @@ class Tiles:
         Returns:
             (N,) float64.
         """
-        het = len(weight) == 2
-        num_variants, width = weight.shape[1], row_bytes(weight.shape[1])
-        of_missing = (weight * self._means[: len(weight)]).sum(dim=0, keepdim=True)
-        slots = torch.zeros((len(weight) + 1, width * CODES_A_BYTE), dtype=torch.float32, device=self._device)
-        slots[:, :num_variants] = torch.cat([weight, of_missing]).float()
-        slots = slots.view(len(slots), width, CODES_A_BYTE)
-        right, right_of_missing = slots[:-1].transpose(0, 1).contiguous(), slots[-1]
+        right, of_missing = self._slots(weight)
         total = torch.zeros(self._genotypes.num_samples, dtype=torch.float64, device=self._device)
-        for rows, chosen, values, missing in self._decoded(het=het):
+        for rows, chosen, values, missing in self._decoded(self._grid, het=len(weight) == 2):
             total[rows] += (values @ right[chosen].reshape(-1)).double()
             if missing is not None:
-                total[rows] += (missing @ right_of_missing[chosen].reshape(-1)).double()
+                total[rows] += (missing @ of_missing[chosen].reshape(-1)).double()
         return total
 
-    def _sums(self, vectors: Tensor, *, het: bool) -> tuple[Tensor, Tensor]:
-        """Of the called genotypes, (1 or 2, V, K), and of the indicators of the missing ones, (V, K)."""
-        left = vectors.T.float().contiguous()
-        num, num_variants = len(left), self._genotypes.num_variants
-        width = row_bytes(num_variants)
-        # As tiles have them: the four variants of a byte side by side, dosages before indicators.
-        sums = torch.zeros((num, width, 1 + het, CODES_A_BYTE), dtype=torch.float64, device=self._device)
-        absent = torch.zeros((num, width, CODES_A_BYTE), dtype=torch.float64, device=self._device)
-        for rows, chosen, values, missing in self._decoded(het=het):
-            sums[:, chosen] += (left[:, rows] @ values).view(num, -1, 1 + het, CODES_A_BYTE)
-            if missing is not None:
-                absent[:, chosen] += (left[:, rows] @ missing).view(num, -1, CODES_A_BYTE)
-        called = sums.permute(2, 1, 3, 0).reshape(1 + het, -1, num)[:, :num_variants]
-        return called, absent.permute(1, 2, 0).reshape(-1, num)[:num_variants]
+    def gram_times(self, weight: Tensor, *, beside: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sum over the variants with something beside, and the products with it; one pass.
 
-    def _decoded(self, *, het: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+        Args:
+            weight: (1 or 2, V) float64, of the dosages and of the indicators.
+            beside: (N,) float64, added to the sum.
+
+        Returns:
+            (N,) and (1 or 2, V, 1) float64.
+        """
+        right, of_missing = self._slots(weight)
+        total, sums = beside.clone(), _Sums(1, self._width, het=len(weight) == 2, device=self._device)
+        for rows, chosen, values, missing in self._decoded(self._stripes, het=len(weight) == 2):
+            total[rows] += (values @ right.reshape(-1)).double()
+            if missing is not None:
+                total[rows] += (missing @ of_missing.reshape(-1)).double()
+            sums.add(total[None, rows].float(), chosen, values, missing)
+        return total, self._imputed(*sums.by_variant(self._genotypes.num_variants))
+
+    def _products(self, vectors: Tensor, *, het: bool) -> tuple[Tensor, Tensor]:
+        left = vectors.T.float().contiguous()
+        sums = _Sums(len(left), self._width, het=het, device=self._device)
+        for rows, chosen, values, missing in self._decoded(self._grid, het=het):
+            sums.add(left[:, rows], chosen, values, missing)
+        return sums.by_variant(self._genotypes.num_variants)
+
+    def _imputed(self, called: Tensor, of_missing: Tensor) -> Tensor:
+        if not self._has_missing.any():
+            return called
+        return called + self._means[: len(called), :, None] * of_missing
+
+    def _slots(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights in the order of tiles, (B, 1 or 2, 4), and those of missing genotypes, (B, 4)."""
+        of_missing = (weight * self._means[: len(weight)]).sum(dim=0, keepdim=True)
+        slots = torch.zeros((len(weight) + 1, self._width * CODES_A_BYTE), device=self._device)
+        slots[:, : weight.shape[1]] = torch.cat([weight, of_missing]).float()
+        slots = slots.view(len(slots), self._width, CODES_A_BYTE)
+        return slots[:-1].transpose(0, 1).contiguous(), slots[-1]
+
+    def _decoded(
+        self, shape: tuple[int, int], *, het: bool
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
         """Samples and bytes of each tile, what they hold until the next, and the missing ones if any.
 
         Of (n, b) bytes, values are (n, b * 4) dosages, or (n, b * 8) of each byte's four dosages and four
         heterozygote indicators, a missing genotype being 0; the missing ones are (n, b * 4) indicators.
         """
         num_samples, num_variants = self._genotypes.num_samples, self._genotypes.num_variants
-        width = row_bytes(num_variants)
-        for first in range(0, width, self._num_bytes):
-            chosen = slice(first, min(first + self._num_bytes, width))
+        for first in range(0, self._width, shape[1]):
+            chosen = slice(first, min(first + shape[1], self._width))
             variants = slice(CODES_A_BYTE * chosen.start, min(CODES_A_BYTE * chosen.stop, num_variants))
             has_missing = bool(self._has_missing[variants].any())
-            for start in range(0, num_samples, self._num_rows):
-                rows = slice(start, min(start + self._num_rows, num_samples))
+            for start in range(0, num_samples, shape[0]):
+                rows = slice(start, min(start + shape[0], num_samples))
                 yield rows, chosen, *self._tile(rows, chosen, het=het, has_missing=has_missing)
 
     def _tile(
@@ -168,6 +192,27 @@ class Tiles:
         values = torch.cat([dosage, (codes == 1).to(codes.dtype)], dim=2) if het else dosage
         absent = missing.float().view(len(codes), -1) if has_missing else None
         return values.float().view(len(codes), -1), absent
+
+
+class _Sums:
+    """Products of K vectors with tiles, summed over the samples in float64."""
+
+    def __init__(self, num: int, width: int, *, het: bool, device: torch.device) -> None:
+        # As tiles have them: the four variants of a byte side by side, dosages before indicators.
+        self._called = torch.zeros((num, width, 1 + het, CODES_A_BYTE), dtype=torch.float64, device=device)
+        self._missing = torch.zeros((num, width, CODES_A_BYTE), dtype=torch.float64, device=device)
+
+    def add(self, left: Tensor, chosen: slice, values: Tensor, missing: Tensor | None) -> None:
+        """Adds those of a tile with the vectors (K, n) at its samples."""
+        self._called[:, chosen] += (left @ values).view(len(left), -1, *self._called.shape[2:])
+        if missing is not None:
+            self._missing[:, chosen] += (left @ missing).view(len(left), -1, CODES_A_BYTE)
+
+    def by_variant(self, num_variants: int) -> tuple[Tensor, Tensor]:
+        """Of the called genotypes, (1 or 2, V, K), and of the indicators of the missing ones, (V, K)."""
+        num, planes = len(self._called), self._called.shape[2]
+        called = self._called.permute(2, 1, 3, 0).reshape(planes, -1, num)[:, :num_variants]
+        return called, self._missing.permute(1, 2, 0).reshape(-1, num)[:num_variants]
 
 
 def _look_up(of_byte: NDArray[np.void], index: NDArray[np.intp], *, out: NDArray[np.void]) -> Tensor:

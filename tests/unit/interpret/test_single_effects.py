@@ -202,6 +202,7 @@ def test_tiles_cache_and_wide_supports_do_not_change_the_result(study, kind, mon
     y = y if kind == "quantitative" else y > np.quantile(y, 0.8)
     covariates = np.random.default_rng(8).normal(size=(500, 2))
     monkeypatch.setattr(normal, "SPREAD_TOLERANCE", 0.0)
+    monkeypatch.setattr(sweeps, "STILL", 0.0)
     exact = {"tolerance": 1e-6}
     expected = fit(codes, y, kind=kind, covariates=covariates, settings=Settings(**exact))
     again = fit(codes, y, kind=kind, covariates=covariates, settings=Settings(**exact))

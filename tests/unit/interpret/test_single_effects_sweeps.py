@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.interpret.single_effects import gram as gram_module
+from snpdeconv.interpret.single_effects import sweeps
 from snpdeconv.interpret.single_effects.columns import Columns, Scaling
 from snpdeconv.interpret.single_effects.effect import Evidence, best_prior_variance
 from snpdeconv.interpret.single_effects.gram import LazyGram
@@ -96,3 +98,46 @@ def test_a_trial_updates_what_is_near_the_columns_taken_away_until_woken():
     trial.wake()
     trial.sweep(1.0)
     assert trial.effects[0] is not far
+
+
+def weak_study():
+    """Thirty unlinked SNPs and a trait of which one of them says a little."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 3, (400, 30)).astype(np.uint8)
+    y = torch.from_numpy(0.12 * codes[:, 4] + rng.normal(size=400))
+    columns = Columns(PackedGenotypes.from_codes(codes), basis=np.full((400, 1), 400**-0.5))
+    log_prior = torch.full((60,), 1 / 60, dtype=torch.float64).log()
+    log_prior[30:] = -torch.inf
+    found = SingleEffectSum(
+        log_prior=log_prior,
+        log_prior_both=torch.full((30,), 1 / 60, dtype=torch.float64).log(),
+        max_effects=1,
+        entry=0.0,
+        spare_passes=True,
+    )
+    gram = LazyGram(columns)
+    found.rebase(gram, gram.correlate(gram.project(y[:, None]))[:, 0])
+    return found, gram
+
+
+def test_an_effect_spread_over_many_columns_stays_where_it_would_hardly_move(monkeypatch):
+    monkeypatch.setattr(gram_module, "MOST_FETCHED", 2)
+    monkeypatch.setattr(sweeps, "MOST_FETCHED", 2)
+    found, gram = weak_study()
+    found.sweep(1.0)
+    (first,) = found.effects
+    assert first.is_spread
+    passes = gram.num_passes
+    found.sweep(1.001)
+    assert found.effects[0] is first
+    assert gram.num_passes == passes
+    found.sweep(0.8)
+    assert found.effects[0] is not first
+    assert gram.num_passes > passes
+
+
+def test_a_pass_for_an_effect_brings_both_columns_of_the_snps_that_may_be_next():
+    found, _ = weak_study()
+    residual = torch.zeros(60, dtype=torch.float64)
+    residual[[7, 20]], residual[25] = 400 * 0.4, 400 * 0.2
+    assert sorted(found._peaks(found._evidence(residual, noise=1.0))) == [7, 20, 37, 50]

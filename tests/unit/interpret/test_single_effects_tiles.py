@@ -42,5 +42,9 @@ def test_products_sums_and_squares_are_those_of_the_imputed_matrix(codes, tile_v
         used = torch.from_numpy(np.stack([of_dosage, of_het])[:number])
         total = dosage @ of_dosage + (number == 2) * (het @ of_het)
         np.testing.assert_allclose(tiles.combine(used), total, atol=1e-4)
+        score, along = tiles.gram_times(used, beside=torch.from_numpy(vectors[:, 0]))
+        np.testing.assert_allclose(score, total + vectors[:, 0], atol=1e-4)
+        with_score = np.stack([dosage.T @ score.numpy(), het.T @ score.numpy()])[:number]
+        np.testing.assert_allclose(along[:, :, 0], with_score, rtol=1e-5, atol=1e-3)
     squares = np.stack([weight @ dosage**2, weight @ (dosage * het), weight @ het**2])
     np.testing.assert_allclose(tiles.squares(torch.from_numpy(weight)), squares, rtol=1e-5, atol=1e-4)
