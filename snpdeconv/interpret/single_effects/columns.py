@@ -181,24 +181,30 @@ class Columns:
         Args:
             weight: (N,) of the samples.
             cross: (N, Q) the basis times the weights.
-            inverse: (Q, Q) inverse of the basis' weighted Gram matrix.
+            inverse: (Q, Q) inverse of the basis' weighted Gram matrix and its coefficients' precision.
 
         Returns:
             (P,) float64.
         """
         squares = self._tiles.squares(weight)
         along = self._tiles.products(cross, het=self.dominance)
-        of_dosage = along[0]
-        both = squares[0] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_dosage)
+        known = self.basis.T @ cross
+        basis_dosage, basis_het = self._basis_dosage.T, self._basis_het.T
+        # Columns come without their part in the basis; under a prior of the covariates that is not the same.
+        of_dosage = along[0] - basis_dosage @ known
+        both = squares[0] - _dots(basis_dosage, along[0]) - _dots(of_dosage, basis_dosage)
+        both -= _dots(of_dosage @ inverse, of_dosage)
         parts = [both / self._sd**2]
         if self.dominance:
-            of_het = along[1]
-            product = squares[1] - torch.einsum("vq,qr,vr->v", of_dosage, inverse, of_het)
-            own = squares[2] - torch.einsum("vq,qr,vr->v", of_het, inverse, of_het)
+            of_het = along[1] - basis_het @ known
+            product = squares[1] - _dots(basis_dosage, along[1]) - _dots(of_dosage, basis_het)
+            product -= _dots(of_dosage @ inverse, of_het)
+            own = squares[2] - _dots(basis_het, along[1]) - _dots(of_het, basis_het)
+            own -= _dots(of_het @ inverse, of_het)
             parts.append((own - 2 * self._slope * product + self._slope**2 * both) / self._het_sd**2)
         of_extra = (self._extra.T @ cross.float()).double()
         square = (self._extra**2).T.double() @ weight
-        parts.append(square - torch.einsum("vq,qr,vr->v", of_extra, inverse, of_extra))
+        parts.append(square - _dots(of_extra @ inverse, of_extra))
         return torch.cat(parts)
 
     def _of_genotypes(self, weight: Tensor) -> Tensor:
@@ -294,3 +300,8 @@ class Columns:
     def _send(self, values: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.array(values))
         return tensor.to(self.device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+def _dots(first: Tensor, second: Tensor) -> Tensor:
+    """Products of rows (V, Q) with rows, (V,)."""
+    return (first * second).sum(dim=1)

@@ -54,7 +54,7 @@ class LazyGram:
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """(P,) diagonal of X'WX; one pass where samples have weights."""
+        """(P,) diagonal of X'WX; two passes where samples have weights."""
         columns = self._columns
         if self._weight is None:
             squares = torch.full((columns.num_columns,), float(columns.num_samples), dtype=torch.float64)

@@ -119,6 +119,9 @@ class LogisticClimb:
         """
         mixed, gained, settled = 1.0, 0.0, False
         weight, product = self.best.weight, self.best.product
+        if self.elbo:
+            # An earlier run has got all there was to gain on those it ended with.
+            weight, product = self.best.predictor.pseudo_observations(self.case)
         while not settled and self.num_sweeps < max_sweeps:
             bound, now = self._round(weight, product, sweeps=sweeps_a_round)
             self.num_sweeps += max(1, sweeps_a_round)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import integrate, special
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret.single_effects import Settings, fit_single_effects, logistic
+from snpdeconv.interpret.single_effects.columns import Columns
+from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
 
 NO_EFFECTS = Settings(max_effects=0)
 
@@ -96,6 +99,37 @@ def test_refinement_leaves_a_local_optimum():
     assert better.pip[causal].min() > 0.9
     assert better.elbo[-1] > first.elbo[-1] + 10
     assert np.diff(better.elbo).min() > -1e-6
+
+
+def test_a_climb_that_stopped_early_goes_on_to_the_fine_tolerance():
+    rng = np.random.default_rng(3)
+    codes = rng.binomial(2, 0.4, size=(500, 20)).astype(np.uint8)
+    case = rng.random(500) < special.expit(codes[:, 3] - codes[:, 12].astype(float))
+    columns = Columns(PackedGenotypes.from_codes(codes), basis=np.full((500, 1), 500**-0.5), dominance=False)
+
+    def climb(*tolerances):
+        effects = SingleEffectSum(
+            log_prior=torch.full((20,), 1 / 20, dtype=torch.float64).log(),
+            log_prior_both=torch.empty(0, dtype=torch.float64),
+            max_effects=2,
+            entry=1.0,
+            spare_passes=False,
+        )
+        started = logistic.LogisticClimb.start(
+            columns, torch.from_numpy(case.astype(float)), effects, gram_bytes=2**20
+        )
+        started.settle_covariates(tolerance=1e-6)
+        lengths = []
+        for tolerance in tolerances:
+            assert started.run(max_sweeps=200, tolerance=tolerance)
+            lengths.append(len(started.elbo))
+        return started.elbo, lengths
+
+    at_once, _ = climb(1e-6)
+    in_two, (stopped, ended) = climb(1.0, 1e-6)
+    assert stopped < ended
+    assert at_once[-1] > in_two[stopped - 1] + 1e-3
+    assert in_two == pytest.approx(at_once, abs=1e-6)
 
 
 def test_weighted_squares_are_the_same_with_and_without_missing_genotypes():
