@@ -44,6 +44,11 @@ CONTROLS = {
     "runs_with_sets_structure": "runs with any credible set, trait of ancestry alone, components given",
     "runs_with_pairs_causal_removed": "runs with any pair, additive trait, causal SNPs not genotyped",
 }
+NETWORKS = {
+    "network_cnn": "cnn",
+    "network_cnn_transformer": "cnn_transformer",
+    "network_gnn": "gnn",
+}
 SHARES = {
     "coverage": "95 % credible sets that hold a causal SNP",
     "power": "causal SNPs in a credible set",
@@ -86,7 +91,40 @@ def ranking(results: dict[str, Any]) -> list[str]:
     lines.append("| *CPU seconds* | " + " | ".join(times) + " | |")
     if fewer:
         lines += ["", f"Of {most} replicates: {', '.join(fewer)}."]
-    return [*lines, "", *_errors(results["error_control"]), *_large(results["large"]), _ranking_note(results)]
+    lines += ["", *_networks(cells), *_errors(results["error_control"]), *_large(results["large"])]
+    return [*lines, _ranking_note(results)]
+
+
+def _networks(cells: dict[str, Any]) -> list[str]:
+    """What trained networks predict of people whom nothing has seen, beside lasso on the same studies."""
+    lines: list[str] = []
+    counts = set()
+    for name, cell in cells.items():
+        of = {
+            method: {seed: one["test"] for seed, one in cell["methods"][method]["replicates"].items()}
+            for method in ("lasso", *NETWORKS)
+            if "test" in cell["methods"].get(method, {})
+        }
+        if not of.keys() & NETWORKS.keys():
+            continue
+        seeds = set.intersection(*(set(values) for values in of.values()))
+        counts.add(len(seeds))
+        means = [sum(of[m][s] for s in seeds) / len(seeds) if m in of else None for m in ("lasso", *NETWORKS)]
+        trait, _, panel = name.rpartition(" ")
+        shown = " | ".join("" if mean is None else f"{mean:.3f}" for mean in means)
+        lines.append(f"| {TRAITS[trait]}, {panel} | {shown} |")
+    if not lines:
+        return []
+    replicates = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+    return [
+        "Prediction of 1,000 people whom nothing has seen: R² (AUROC for the binary trait) of trained "
+        f"networks, which build on the single effects, and of lasso on the same {replicates} replicates.",
+        "",
+        "| trait | lasso | " + " | ".join(NETWORKS.values()) + " |",
+        "| --- " * (2 + len(NETWORKS)) + "|",
+        *lines,
+        "",
+    ]
 
 
 def _least(cells: dict[str, Any], name: str) -> int:
