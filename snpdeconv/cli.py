@@ -357,12 +357,15 @@ def _refuse_beside_a_network(
 
 def _print_ranking(result: RankResult) -> None:
     with_posterior = "pip" in result.top[0]
-    print(f"{'rank':>4}  {'SNP':<20}" + (f"{'pip':>7}  {'set':>5}  {'q':>6}" if with_posterior else ""))
+    told = f"{'pip':>7}  {'set':>5}  {'q':>6}" if with_posterior else f"{'score':>9}"
+    print(f"{'rank':>4}  {'SNP':<20}{told}")
     for place, snp in enumerate(result.top, start=1):
         line = f"{place:>4}  {snp['variant_id']:<20}"
         if with_posterior:
             set_, q = snp["credible_set"], snp["q_value"]
             line += f"{snp['pip']:7.3f}  {set_ or '-':>5}  " + (f"{'-':>6}" if q is None else f"{q:6.3f}")
+        else:
+            line += f"{snp['score']:9.3g}"
         print(line)
     if result.single_effects is not None:
         found = result.single_effects

@@ -32,7 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # as the user's umask says; some libraries write for the owner alone
         sync_to_disk(temporary)
         temporary.replace(path)
         sync_to_disk(path.parent)

@@ -23,12 +23,15 @@ class Posterior:
 
     Attributes:
         pip: (V,) probability that the variant takes part in any effect.
+        effect: (V,) effect of one standard deviation of the counted allele's dosage, given that it acts; NaN
+            where none may rest on it.
         credible_set: (V,) name of the strongest credible set it is in; None where there is none.
         q_value: (V,) false discovery rate of all variants of at least its single-effects score; NaN where it
             was not asked for.
     """
 
     pip: NDArray[np.float64]
+    effect: NDArray[np.float64]
     credible_set: NDArray[np.object_]
     q_value: NDArray[np.float64]
 
@@ -53,13 +56,16 @@ def build_ranking(
 
     Returns:
         Columns rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
-        `final`), with a posterior pip, credible_set (missing for most) and q_value, and then one for each
-        method in the order of `scores`.
+        `final`), with a posterior pip, effect, credible_set (missing for most) and q_value, and then one for
+        each method in the order of `scores`.
     """
     table = variants.to_frame().assign(block=block_names, score=scores[final])
     if posterior is not None:
         table = table.assign(
-            pip=posterior.pip, credible_set=posterior.credible_set, q_value=posterior.q_value
+            pip=posterior.pip,
+            effect=posterior.effect,
+            credible_set=posterior.credible_set,
+            q_value=posterior.q_value,
         )
     table = table.assign(**scores)
     place = np.empty(len(variants), dtype=np.int64)

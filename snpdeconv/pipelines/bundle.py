@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from snpdeconv.config import Config, validate
 from snpdeconv.errors import InputError
-from snpdeconv.files import sync_to_disk, write_json
+from snpdeconv.files import replacing, sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import TraitKind
@@ -114,7 +114,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(_tensors(bundle), temporary / _WEIGHTS)
+        with replacing(temporary / _WEIGHTS) as weights:
+            save_file(_tensors(bundle), weights)
         write_json(temporary / _CONFIG, _description(bundle))
         frame = bundle.variants.to_frame()
         frame["frequency"], frame["block"] = bundle.frequency, bundle.block

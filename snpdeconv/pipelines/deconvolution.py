@@ -176,6 +176,7 @@ def deconvolve_people(
     }
     posterior = Posterior(
         pip=found.pip,
+        effect=found.effect,
         credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
         q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, how=how),
     )

@@ -105,13 +105,15 @@ def rollback(name: str, *, to: int | None = None) -> Promotion:
         before = to or client.get_model_version(name, str(stands)).tags.get(PREVIOUS)
         if not before:
             raise InputError(
-                f"version {stands} is the first champion: there is none before it",
+                f"no champion is on record before version {stands}",
                 where=name,
                 mend="choose a version with --to",
             )
+        if to is not None and to != int(stands):  # so that a rollback without `to` undoes this one
+            client.set_model_version_tag(name, str(to), PREVIOUS, str(stands))
         client.set_registered_model_alias(name, "champion", str(before))
         client.set_model_version_tag(name, str(stands), "snpdeconv.promotion", f"rolled back at {_now()}")
-    logger.info("%s: champion is version %s again", name, before)
+    logger.info("%s: champion is version %s, before it was %s", name, before, stands)
     return Promotion(champion=int(before), done=True)
 
 

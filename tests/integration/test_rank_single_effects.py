@@ -64,8 +64,9 @@ def test_the_causal_snps_lead_and_the_tables_agree(run, additive, home, tmp_path
     ranking, sets, blocks = table(tmp_path), table(tmp_path, "credible_sets"), table(tmp_path, "blocks")
     assert list(ranking) == [
         "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
-        "pip", "credible_set", "q_value", "marginal", "single_effects",
+        "pip", "effect", "credible_set", "q_value", "marginal", "single_effects",
     ]  # fmt: skip
+    assert ranking["effect"].head(3).abs().between(0.05, 1).all()
     assert ranking["score"].is_monotonic_decreasing
     assert ranking["score"].equals(ranking["single_effects"])
     assert ranking["q_value"].is_monotonic_increasing

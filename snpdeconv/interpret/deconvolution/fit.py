@@ -75,6 +75,8 @@ class Deconvolution:
         fits: One, or one a class, that class against the rest.
         pairs: Pairs that joined the fit.
         pip: (V,) probability that a SNP takes part in any effect.
+        effect: (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN
+            where no effect may rest on it, and for classes.
         score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
         terms: What predicts the trait of other samples.
         fitted: (N, O) linear predictor of the samples of the fit.
@@ -84,6 +86,7 @@ class Deconvolution:
     fits: tuple[SingleEffectsFit, ...]
     pairs: PairEffects
     pip: Floats
+    effect: Floats
     score: Floats
     terms: Terms
     fitted: Floats
@@ -248,6 +251,7 @@ def _joined(
         fits=fits,
         pairs=_pair_effects(fits[0], columns, found),
         pip=pip,
+        effect=fits[0].column_effect[: len(pip)] if kind != "multiclass" else np.full(len(pip), np.nan),
         score=1 - (1 - pip) * (1 - 0.5 * further),
         terms=fitted_terms(fits, columns),
         fitted=np.column_stack([fit.fitted for fit in fits]),
@@ -260,15 +264,12 @@ def _pair_effects(fit: SingleEffectsFit, columns: PairColumns | None, found: Pai
         return PairEffects(none, none, nothing, nothing, nothing, nothing)
     first_extra = len(fit.column_pip) - len(found)
     pip = fit.column_pip[first_extra:]
-    effect = np.zeros(len(fit.column_pip))
-    for one in fit.effects:
-        effect[one.columns] += one.alpha * one.mean
     of_clump = found.q_value[found.leads]
     order = np.lexsort((-found.neg_log10_p, -pip))
     return PairEffects(
         first=found.i[order],
         second=found.j[order],
-        effect=effect[first_extra:][order],
+        effect=fit.column_effect[first_extra:][order],
         pip=pip[order],
         neg_log10_p=found.neg_log10_p[order],
         q_value=of_clump[found.clump][order],

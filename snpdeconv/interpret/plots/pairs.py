@@ -29,6 +29,7 @@ SHOWN_PIPS = (0.1, 1.0)
 
 # Marks nearer to each other than this share of the genome are one to the eye.
 NEAR = 0.025
+LEAST_PIP = 0.05
 
 
 def pair_map(
@@ -39,13 +40,14 @@ def pair_map(
     trait: str,
     causal_pairs: Collection[tuple[str, str]] = (),
 ) -> None:
-    """Each pair at the positions of its two SNPs, below the diagonal; the leading ones listed above it.
+    """Each pair that may act at the positions of its SNPs, below the diagonal; the leading ones listed above.
 
     The size is the inclusion probability, the colour the sign of the effect. LD blocks that hold a credible
     set are bands.
 
     Args:
-        pairs: P rows as `effect_tables.pair_table` gives them; may be empty.
+        pairs: As `effect_tables.pair_table` gives them; may be empty. Those of a smaller inclusion
+            probability than LEAST_PIP are left out.
         ranking: As `ranking.build_ranking` gives it, all SNPs of the pairs among its rows.
         path: The PNG.
         trait: Name of the trait.
@@ -53,6 +55,7 @@ def pair_map(
     """
     axis = GenomeAxis.of(ranking)
     place = dict(zip(ranking["variant_id"], axis.places, strict=True))
+    pairs = pairs[pairs["pip"] >= LEAST_PIP]
     pairs = pairs.sort_values(["pip", "neg_log10_p"], ascending=False, ignore_index=True)
     pip = pairs["pip"].to_numpy(dtype=np.float64)
     points = _below_diagonal(zip(pairs["variant_id_1"], pairs["variant_id_2"], strict=True), place)
@@ -72,13 +75,14 @@ def pair_map(
             # Along the block as the later SNP of a pair, and as the earlier one.
             axes.fill([start, stop, stop, start], [low, low, stop, start], color=colour, alpha=0.16, lw=0)
             axes.fill([start, high, high, stop], [start, start, stop, stop], color=colour, alpha=0.16, lw=0)
-        positive = pairs["effect"].to_numpy() >= 0
-        for sign, colour in ((positive, style.BLUE), (~positive, style.VERMILLION)):
+        if len(pairs):
+            signs = np.where(pairs["effect"].to_numpy() >= 0, style.BLUE, style.VERMILLION)
+            # The most probable last, above those that it shares a place with.
             axes.scatter(
-                points[sign, 0],
-                points[sign, 1],
-                s=_area(pip[sign]),
-                c=colour,
+                points[::-1, 0],
+                points[::-1, 1],
+                s=_area(pip[::-1]),
+                c=signs[::-1].tolist(),
                 alpha=0.85,
                 edgecolors="white",
                 linewidths=0.5,
@@ -127,7 +131,7 @@ def _area(pip: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _in_words(pip: NDArray[np.float64]) -> str:
     if not len(pip):
-        return "none found"
+        return "none stands out"
     if len(pip) == 1:
         return f"1 pair, PIP {pip[0]:.2f}"
     return f"{len(pip):,} pairs, {(pip >= LIKELY).sum():,} of PIP {LIKELY:g} or more"

@@ -87,6 +87,16 @@ class SingleEffectsFit:
     covariate_coefficients: Floats
 
     @property
+    def column_effect(self) -> Floats:
+        """(P,) posterior mean effect of a standard deviation of each column, given that it acts; NaN where
+        no effect may rest on it."""
+        weight, total = np.zeros_like(self.column_pip), np.zeros_like(self.column_pip)
+        for one in self.effects:
+            weight[one.columns] += one.alpha
+            total[one.columns] += one.alpha * one.mean
+        return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+    @property
     def prior_variances(self) -> Floats:
         """Prior variance of each effect."""
         return np.array([effect.prior_variance for effect in self.effects])

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from snpdeconv.interpret import plots
@@ -284,7 +285,8 @@ def test_pair_map_places_every_pair_below_the_diagonal(tmp_path, drawn, chromoso
     )
     rng = np.random.default_rng(0)
     chosen = [(0, 1), (1, 0), *map(tuple, rng.integers(0, num_variants, (12, 2)))]
-    pairs = pair_rows(ranking, chosen)
+    unlikely = pair_rows(ranking, [(3, 4)]).assign(pip=0.01)
+    pairs = pd.concat([pair_rows(ranking, chosen), unlikely], ignore_index=True)
     names = ranking["variant_id"]
     planted = [(names[0], names[1]), (names[2], "not genotyped")]
     plots.pair_map(
@@ -299,13 +301,14 @@ def test_pair_map_places_every_pair_below_the_diagonal(tmp_path, drawn, chromoso
     assert_well_laid_out(figure)
     (axes,) = figure.axes
     places = GenomeAxis.of(ranking).places
-    negative, positive, diamonds = (np.asarray(marks.get_offsets()) for marks in _by_colour(axes))
-    for points, rows in ((negative, chosen[0::2]), (positive, chosen[1::2])):
-        expected = [sorted((places[a], places[b]), reverse=True) for a, b in rows]
-        np.testing.assert_allclose(points, expected)
-    np.testing.assert_allclose(diamonds, [sorted(places[[0, 1]], reverse=True)])
-    sizes = _by_colour(axes)[0].get_sizes()
-    assert np.all(np.diff(sizes) < 0)
+    dots, diamonds = (marks for marks in axes.collections if len(marks.get_offsets()))
+    # The most probable last, above the others.
+    expected = [sorted((places[a], places[b]), reverse=True) for a, b in reversed(chosen)]
+    np.testing.assert_allclose(dots.get_offsets(), expected)
+    colours = [to_hex(colour).upper() for colour in dots.get_facecolors()]
+    assert colours == [style.BLUE, style.VERMILLION] * 7
+    assert np.all(np.diff(dots.get_sizes()) > 0)
+    np.testing.assert_allclose(diamonds.get_offsets(), [sorted(places[[0, 1]], reverse=True)])
     assert axes.get_title("left").endswith("14 pairs, 7 of PIP 0.5 or more")
     listed, *numbers = sorted((text.get_text() for text in axes.texts), key=len, reverse=True)
     assert "effect −0.12" in listed
@@ -318,23 +321,13 @@ def test_pair_map_places_every_pair_below_the_diagonal(tmp_path, drawn, chromoso
     assert "LD block of a credible set" in legend
 
 
-def _by_colour(axes):
-    from matplotlib.colors import to_hex
-
-    faces = {
-        to_hex(marks.get_facecolors()[0]).upper() if len(marks.get_facecolors()) else "none": marks
-        for marks in axes.collections
-    }
-    return [faces[colour] for colour in (style.VERMILLION, style.BLUE, "none")]
-
-
 @pytest.mark.parametrize("num_variants", [1, 50])
 def test_pair_map_without_pairs_says_so(tmp_path, drawn, num_variants):
     ranking = ranking_table(chromosomes=["3"], num_variants=num_variants)
     plots.pair_map(pair_rows(ranking, []), ranking, path=tmp_path / "p.png", trait="height")
     (axes,) = drawn[0].axes
     assert_well_laid_out(drawn[0])
-    assert axes.get_title("left") == "SNPs that act together on height: none found"
+    assert axes.get_title("left") == "SNPs that act together on height: none stands out"
     assert axes.texts[0].get_text().startswith("No pair of SNPs stood out")
     assert not drawn[0].legends
 

@@ -48,16 +48,17 @@ def test_a_posterior_stands_between_the_score_and_the_methods(variants, tmp_path
         final="marginal",
         posterior=Posterior(
             pip=np.array([0.0, 0.1, 0.2, 0.3, 0.4]),
+            effect=np.array([np.nan, 0.1, 0.1, 0.1, -0.25]),
             credible_set=np.array([None, None, None, "cs2", "cs1"], dtype=object),
             q_value=np.array([np.nan, 1.0, 1.0, 0.5, 0.01]),
         ),
     )
-    assert list(table)[7:] == ["score", "pip", "credible_set", "q_value", "marginal"]
+    assert list(table)[7:] == ["score", "pip", "effect", "credible_set", "q_value", "marginal"]
     assert table["credible_set"].tolist()[:2] == ["cs1", "cs2"]
     write_tsv(table, tmp_path / "ranking.tsv")
     lines = (tmp_path / "ranking.tsv").read_text().splitlines()
-    assert lines[1].split("\t")[8:] == ["0.4", "cs1", "0.01", "4"]
-    assert lines[5].split("\t")[8:] == ["0", "NA", "NA", "0"]
+    assert lines[1].split("\t")[8:] == ["0.4", "-0.25", "cs1", "0.01", "4"]
+    assert lines[5].split("\t")[8:] == ["0", "NA", "NA", "NA", "0"]
 
 
 def test_full_ties_follow_the_genome_not_the_file(variants):

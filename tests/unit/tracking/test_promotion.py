@@ -80,9 +80,10 @@ def test_rollback_gives_the_alias_back_step_by_step(versions):
     promote("height", version=3, instead_of=2)
     assert rollback("height").champion == 2
     assert rollback("height").champion == 1
-    with pytest.raises(InputError, match=r"version 1 is the first champion.*--to"):
+    with pytest.raises(InputError, match=r"no champion is on record before version 1.*--to"):
         rollback("height")
     assert rollback("height", to=3).champion == champion_of("height") == 3
+    assert rollback("height").champion == 1  # what was chosen by mistake is undone
 
 
 def test_rollback_names_what_there_is(versions):
