@@ -39,8 +39,8 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     ranking = pd.read_csv(trained["paths"]["ranking"], sep="\t")
     assert list(ranking.columns) == [
         "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score", "pip",
-        "credible_set", "q_value", "marginal", "single_effects", "attention", "integrated_gradients",
-        "ensemble",
+        "effect", "credible_set", "q_value", "marginal", "single_effects", "attention",
+        "integrated_gradients", "ensemble",
     ]  # fmt: skip
     assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
     assert ranking["score"].is_monotonic_decreasing
