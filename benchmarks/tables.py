@@ -118,7 +118,7 @@ def _networks(cells: dict[str, Any]) -> list[str]:
     replicates = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
     return [
         "Prediction of 1,000 people whom nothing has seen: R² (AUROC for the binary trait) of trained "
-        f"networks, which build on the single effects, and of lasso on the same {replicates} replicates.",
+        f"networks, which build on the single effects, and of lasso in the same studies, {replicates} a row.",
         "",
         "| trait | lasso | " + " | ".join(NETWORKS.values()) + " |",
         "| --- " * (2 + len(NETWORKS)) + "|",
