@@ -5,10 +5,14 @@ The public names are loaded when they are first used, so that `import snpdeconv`
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from snpdeconv.version import __version__
+
+# Memory is measured with torch's profiler, which some builds let announce itself; read when torch is loaded.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from snpdeconv.genetics.encoding import GenotypeEncoder

@@ -11,6 +11,7 @@ import gc
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
@@ -21,6 +22,7 @@ GIB = 2**30
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _SAMPLING_INTERVAL_S = 0.002
+_PHASE = "snpdeconv: end of a phase"
 
 
 class PeakMemory:
@@ -64,6 +66,66 @@ class PeakMemory:
     def growth_bytes(self) -> int:
         """The most held at once, over what was held on entering."""
         return max(0, self.peak_bytes() - self._start)
+
+
+class Allocations:
+    """The most that torch's allocator held at once in each phase of a `with` block, over what it held before.
+
+    The same for the same work, on every machine: counters on a GPU; on the host, where there are none, the
+    allocations that torch's profiler sees. The resident size of a process is larger than these, since glibc
+    keeps holes between live blocks.
+
+    Attributes:
+        peak_bytes: Of each phase; known after the block.
+
+    Args:
+        device: Whose memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak_bytes: list[int] = []
+        self._device = device
+        self._start = 0
+        self._profile: torch.profiler.profile | None = None
+
+    def __enter__(self) -> Allocations:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+        else:
+            self._profile = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            )
+            self._profile.start()
+        return self
+
+    def end_phase(self) -> None:
+        """Ends a phase; the next one begins."""
+        if self._profile is None:
+            self.peak_bytes.append(torch.cuda.max_memory_allocated(self._device) - self._start)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with torch.profiler.record_function(_PHASE):
+                pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile is None:
+            return
+        self._profile.stop()
+        recorded = self._profile.profiler
+        if error is not None or recorded is None or recorded.kineto_results is None:
+            return
+        held = peak = 0
+        events: list[Any] = recorded.kineto_results.events()
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+            elif event.name() == _PHASE:
+                self.peak_bytes.append(peak)
+                peak = held
 
 
 def used_bytes(device: torch.device) -> int:

@@ -5,6 +5,7 @@ import torch
 
 from snpdeconv.training import memory_readings
 from snpdeconv.training.memory_readings import (
+    Allocations,
     PeakMemory,
     available_bytes,
     control_group_bytes,
@@ -73,3 +74,18 @@ def test_available_memory_is_within_the_machine_and_the_group(monkeypatch):
     assert 0 < available_bytes(CPU) < 2**50
     monkeypatch.setattr(memory_readings, "control_group_bytes", lambda: 12345)
     assert available_bytes(CPU) == 12345
+
+
+def test_allocations_are_told_by_phase():
+    before = torch.ones(MIB // 4)
+    with Allocations(CPU) as step:
+        first = torch.ones(3 * MIB // 4)
+        second = torch.ones(2 * MIB // 4)
+        del second, before
+        step.end_phase()
+        third = torch.ones(MIB // 4)
+        step.end_phase()
+        del first, third
+        step.end_phase()
+    # What was held before does not count; what a phase leaves does in the next.
+    assert step.peak_bytes == [5 * MIB, 4 * MIB, 4 * MIB]
