@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.half import as_computed
 from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
@@ -37,7 +38,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, S) -> (B, C_out, S / (stride pool))."""
-        h = F.elu(self.norm(self.conv(x).float()))
+        h = F.elu(self.norm(self.conv(x)), inplace=True)
         return h.view(*h.shape[:2], -1, self.pool).mean(-1)
 
 
@@ -106,13 +107,15 @@ class CNNBody(nn.Module):
 
     def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:
         """(B, C, S) centred input and the (S,) mask -> pooled features and attention."""
+        x = as_computed(x)
         slot_attention = self.slot_attention(self.gate(x).squeeze(1), slot_mask)
         num_windows, patch = slot_attention.shape[1:]
-        h = x * self.scale * (slot_attention * patch).flatten(1).unsqueeze(1)
+        gate = (slot_attention * patch).flatten(1).to(x.dtype)
+        h = x * self.scale.to(x.dtype) * gate.unsqueeze(1)
         for stage in self.stages:
             h = _recomputed(stage, h) if self.checkpoint_activations and self.training else stage(h)
         windows = h.permute(2, 0, 1)
         tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
-        tokens = self.dropout(F.elu(tokens.float() + self.position))
+        tokens = self.dropout(F.elu(tokens + self.position.to(tokens.dtype)))
         features, token_attention = self.pool(tokens, slot_mask.view(num_windows, patch).any(-1))
         return Pooled(features, slot_attention, token_attention)

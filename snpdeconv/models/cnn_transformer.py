@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.half import LayerNorm, as_computed
 from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
@@ -31,19 +32,20 @@ class ConvStem(nn.Module):
         if encoding_dim > MIXED_CHANNELS:
             nn.init.normal_(self.skip, std=encoding_dim**-0.5)
         self.conv = MultiScaleConv(encoding_dim, STEM_CHANNELS)
-        # Pointwise convolutions as matrix products: on so few channels a convolution takes three times as
-        # long.
+        # Pointwise convolutions as batched matrix products: on so few channels a convolution takes three
+        # times as long, and `matmul` would turn the activations round, and keep the copy, for one product.
         self.mix = nn.Parameter(torch.randn(MIXED_CHANNELS, STEM_CHANNELS) * STEM_CHANNELS**-0.5)
         self.score = nn.Parameter(torch.zeros(1, STEM_CHANNELS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, S) -> (B, 2, S) mixed channels, (B, S) attention logits."""
-        h = torch.matmul(torch.cat([self.mix, self.score]), F.elu(self.conv(x)))
-        return torch.matmul(self.skip, x) + h[:, :-1], h[:, -1]
+        h = F.elu(self.conv(x), inplace=True)
+        h = torch.bmm(torch.cat([self.mix, self.score]).expand(len(x), -1, -1), h)
+        return torch.bmm(self.skip.expand(len(x), -1, -1), x) + h[:, :-1], h[:, -1]
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer; the residual stream stays in float32.
+    """Pre-norm transformer layer; under autocast the residual stream has its format too.
 
     There is no dropout on the attention weights: with it, scaled_dot_product_attention would have to
     hold K x K weights a head.
@@ -52,7 +54,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm, self.feed_norm = LayerNorm(width), LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
@@ -62,9 +64,9 @@ class TransformerLayer(nn.Module):
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.dropout(self.out(mixed)).float()
+        x = x + self.dropout(self.out(mixed))
         fed: Tensor = self.dropout(self.feed(self.feed_norm(x)))
-        return x + fed.float()
+        return x + fed
 
 
 class CNNTransformerBody(nn.Module):
@@ -99,7 +101,7 @@ class CNNTransformerBody(nn.Module):
         fan_in = MIXED_CHANNELS * patch
         self.token_weight = nn.Parameter(torch.randn(num_tokens, fan_in, width) * fan_in**-0.5)
         self.position = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
-        self.token_norm = nn.LayerNorm(width)
+        self.token_norm = LayerNorm(width)
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, dropout) for _ in range(num_layers))
         self.pool = TokenPool(num_tokens, width)
 
@@ -116,11 +118,11 @@ class CNNTransformerBody(nn.Module):
         return Pooled(features, slot_attention, token_attention)
 
     def _tokens(self, x: Tensor, slot_mask: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, logits = self.stem(x)
+        mixed, logits = self.stem(as_computed(x))
         attention = self.slot_attention(logits, slot_mask)
         patch = attention.shape[-1]
-        gated = mixed.unflatten(-1, (-1, patch)) * (attention * patch).unsqueeze(1)
+        gated = mixed.unflatten(-1, (-1, patch)) * (attention * patch).to(mixed.dtype).unsqueeze(1)
         # (B, 2, K, P) -> (K, B, 2P): one batched matrix product instead of K small ones.
         rows = gated.permute(2, 0, 1, 3).flatten(2)
         tokens = torch.bmm(rows, self.token_weight.to(rows.dtype)).transpose(0, 1)
-        return self.token_norm(F.gelu(tokens.float() + self.position)), attention
+        return self.token_norm(F.gelu(tokens + self.position.to(tokens.dtype))), attention

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.half import as_computed
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
 NODE_WIDTH = 8
@@ -54,11 +55,16 @@ class GatherNeighbors(torch.autograd.Function):
         """Gradients of the nodes and of the weights."""
         (gradient,) = gradients
         h, neighbors, weight = ctx.saved_tensors
-        h_gradient, weight_gradient = torch.zeros_like(h), torch.empty_like(weight)
+        # Many neighbours may add to one node: in float32 whatever the format of the nodes.
+        h_gradient, weight_gradient = torch.zeros_like(h, dtype=_sum_dtype(h)), torch.empty_like(weight)
         for e, index in enumerate(neighbors.unbind(1)):
-            h_gradient.index_add_(1, index, gradient * weight[:, e : e + 1])
+            h_gradient.index_add_(1, index, (gradient * weight[:, e : e + 1]).to(h_gradient.dtype))
             weight_gradient[:, e] = (gradient * h.index_select(1, index)).sum((0, 2))
-        return h_gradient, None, weight_gradient
+        return h_gradient.to(h.dtype), None, weight_gradient
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class NodeNorm(nn.Module):
@@ -70,7 +76,8 @@ class NodeNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(d, S, B) -> (d, S, B)."""
-        return h * torch.rsqrt(h.square().mean(0, keepdim=True) + 1e-5) * self.weight
+        mean_square = h.to(_sum_dtype(h)).square().mean(0, keepdim=True)
+        return h * torch.rsqrt(mean_square + 1e-5).to(h.dtype) * self.weight.to(h.dtype)
 
 
 class Round(nn.Module):
@@ -92,7 +99,7 @@ class Round(nn.Module):
     def forward(self, h: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
         """(d, S, B) nodes and the graph -> (d, S, B)."""
         normed = self.norm(h)
-        edges = weight * self.edge
+        edges = (weight * self.edge).to(h.dtype)
         message: Tensor = GatherNeighbors.apply(normed, neighbors, edges)  # type: ignore[no-untyped-call]
         both = torch.cat([normed, message]).flatten(1)
         update = F.elu(torch.addmm(self.update.bias.unsqueeze(1), self.update.weight, both)).view_as(h)
@@ -149,23 +156,23 @@ class GNNBody(nn.Module):
 
     def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:
         """(B, C, S) centred input and the (S,) mask -> pooled features and attention."""
-        with torch.autocast(x.device.type, enabled=False):
-            windows, slot_attention = self._windows(x.float(), slot_mask)
+        windows, slot_attention = self._windows(as_computed(x), slot_mask)
         tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
-        tokens = self.dropout(F.elu(tokens.float() + self.position))
+        tokens = self.dropout(F.elu(tokens + self.position.to(tokens.dtype)))
         features, token_attention = self.pool(tokens, slot_mask.view(slot_attention.shape[1:]).any(-1))
         return Pooled(features, slot_attention, token_attention)
 
     def _windows(self, x: Tensor, slot_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(K, B, d) attended sums of nodes and the (B, K, P) attention, in float32.
+        """(K, B, d) attended sums of nodes and the (B, K, P) attention.
 
         The work is memory traffic, so samples are the innermost dimension: rows that are gathered lie
         together, and products over the node width are plain matrix products.
         """
         columns = x.permute(1, 2, 0).contiguous()
-        h = self.embedding[0] * columns[0]
-        for embedding, column in zip(self.embedding[1:], columns[1:], strict=True):
-            h = h + embedding * column
+        embedding = self.embedding.to(x.dtype)
+        h = embedding[0] * columns[0]
+        for weight, column in zip(embedding[1:], columns[1:], strict=True):
+            h = h + weight * column
         for layer in self.rounds:
             if self.checkpoint_activations and self.training:
                 h = checkpoint(layer, h, self.neighbors, self.neighbor_weights, use_reentrant=False)
@@ -175,6 +182,6 @@ class GNNBody(nn.Module):
         logits = torch.mm(self.node_score, h.flatten(1)).view(h.shape[1:])
         attention = self.slot_attention(logits.t(), slot_mask)
         patch = attention.shape[-1]
-        weight = (attention * patch**0.5).flatten(1).t().contiguous()
-        windows = (h * self.node_scale * weight).unflatten(1, (-1, patch)).sum(2)
+        weight = (attention * patch**0.5).flatten(1).t().contiguous().to(h.dtype)
+        windows = (h * self.node_scale.to(h.dtype) * weight).unflatten(1, (-1, patch)).sum(2)
         return windows.permute(1, 2, 0), attention

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def fit(
     Args:
         config: The settings.
         dataset: The cohort.
-        genotypes: (N, S / 4) its packed genotypes on `device`.
+        genotypes: (N, S / 4) its packed genotypes, from `place_genotypes`.
         loss: From `make_training_loss`.
         batch_size: Of one micro-batch, all ranks together.
         device: Where to train.
@@ -164,10 +165,11 @@ def fit(
         amp_dtype=precision.dtype or torch.bfloat16,
         compile=config.precision.compile and device.type == "cuda",
     )
+    drawn: dict[str, Any] = {"batch_size": batch_size, "seed": config.training.seed, "device": device}
     trainer = MultiGPUSNPTrainer(
         model,
-        _loader(dataset, "train", genotypes, batch_size=batch_size, seed=config.training.seed, offset=offset),
-        _loader(dataset, "val", genotypes, batch_size=batch_size, seed=config.training.seed),
+        _loader(dataset, "train", genotypes, offset=offset, **drawn),
+        _loader(dataset, "val", genotypes, **drawn),
         use_amp=precision.dtype is not None,
         amp_dtype=precision.dtype or torch.bfloat16,
         loss=loss.to(device),
@@ -199,6 +201,7 @@ def _loader(
     *,
     batch_size: int,
     seed: int,
+    device: torch.device,
     offset: Tensor | None = None,
 ) -> PackedLoader:
     """Batches of one part of the split, with `offset` (people of the part, O) to be added to their logits."""
@@ -217,6 +220,7 @@ def _loader(
         seed=seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        device=device,
     )
 
 

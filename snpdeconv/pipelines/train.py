@@ -34,6 +34,7 @@ from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training import distributed
+from snpdeconv.training.placement import place_genotypes
 from snpdeconv.training.precision import Precision, choose_precision
 from snpdeconv.training.preemption import Preempted, PreemptionSignal
 from snpdeconv.version import __version__, code_version
@@ -143,7 +144,7 @@ def _train(
         fitted = fit(
             config,
             dataset,
-            genotypes=torch.from_numpy(dataset.packed).to(device),
+            genotypes=place_genotypes(dataset.packed, device=device),
             loss=loss,
             batch_size=batch_size,
             device=device,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.training.placement import sent_ahead
 
 # B batch, N samples
 
@@ -90,6 +91,8 @@ class PackedLoader:
         seed: Of the order.
         rank: Which share of each batch is given.
         world_size: Number of shares.
+        device: Where batches are wanted; where `packed` is elsewhere, they are sent ahead. By default they
+            stay with `packed`.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class PackedLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"a batch of {batch_size} samples", where="batch_size", mend="use at least 1")
@@ -120,6 +124,7 @@ class PackedLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self._device = packed.device if device is None else device
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -135,6 +140,12 @@ class PackedLoader:
 
     def batches(self, *, skip: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `skip` on, without reading the ones before."""
+        gathered = self._gathered(skip)
+        if self._device.type == self.packed.device.type:
+            return gathered
+        return sent_ahead(gathered, device=self._device)
+
+    def _gathered(self, skip: int) -> Iterator[Batch]:
         rows = self.rows
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, self._epoch))

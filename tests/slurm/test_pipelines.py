@@ -98,7 +98,6 @@ def test_a_search_finds_settings_in_an_array(clusters, cohort, home, run, tmp_pa
     record = find_record(None)
     now = await_state(record, "done")
     results = [record.outcome(element).result for element in range(3)]
-    assert sorted(result["trial"] for result in results) == [0, 1, 2]
     assert len({result["settings"]["training.learning_rate"] for result in results}) == 3
     best = max(results, key=lambda result: result["value"])
     assert now.progress.metrics == {"best val/r2": best["value"]}
