@@ -43,6 +43,7 @@ class InterpretableSNPModel(nn.Module):
         channels: Channels of the two stages (cnn).
         dropout: On residual branches and features.
         patch: P, slots of a token, a multiple of 4.
+        window: Most tokens of a window of attention (cnn_transformer).
         allele_frequency: (S,) frequency of the counted allele among training samples. Missing genotypes take
             its mean. 0.5 by default; it travels in the state dict.
         slot_mask: (S,) False where a slot is padding.
@@ -74,6 +75,7 @@ class InterpretableSNPModel(nn.Module):
         channels: tuple[int, int] = (32, 64),
         dropout: float = 0.2,
         patch: int = 64,
+        window: int = 256,
         allele_frequency: Tensor | None = None,
         slot_mask: Tensor | None = None,
         neighbors: Tensor | None = None,
@@ -99,6 +101,7 @@ class InterpretableSNPModel(nn.Module):
             "channels": list(channels),
             "dropout": dropout,
             "patch": patch,
+            "window": window,
             "num_neighbors": num_neighbors if neighbors is None else neighbors.shape[1],
             "checkpoint_activations": checkpoint_activations,
             "linear": linear,
@@ -127,7 +130,9 @@ class InterpretableSNPModel(nn.Module):
         if architecture == "cnn":
             self.body = CNNBody(num_slots, channels=(channels[0], channels[1]), **shared)
         elif architecture == "cnn_transformer":
-            self.body = CNNTransformerBody(num_slots, num_layers=num_layers, num_heads=num_heads, **shared)
+            self.body = CNNTransformerBody(
+                num_slots, num_layers=num_layers, num_heads=num_heads, window=window, **shared
+            )
         else:
             graph = self._graph(neighbors, neighbor_weights, num_neighbors)
             self.body = GNNBody(num_slots, neighbors=graph[0], neighbor_weights=graph[1], **shared)

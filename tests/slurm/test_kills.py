@@ -39,7 +39,7 @@ NUM_RANKS = 2
 SETTINGS = (
     *FAST, "training.epochs=60", "training.patience=60", "training.checkpoint_every_steps=20",
     "tracking.log_every_steps=1", f"resources.nodes={NUM_RANKS}", "resources.gpus_per_node=1",
-    "resources.timeout_min=60",
+    "resources.timeout_min=60", "precision.amp=bf16",
 )  # fmt: skip
 OF_THE_MACHINE = ("throughput/", "memory/")
 """Metrics of which no two runs have the same values, though the same steps."""

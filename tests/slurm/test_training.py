@@ -161,7 +161,7 @@ def test_predictions_of_many_files_and_one_that_is_bad(clusters, cohort, home, r
 
 def test_four_ranks_on_two_nodes_stop_together_and_go_on(clusters, cohort, home, run):
     settings = (*LONG, "training.epochs=30", "resources.nodes=2", "resources.gpus_per_node=2",
-                "resources.timeout_min=60")  # fmt: skip
+                "resources.timeout_min=60", "precision.amp=bf16")  # fmt: skip
 
     def submit(name):
         submitted = run("submit", "large_multi_gpu", "--data", cohort, "--name", name, "--cluster", "test",

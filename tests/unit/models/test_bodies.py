@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from snpdeconv.models.cnn_transformer import TransformerLayer
 from snpdeconv.models.gnn import GatherNeighbors, chain_neighbors
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.multiscale import KERNELS, MultiScaleConv
@@ -121,3 +122,52 @@ def test_the_network_learns_a_product_of_two_snps_that_no_linear_model_can(archi
         optimizer.step()
 
     assert loss.item() < 0.2 * float(target.var())
+
+
+def test_windows_attend_to_themselves_and_to_every_windows_mean():
+    torch.manual_seed(1)
+    layer = TransformerLayer(12, 3, 0.0).double()
+    x = torch.randn(2, 15, 12, dtype=torch.float64)
+    got = layer(x, 5)
+    # The same, token by token and head by head.
+    q, k, v = layer.qkv(layer.attention_norm(x)).view(2, 15, 3, 3, 4).unbind(2)
+    mixed = torch.empty(2, 15, 3, 4, dtype=torch.float64)
+    for token in range(15):
+        own = slice(token // 3 * 3, token // 3 * 3 + 3)
+        keys, values = (
+            torch.cat([t[:, own], torch.stack([t[:, w : w + 3].mean(1) for w in range(0, 15, 3)], 1)], 1)
+            for t in (k, v)
+        )
+        weight = torch.softmax(torch.einsum("bhd,bkhd->bhk", q[:, token], keys) / 2, -1)
+        mixed[:, token] = torch.einsum("bhk,bkhd->bhd", weight, values)
+    h = x + layer.out(mixed.flatten(2))
+    torch.testing.assert_close(got, h + layer.feed(layer.feed_norm(h)))
+
+
+def test_attention_reaches_every_token_across_windows():
+    torch.manual_seed(1)
+    # 40 tokens in windows of at most 12: four of ten each.
+    model = InterpretableSNPModel(160, "cnn_transformer", encoding_dim=1, patch=4, window=12, dropout=0.0)
+    assert model.body.num_windows == 4
+    tokens = torch.randn(1, 40, 128, requires_grad=True)
+    moved = model.body.layers[0](tokens, 4)
+    (reach,) = torch.autograd.grad(moved[0, 0].sum(), tokens)
+    assert bool((reach.abs().sum(-1) > 0).all())
+
+
+def test_one_window_is_plain_attention():
+    genotypes = torch.randint(0, 256, (3, 40), dtype=torch.uint8)
+    logits = []
+    for window in (40, 1000):
+        torch.manual_seed(1)
+        model = InterpretableSNPModel(160, "cnn_transformer", encoding_dim=1, patch=4, window=window)
+        logits.append(model.eval()(genotypes))
+    assert torch.equal(*logits)
+
+
+def test_a_number_of_tokens_that_windows_do_not_divide():
+    model = InterpretableSNPModel(4 * 23, "cnn_transformer", encoding_dim=1, patch=4, window=10)
+    assert model.body.num_windows == 3
+    genotypes = torch.randint(0, 256, (3, 23), dtype=torch.uint8)
+    assert torch.isfinite(model(genotypes)).all()
+    torch.testing.assert_close(model.attention(genotypes).sum(1), torch.ones(3))

@@ -41,11 +41,19 @@ def test_requests_for_fp16_and_fp32_are_taken_at_their_word(gpu):
     assert (fp32.dtype, fp32.needs_scaler) == (None, False)
 
 
-@pytest.mark.parametrize("capabilities, name", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
-def test_a_processor_gets_bf16_by_its_instructions(monkeypatch, capabilities, name):
+@pytest.mark.parametrize(
+    "capabilities, auto, bf16",
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, "bf16", "bf16"),
+        ({"avx512_bf16": True}, "fp32", "bf16"),
+        ({"avx2": True}, "fp32", "fp32"),
+    ],
+)
+def test_a_processor_gets_bf16_by_its_matrix_units(monkeypatch, capabilities, auto, bf16):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     precision = choose_precision(CPU)
-    assert precision.name == name
+    assert precision.name == auto
+    assert choose_precision(CPU, requested="bf16").name == bf16
     assert not precision.needs_scaler
 
 
