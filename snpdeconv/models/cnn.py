@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.dropout import Dropout
 from snpdeconv.models.half import as_computed
 from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
@@ -102,7 +103,7 @@ class CNNBody(nn.Module):
         )
         self.readout = nn.Parameter(torch.randn(num_windows, channels[1], width) * channels[1] ** -0.5)
         self.position = nn.Parameter(torch.zeros(num_windows, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pool = TokenPool(num_windows, width)
 
     def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.dropout import Dropout
 from snpdeconv.models.half import LayerNorm, as_computed
 from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
@@ -61,7 +62,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm, self.feed_norm = LayerNorm(width), LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, num_windows: int = 1) -> Tensor:
         """(B, K, D) -> (B, K, D); ``num_windows`` divides K."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snpdeconv.models.dropout import Dropout
 from snpdeconv.models.half import as_computed
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
@@ -94,7 +95,7 @@ class Round(nn.Module):
         self.edge = nn.Parameter(torch.ones(num_slots, num_neighbors))
         self.norm = NodeNorm()
         self.update = nn.Linear(2 * NODE_WIDTH, NODE_WIDTH)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
         """(d, S, B) nodes and the graph -> (d, S, B)."""
@@ -151,7 +152,7 @@ class GNNBody(nn.Module):
         self.node_scale = nn.Parameter(torch.randn(NODE_WIDTH, num_slots, 1))
         self.readout = nn.Parameter(torch.randn(num_windows, NODE_WIDTH, width) * NODE_WIDTH**-0.5)
         self.position = nn.Parameter(torch.zeros(num_windows, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pool = TokenPool(num_windows, width)
 
     def forward(self, x: Tensor, slot_mask: Tensor) -> Pooled:

@@ -6,6 +6,7 @@ Knows the models only as the default thing to measure.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -228,9 +229,9 @@ class GPUMemoryManager:
                 for values in optimizer.state.values()
                 for value in values.values()
             )
-        forward, backward, update = step.peak_bytes
+        forward, backward, update = itertools.accumulate(step.peak_bytes, max)
         # From the second step on, the state is there while activations are.
-        peak = max(update, backward + state, forward + state)
+        peak = max(update, backward + state)
         return MemoryProfile(parameters / GIB, forward / GIB, backward / GIB, state / GIB, peak / GIB)
 
     def clear_cache(self) -> None:

@@ -228,7 +228,7 @@ def start_run(
         model.parameters(),
         lr=optimization.learning_rate,
         weight_decay=optimization.weight_decay,
-        fused=device.type == "cuda",
+        fused=True,
     )
     steps_per_epoch = (
         None if batches_per_epoch is None else -(-batches_per_epoch // optimization.accumulation)
