@@ -1,4 +1,4 @@
-"""Owns batch sizes: measures what a training step takes at two sizes, and solves for the memory there is.
+"""Owns batch sizes: measures what training steps of some sizes take, and solves for the memory there is.
 
 Knows the models only as the default thing to measure.
 """
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Two samples, since batch normalisation refuses one.
 _SMALLEST_BATCH = 2
+_GROWTH = 4
 # The two measurements must differ by more than work spaces that are allocated in steps.
 _CLEAR_DIFFERENCE = 64 * 2**20
 # A process's resident size over what torch allocates in it: 1.03 to 1.65 where measured, since glibc keeps
@@ -149,7 +150,7 @@ class GPUMemoryManager:
         max_batch: int = 512,
         **model_arguments: Any,
     ) -> MemoryLine:
-        """Takes training steps with two batch sizes and draws the line through their memory.
+        """Takes training steps with growing batches and draws the line through the memory of the last two.
 
         Weights, statistics and random generators are afterwards as they were.
 
@@ -160,7 +161,7 @@ class GPUMemoryManager:
             architecture: Of the model that is built where none is given.
             model: Measured in place of a new one; on the manager's device.
             make_batch: Gives a batch of a size; packed genotypes by default.
-            max_batch: No larger batch is tried.
+            max_batch: No larger batch is tried; eight samples are in any case.
             **model_arguments: Further ones of `InterpretableSNPModel` for a new model.
 
         Raises:
@@ -175,15 +176,16 @@ class GPUMemoryManager:
         make_batch = make_batch or _packed_batches(n_snps, num_covariates=num_covariates)
         self._step_bytes(model, make_batch(_SMALLEST_BATCH), dtype)  # work spaces that are made once
         points: list[tuple[int, int]] = []
+        largest = max(max_batch, _GROWTH * _SMALLEST_BATCH)
         size = _SMALLEST_BATCH
-        while size <= max(max_batch, 2 * _SMALLEST_BATCH):
+        while not points or points[-1][0] < largest:
             taken = self._step_bytes(model, make_batch(size), dtype)
             if taken is None:
                 break
             points.append((size, taken))
             if taken - points[0][1] > _CLEAR_DIFFERENCE:
                 break
-            size *= 4
+            size = min(size * _GROWTH, largest)
         if not points:
             raise ResourceError(
                 f"no memory for a batch of {_SMALLEST_BATCH} samples of {n_snps} SNPs on {self.device}",
@@ -195,7 +197,7 @@ class GPUMemoryManager:
             "a step takes %.2f GiB and %.1f MiB a sample (measured with %d and %d samples)",
             line.fixed_bytes / GIB,
             line.per_sample_bytes / 2**20,
-            points[0][0],
+            points[max(0, len(points) - 2)][0],
             points[-1][0],
         )
         return line
@@ -214,7 +216,7 @@ class GPUMemoryManager:
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
         with _undisturbed(model, self.device):
             # A rate of zero allocates the optimiser's state without moving a weight.
-            optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
             with Allocations(self.device) as step:
                 with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
                     logits = model(given[0], *given[2:])
@@ -249,8 +251,7 @@ class GPUMemoryManager:
         """What a step holds at the end of its backward pass, or None where memory does not suffice."""
         try:
             profile = self.profile(model, batch, dtype=dtype)
-            # Not the peak: with few samples that is the optimiser's work space, which is the same for many.
-            return round((profile.backward_gib + profile.optimizer_gib) * GIB)
+            return round(profile.peak_gib * GIB)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -283,9 +284,11 @@ def _round_down(size: int) -> int:
 
 
 def _line(points: list[tuple[int, int]]) -> MemoryLine:
-    (small, small_bytes), (large, large_bytes) = points[0], points[-1]
-    if large == small:
-        return MemoryLine(0.0, small_bytes / small)
+    if len(points) == 1:
+        [(size, taken)] = points
+        return MemoryLine(0.0, taken / size)
+    # The last two: where batches are small, gradients and the optimiser's state hide what activations take.
+    (small, small_bytes), (large, large_bytes) = points[-2:]
     slope = max(0.0, (large_bytes - small_bytes) / (large - small))
     return MemoryLine(max(0.0, small_bytes - slope * small), slope)
 
