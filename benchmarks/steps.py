@@ -37,12 +37,14 @@ class Measured:
 
     Attributes:
         seconds: Of a step, median.
+        cpu_seconds: Of a step, all threads together, median.
         peak_gib: Most memory held over what was there before the model: allocated on a GPU, resident on a
             host.
         first_seconds: Of the first step, compilation included.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_gib: float
     first_seconds: float
 
@@ -122,10 +124,15 @@ def measure_steps(
             for _ in range(group):
                 window.run([next(batches)])
 
-        seconds = [_timed(take_group, device) / group for _ in range(groups)]
+        seconds, cpu_seconds = [], []
+        for _ in range(groups):
+            cpu_started = time.process_time()
+            seconds.append(_timed(take_group, device) / group)
+            cpu_seconds.append((time.process_time() - cpu_started) / group)
         if window.micro_batch_size is not None:
             raise MemoryError(f"out of memory with {batch} samples")
-    return Measured(statistics.median(seconds), memory.growth_bytes() / GIB, first)
+    cpu = statistics.median(cpu_seconds)
+    return Measured(statistics.median(seconds), cpu, memory.growth_bytes() / GIB, first)
 
 
 def counted(
@@ -182,7 +189,7 @@ def predicted_peak_gib(
     model = make_model(num_snps, architecture, **options).to(device)
     dtype = DTYPES[precision]
     started = time.perf_counter()
-    line = manager.measure(num_snps, dtype=dtype, model=model, max_batch=batch)
+    line = manager.measure(num_snps, dtype=dtype, model=model)
     seconds = time.perf_counter() - started
     genotypes = random_genotypes(batch, num_snps, device=device)
     profile = manager.profile(model, Batch(genotypes, torch.zeros(batch, device=device)), dtype=dtype)

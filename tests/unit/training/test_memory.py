@@ -160,11 +160,12 @@ def test_the_snapshot_and_clearing(manager):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_snps, batch", [(300, 12), (1500, 24)])
+@pytest.mark.parametrize("num_snps, batch", [(300, 300), (1500, 100)])
 @pytest.mark.parametrize("architecture", ["cnn", "cnn_transformer", "gnn"])
-def test_a_batch_takes_what_was_foretold(manager, architecture, num_snps, batch, dtype):
+def test_a_batch_takes_what_was_foretold(monkeypatch, manager, architecture, num_snps, batch, dtype):
+    monkeypatch.setattr(memory, "_CLEAR_DIFFERENCE", 2 * MIB)  # these networks are small
     model = InterpretableSNPModel(num_snps, architecture, encoding_dim=2, width=32, num_layers=2)
-    line = manager.measure(num_snps, dtype=dtype, model=model, max_batch=batch)
+    line = manager.measure(num_snps, dtype=dtype, model=model)
     genotypes = torch.zeros(batch, num_snps // 4, dtype=torch.uint8)
     peak = manager.profile(model, Batch(genotypes, torch.zeros(batch)), dtype=dtype).peak_gib * GIB
     assert line.fixed_bytes + batch * line.per_sample_bytes == pytest.approx(peak, rel=0.1)
