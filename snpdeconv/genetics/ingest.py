@@ -26,6 +26,7 @@ Progress = Callable[[int, int], None]
 """Called with the variants done and their total, 0 where the file does not tell it."""
 
 _CHUNK_BYTES = 64 * 2**20
+_WORD_CODES = 32
 # To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
 _RULES_VERSION = 2
 
@@ -137,11 +138,13 @@ def _import(
         raise InputError("no samples", where=files.paths[-1])
     reader.samples.require_unique(where=files.paths[-1])
     step = max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4)
+    if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
+        step -= step % _WORD_CODES
     tables = []
     done = 0
     with StoreWriter(out, samples=reader.samples) as writer:
         for chunk in reader.chunks(step):
-            writer.append(chunk.codes)
+            writer.append(chunk.packed)
             tables.append(chunk.variants)
             done += len(chunk.variants)
             if progress is not None:

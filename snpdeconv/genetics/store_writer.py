@@ -12,6 +12,7 @@ import logging
 import secrets
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import PackedGenotypes, pack_variant_major, row_bytes
+from snpdeconv.genetics.genotypes import PackedGenotypes, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import (
     CODING,
@@ -35,12 +36,14 @@ from snpdeconv.genetics.store import (
     open_store,
     writing_to,
 )
+from snpdeconv.genetics.transpose import transpose_packed
 from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
 _PANELS = "panels.bin"
 _BLOCK_BYTES = 64 * 2**20
+_WORD_BYTES = 8
 _ABANDONED_AFTER_S = 24 * 3600
 
 
@@ -62,6 +65,7 @@ class StoreWriter:
         self._samples = samples
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._panel_bytes: list[int] = []
+        self._panel = np.empty((0, 0), dtype=np.uint8)
         self._slots: list[NDArray[np.int64]] = []
         self._panels: BinaryIO | None = None
 
@@ -82,22 +86,29 @@ class StoreWriter:
                 self._panels.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def append(self, codes: NDArray[np.uint8]) -> None:
+    def append(self, packed: NDArray[np.uint8]) -> None:
         """Adds variants.
 
         Args:
-            codes: (v, N) codes 0 to 3, variant-major.
+            packed: (v, ceil(N / 4)) bytes, variant-major.
 
         Raises:
             ResourceError: The disk is full.
         """
         assert self._panels is not None, "StoreWriter is a context manager"
         first_slot = 4 * sum(self._panel_bytes)
-        packed = pack_variant_major(codes)
+        panel = transpose_packed(packed, len(self._samples), out=self._panel_for(len(packed)))
         with writing_to(self._path):
-            self._panels.write(packed.data)
-        self._panel_bytes.append(packed.shape[1])
-        self._slots.append(np.arange(first_slot, first_slot + len(codes)))
+            self._panels.write(panel.data)
+        self._panel_bytes.append(panel.shape[1])
+        self._slots.append(np.arange(first_slot, first_slot + len(packed)))
+
+    def _panel_for(self, num_variants: int) -> NDArray[np.uint8]:
+        """Where to turn a batch: the same memory again for batches of one size."""
+        shape = (len(self._samples), _WORD_BYTES * -(-row_bytes(num_variants) // _WORD_BYTES))
+        if self._panel.shape != shape:
+            self._panel = np.empty(shape, dtype=np.uint8)
+        return self._panel
 
     def finish(
         self,
@@ -152,17 +163,23 @@ class StoreWriter:
         assert self._panels is not None, "StoreWriter is a context manager"
         digest = hashlib.sha256()
         num_samples, width = len(self._samples), sum(self._panel_bytes)
-        in_order = row_bytes(len(slots)) == width and bool((slots == np.arange(len(slots))).all())
-        step = max(1, _BLOCK_BYTES // width)
-        block = np.empty((min(step, num_samples), width), dtype=np.uint8)
-        with (self._partial / GENOTYPES).open("wb") as out:
-            for first in range(0, num_samples, step):
-                rows = block[: min(step, num_samples - first)]
+        in_order = bool((slots == np.arange(len(slots))).all())
+        if in_order:  # What fills up the last panel to whole words stays behind.
+            width = row_bytes(len(slots))
+        step = max(1, _BLOCK_BYTES // 2 // width)
+        blocks = [np.empty((min(step, num_samples), width), dtype=np.uint8) for _ in range(2)]
+        hashed: Future[None] | None = None
+        # A block is hashed while the next is read and written; both hashlib and the disk let go of the lock.
+        with (self._partial / GENOTYPES).open("wb") as out, ThreadPoolExecutor(1) as hasher:
+            for turn, first in enumerate(range(0, num_samples, step)):
+                rows = blocks[turn % 2][: min(step, num_samples - first)]
                 self._read_panels(rows, first=first)
                 if not in_order:
                     rows = PackedGenotypes(rows, 4 * width).take(columns=slots).packed
+                if hashed is not None:
+                    hashed.result()
+                hashed = hasher.submit(digest.update, rows.data)
                 out.write(rows.data)
-                digest.update(rows.data)
         self._panels.close()
         return digest
 
@@ -171,8 +188,9 @@ class StoreWriter:
         start = column = 0
         for width in self._panel_bytes:
             self._panels.seek(start + first * width)
-            piece = self._panels.read(len(rows) * width)
-            rows[:, column : column + width] = np.frombuffer(piece, dtype=np.uint8).reshape(-1, width)
+            piece = np.frombuffer(self._panels.read(len(rows) * width), dtype=np.uint8).reshape(-1, width)
+            into = rows[:, column : column + width]
+            into[...] = piece[:, : into.shape[1]]
             start += len(self._samples) * width
             column += width
 

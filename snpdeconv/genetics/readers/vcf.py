@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING
+from snpdeconv.genetics.genotypes import MISSING, pack, row_bytes
 from snpdeconv.genetics.readers import Multiallelic, VariantChunk
 from snpdeconv.genetics.readers.alts import ALT_REPORT, split_id, usable_alts
 from snpdeconv.genetics.readers.vcf_text import describe_record, read_sample_names, require_complete
@@ -106,7 +106,7 @@ class _Batch:
         self._start()
 
     def _start(self) -> None:
-        self._codes = np.empty((self._max_variants, self._num_samples), dtype=np.uint8)
+        self._packed = np.empty((self._max_variants, row_bytes(self._num_samples)), dtype=np.uint8)
         self._counted = 0
         self._sites: list[tuple[str, str, int, str, str]] = []
 
@@ -134,16 +134,16 @@ class _Batch:
         variants = Variants.build(
             variant_id=name, chrom=chrom, position_bp=position, counted_allele=counted, other_allele=other
         )
-        chunk = VariantChunk(variants, self._codes[: self._counted])
+        chunk = VariantChunk(variants, self._packed[: self._counted], self._num_samples)
         self._start()
         return chunk
 
     def _count(self) -> None:
         first, second = self._calls[:, : self._staged]
         allele = self._allele[: self._staged]
-        codes = self._codes[self._counted : self._counted + self._staged]
-        np.add(first == allele, second == allele, out=codes, casting="unsafe", dtype=np.uint8)
+        codes = np.add(first == allele, second == allele, dtype=np.uint8)
         codes <<= second == _NO_SECOND_ALLELE
         codes[(first < 0) | (second == -1)] = MISSING
+        self._packed[self._counted : self._counted + self._staged] = pack(codes)
         self._counted += self._staged
         self._staged = 0

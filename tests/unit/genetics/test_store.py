@@ -13,6 +13,7 @@ import pytest
 
 from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.genetics import store_writer
+from snpdeconv.genetics.genotypes import pack
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import Cohort, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
@@ -23,7 +24,7 @@ def make_store(path: Path, random_cohort, *, batches=(8, 5, 9), order=None, seed
     chosen = np.arange(sum(batches)) if order is None else order
     with StoreWriter(path, samples=samples) as writer:
         for piece in np.split(codes.T, np.cumsum(batches)[:-1]):
-            writer.append(np.ascontiguousarray(piece))
+            writer.append(pack(np.ascontiguousarray(piece)))
         return writer.finish(
             variants=variants,
             order=chosen,
@@ -79,7 +80,7 @@ def test_nothing_remains_of_an_unfinished_store(tmp_path: Path, random_cohort) -
 
     def interrupted_import() -> None:
         with writer:
-            writer.append(np.ascontiguousarray(codes.T))
+            writer.append(pack(np.ascontiguousarray(codes.T)))
             assert list((tmp_path / "deep").iterdir())
             raise KeyboardInterrupt
 
@@ -98,7 +99,7 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try:\n"
         "    with StoreWriter(Path(sys.argv[1]), samples=Samples.build(['a', 'b'])) as writer:\n"
-        "        for _ in range(100): writer.append(np.zeros((4000, 2), dtype=np.uint8))\n"
+        "        for _ in range(100): writer.append(np.zeros((4000, 1), dtype=np.uint8))\n"
         "except ResourceError as error: print(error)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "s")]
@@ -153,7 +154,7 @@ def test_memory_does_not_grow_with_the_variants(
         tracemalloc.start()
         with StoreWriter(tmp_path / str(num_batches), samples=samples) as writer:
             for _ in range(num_batches):
-                writer.append(batch)
+                writer.append(pack(batch))
             cohort = writer.finish(
                 variants=variants, order=np.arange(num_variants), import_key="", source="", report={}
             )
