@@ -12,13 +12,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.readers import ACCEPTED, CohortFiles, Multiallelic, find_files, open_reader
 from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
-from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
@@ -140,27 +137,19 @@ def _import(
     step = max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4)
     if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
         step -= step % _WORD_CODES
-    tables = []
     done = 0
     with StoreWriter(out, samples=reader.samples) as writer:
         for chunk in reader.chunks(step):
-            writer.append(chunk.packed)
-            tables.append(chunk.variants)
+            writer.append(chunk.packed, variants=chunk.variants)
             done += len(chunk.variants)
             if progress is not None:
                 progress(done, reader.num_variants or 0)
-        variants = Variants.concat(tables)
-        order = variants.genome_order()
-        order = order[variants.placed()[order]]
-        num_placed = len(order)
-        report = {**reader.report, "skipped_unplaced": done - num_placed}
-        if num_placed == 0:
+        kept = writer.choose()
+        report = {**reader.report, "skipped_unplaced": kept.num_unplaced}
+        if kept.num_unplaced == done:
             raise InputError(f"no variants{_counts(report)}", where=source, mend=f"give {ACCEPTED}")
-        order = order[~variants.take(order).duplicated()]
-        report["duplicate_variants"] = num_placed - len(order)
-        cohort = writer.finish(
-            variants=variants, order=order.astype(np.int64), import_key=key, source=str(source), report=report
-        )
+        report["duplicate_variants"] = kept.num_duplicates
+        cohort = writer.finish(order=kept.order, import_key=key, source=str(source), report=report)
     logger.info(
         "%s: %d samples, %d variants%s", source, len(cohort.samples), len(cohort.variants), _counts(report)
     )

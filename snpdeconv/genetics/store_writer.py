@@ -37,11 +37,13 @@ from snpdeconv.genetics.store import (
     writing_to,
 )
 from snpdeconv.genetics.transpose import transpose_packed
+from snpdeconv.genetics.variant_spool import Kept, VariantSpool
 from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
 _PANELS = "panels.bin"
+_VARIANT_SPOOL = "variants.spool"
 _BLOCK_BYTES = 64 * 2**20
 _WORD_BYTES = 8
 _ABANDONED_AFTER_S = 24 * 3600
@@ -66,8 +68,9 @@ class StoreWriter:
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._panel_bytes: list[int] = []
         self._panel = np.empty((0, 0), dtype=np.uint8)
-        self._slots: list[NDArray[np.int64]] = []
+        self._panel_variants: list[int] = []
         self._panels: BinaryIO | None = None
+        self._variants: VariantSpool
 
     def __enter__(self) -> StoreWriter:
         with writing_to(self._path):
@@ -75,6 +78,7 @@ class StoreWriter:
             _remove_abandoned(self._path)
             self._partial.mkdir()
             self._panels = (self._partial / _PANELS).open("wb+")
+            self._variants = VariantSpool(self._partial / _VARIANT_SPOOL)
         return self
 
     def __exit__(
@@ -82,26 +86,28 @@ class StoreWriter:
     ) -> None:
         if self._panels is not None:
             # Closing flushes, which fails again on a full disk: the first error is the one to tell.
-            with contextlib.suppress(OSError):
-                self._panels.close()
+            for file in (self._panels, self._variants):
+                with contextlib.suppress(OSError):
+                    file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def append(self, packed: NDArray[np.uint8]) -> None:
+    def append(self, packed: NDArray[np.uint8], *, variants: Variants) -> None:
         """Adds variants.
 
         Args:
             packed: (v, ceil(N / 4)) bytes, variant-major.
+            variants: v rows.
 
         Raises:
             ResourceError: The disk is full.
         """
         assert self._panels is not None, "StoreWriter is a context manager"
-        first_slot = 4 * sum(self._panel_bytes)
         panel = transpose_packed(packed, len(self._samples), out=self._panel_for(len(packed)))
         with writing_to(self._path):
             self._panels.write(panel.data)
+            self._variants.append(variants)
         self._panel_bytes.append(panel.shape[1])
-        self._slots.append(np.arange(first_slot, first_slot + len(packed)))
+        self._panel_variants.append(len(packed))
 
     def _panel_for(self, num_variants: int) -> NDArray[np.uint8]:
         """Where to turn a batch: the same memory again for batches of one size."""
@@ -110,10 +116,18 @@ class StoreWriter:
             self._panel = np.empty(shape, dtype=np.uint8)
         return self._panel
 
+    def choose(self) -> Kept:
+        """Says which of the variants appended are kept, and in which order; nothing is appended after.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        with writing_to(self._path):
+            return self._variants.kept()
+
     def finish(
         self,
         *,
-        variants: Variants,
         order: NDArray[np.int64],
         import_key: str,
         source: str,
@@ -124,8 +138,7 @@ class StoreWriter:
         Where another process has meanwhile made a store from the same content, that one is taken.
 
         Args:
-            variants: All variants appended, in that order.
-            order: Indices of those to keep, in the order to keep.
+            order: Indices of the variants to keep, in the order to keep.
             import_key: Identifies content and options of the import.
             source: Where the genotypes came from.
             report: Counts of what was skipped, split or dropped.
@@ -137,11 +150,10 @@ class StoreWriter:
             ResourceError: The disk is full.
             InputError: The path is taken by something else.
         """
-        kept = variants.take(order)
         with writing_to(self._path):
-            digest = self._write_rows(np.concatenate(self._slots)[order])
+            digest = self._write_rows(order)
             (self._partial / _PANELS).unlink()
-            kept.write_tsv(self._partial / VARIANTS)
+            self._variants.write(self._partial / VARIANTS, order)
             self._samples.write_tsv(self._partial / SAMPLES)
             for name in (VARIANTS, SAMPLES):
                 digest.update((self._partial / name).read_bytes())
@@ -149,23 +161,35 @@ class StoreWriter:
                 "format_version": FORMAT_VERSION,
                 "coding": CODING,
                 "num_samples": len(self._samples),
-                "num_variants": len(kept),
+                "num_variants": len(order),
                 "digest": digest.hexdigest(),
                 "import_key": import_key,
                 "source": source,
                 "report": report,
             }
             (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        self._panel = np.empty((0, 0), dtype=np.uint8)
         self._rename(import_key)
         return open_store(self._path)
 
-    def _write_rows(self, slots: NDArray[np.int64]) -> hashlib._Hash:
+    def _slots(self, order: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Where in the panels the variants to keep lie; None if everything is in its place already."""
+        held = np.array(self._panel_variants, dtype=np.int64)
+        first_slot = 4 * np.append(0, np.cumsum(self._panel_bytes))[:-1]
+        full = bool((4 * np.array(self._panel_bytes[:-1]) == held[:-1]).all())
+        if full and len(order) == held.sum() and bool((order[1:] > order[:-1]).all()):
+            return None
+        panel = np.searchsorted(np.cumsum(held), order, side="right")
+        slots: NDArray[np.int64] = order - (np.cumsum(held) - held)[panel] + first_slot[panel]
+        return slots
+
+    def _write_rows(self, order: NDArray[np.int64]) -> hashlib._Hash:
         assert self._panels is not None, "StoreWriter is a context manager"
         digest = hashlib.sha256()
-        num_samples, width = len(self._samples), sum(self._panel_bytes)
-        in_order = bool((slots == np.arange(len(slots))).all())
-        if in_order:  # What fills up the last panel to whole words stays behind.
-            width = row_bytes(len(slots))
+        slots = self._slots(order)
+        # What fills up the last panel to whole words stays behind.
+        width = row_bytes(len(order)) if slots is None else sum(self._panel_bytes)
+        num_samples = len(self._samples)
         step = max(1, _BLOCK_BYTES // 2 // width)
         blocks = [np.empty((min(step, num_samples), width), dtype=np.uint8) for _ in range(2)]
         hashed: Future[None] | None = None
@@ -174,7 +198,7 @@ class StoreWriter:
             for turn, first in enumerate(range(0, num_samples, step)):
                 rows = blocks[turn % 2][: min(step, num_samples - first)]
                 self._read_panels(rows, first=first)
-                if not in_order:
+                if slots is not None:
                     rows = PackedGenotypes(rows, 4 * width).take(columns=slots).packed
                 if hashed is not None:
                     hashed.result()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import row_bytes
 from snpdeconv.genetics.readers import VariantChunk
-from snpdeconv.genetics.readers.tables import read_bim, read_fam
+from snpdeconv.genetics.readers.tables import count_bim, read_bim, read_fam
 
 _MAGIC = b"\x6c\x1b"
 _VARIANT_MAJOR = 1
@@ -39,20 +39,20 @@ class BedReader:
 
     def __init__(self, bed: Path, bim: Path, fam: Path) -> None:
         self._bed = bed
+        self._bim = bim
         self.samples = read_fam(fam)
-        self._variants = read_bim(bim)
-        self.num_variants: int | None = len(self._variants)
+        num_variants = count_bim(bim)
+        self.num_variants: int | None = num_variants
         self.report: dict[str, int] = {}
         _check_header(bed)
-        _check_size(bed, bim, fam, num_variants=len(self._variants), num_samples=len(self.samples))
+        _check_size(bed, bim, fam, num_variants=num_variants, num_samples=len(self.samples))
 
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
         """Yields the variants in the order of the .bim, ``max_variants`` at a time."""
         width = row_bytes(len(self.samples))
         with self._bed.open("rb", buffering=0) as file:
             file.seek(_HEADER_BYTES)
-            for start in range(0, len(self._variants), max_variants):
-                table = self._variants.take(slice(start, start + max_variants))
+            for table in read_bim(self._bim, max_variants=max_variants):
                 packed = _read_packed(file, len(table) * width, where=self._bed)
                 yield VariantChunk(table, packed.reshape(len(table), width), len(self.samples))
 

@@ -5,8 +5,9 @@ A line that does not fit is told by file and number. Knows no genotypes.
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from snpdeconv.genetics.variants import Variants
 
 _FAM_COLUMNS = 6
 _BIM_COLUMNS = 6
+_BIM_POSITION = 3
+_BLOCK_LINES = 2**14
+_TOO_MANY_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -40,36 +44,55 @@ class Sites:
     alts: list[list[str]]
 
 
-def read_bim(path: Path) -> Variants:
-    """Reads a .bim (https://www.cog-genomics.org/plink/1.9/formats#bim).
+def count_bim(path: Path) -> int:
+    """Checks a .bim (https://www.cog-genomics.org/plink/1.9/formats#bim) and counts its variants.
 
     Args:
         path: Six columns: chromosome, ID, centimorgans, position, A1, A2.
 
     Returns:
-        The variants; A1 is the counted allele.
+        V.
 
     Raises:
         InputError: A line has another number of columns or no position.
     """
-    chrom, name, position, first, second = [], [], [], [], []
-    intern = sys.intern
-    for number, line in _lines(path):
-        fields = line.split()
-        if len(fields) != _BIM_COLUMNS:
-            raise _bad_columns(path, number, found=len(fields), expected=f"{_BIM_COLUMNS}")
-        chrom.append(intern(fields[0]))
-        name.append(fields[1])
-        position.append(fields[3])
-        first.append(intern(fields[4]))
-        second.append(intern(fields[5]))
-    return Variants.build(
-        variant_id=name,
-        chrom=chrom,
-        position_bp=_positions(position, path=path, skipped_lines=0),
-        counted_allele=first,
-        other_allele=second,
-    )
+    return sum(len(position) for _, position in _bim_columns(path, _BLOCK_LINES))
+
+
+def read_bim(path: Path, *, max_variants: int) -> Iterator[Variants]:
+    """Reads a .bim piece by piece.
+
+    Args:
+        path: As in :func:`count_bim`.
+        max_variants: Size of every piece but the last.
+
+    Yields:
+        The variants; A1 is the counted allele.
+
+    Raises:
+        InputError: As in :func:`count_bim`.
+    """
+    for (chrom, name, _, _, first, second), position in _bim_columns(path, max_variants):
+        yield Variants.build(
+            variant_id=name,
+            chrom=list(map(sys.intern, chrom)),
+            position_bp=position,
+            counted_allele=list(map(sys.intern, first)),
+            other_allele=list(map(sys.intern, second)),
+        )
+
+
+def _bim_columns(path: Path, num_lines: int) -> Iterator[tuple[Sequence[tuple[str, ...]], NDArray[np.int64]]]:
+    """The columns of some lines at a time, and their positions as numbers."""
+    lines = (line for _, line in _lines(path))
+    done = 0
+    while block := [line.split() for line in itertools.islice(lines, num_lines)]:
+        if set(map(len, block)) != {_BIM_COLUMNS}:
+            bad, found = next((v, len(row)) for v, row in enumerate(block) if len(row) != _BIM_COLUMNS)
+            raise _bad_columns(path, done + bad + 1, found=found, expected=f"{_BIM_COLUMNS}")
+        columns = list(zip(*block, strict=True))
+        yield columns, _positions(columns[_BIM_POSITION], path=path, skipped_lines=done)
+        done += len(block)
 
 
 def read_fam(path: Path) -> Samples:
@@ -177,9 +200,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise InputError("not a text file in UTF-8", where=path) from error
 
 
-def _positions(texts: list[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+def _positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+    if all(map(str.isdecimal, texts)) and max(map(len, texts), default=0) < _TOO_MANY_DIGITS:
+        return np.array(list(map(int, texts)), dtype=np.int64)
     # Negative ones are PLINK's way of marking variants to ignore.
-    sound = (text.removeprefix("-").isdecimal() and len(text) < 19 for text in texts)
+    sound = (text.removeprefix("-").isdecimal() and len(text) < _TOO_MANY_DIGITS for text in texts)
     bad = next((v for v, is_sound in enumerate(sound) if not is_sound), None)
     if bad is not None:
         where = f"{path}:{skipped_lines + bad + 1}"
