@@ -192,12 +192,13 @@ class StoreWriter:
         num_samples = len(self._samples)
         step = max(1, _BLOCK_BYTES // 2 // width)
         blocks = [np.empty((min(step, num_samples), width), dtype=np.uint8) for _ in range(2)]
+        buffer = np.empty(len(blocks[0]) * max(self._panel_bytes), dtype=np.uint8)
         hashed: Future[None] | None = None
         # A block is hashed while the next is read and written; both hashlib and the disk let go of the lock.
         with (self._partial / GENOTYPES).open("wb") as out, ThreadPoolExecutor(1) as hasher:
             for turn, first in enumerate(range(0, num_samples, step)):
                 rows = blocks[turn % 2][: min(step, num_samples - first)]
-                self._read_panels(rows, first=first)
+                self._read_panels(rows, buffer, first=first)
                 if slots is not None:
                     rows = PackedGenotypes(rows, 4 * width).take(columns=slots).packed
                 if hashed is not None:
@@ -207,12 +208,13 @@ class StoreWriter:
         self._panels.close()
         return digest
 
-    def _read_panels(self, rows: NDArray[np.uint8], *, first: int) -> None:
+    def _read_panels(self, rows: NDArray[np.uint8], buffer: NDArray[np.uint8], *, first: int) -> None:
         assert self._panels is not None
         start = column = 0
         for width in self._panel_bytes:
             self._panels.seek(start + first * width)
-            piece = np.frombuffer(self._panels.read(len(rows) * width), dtype=np.uint8).reshape(-1, width)
+            piece = buffer[: len(rows) * width].reshape(-1, width)
+            self._panels.readinto(piece.data)
             into = rows[:, column : column + width]
             into[...] = piece[:, : into.shape[1]]
             start += len(self._samples) * width

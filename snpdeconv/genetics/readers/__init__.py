@@ -67,7 +67,8 @@ class VariantReader(Protocol):
             max_variants: Size of every chunk but the last.
 
         Yields:
-            The variants in the order of the file.
+            The variants in the order of the file; the genotypes of one chunk may lie where those of the
+            last one lay.
 
         Raises:
             InputError: The file is damaged.

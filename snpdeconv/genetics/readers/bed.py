@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import row_bytes
 from snpdeconv.genetics.readers import VariantChunk
-from snpdeconv.genetics.readers.tables import count_bim, read_bim, read_fam
+from snpdeconv.genetics.readers.bim import Bim
+from snpdeconv.genetics.readers.tables import read_fam
 
 _MAGIC = b"\x6c\x1b"
 _VARIANT_MAJOR = 1
@@ -39,26 +40,29 @@ class BedReader:
 
     def __init__(self, bed: Path, bim: Path, fam: Path) -> None:
         self._bed = bed
-        self._bim = bim
         self.samples = read_fam(fam)
-        num_variants = count_bim(bim)
-        self.num_variants: int | None = num_variants
+        self._table = Bim.check(bim)
+        self.num_variants: int | None = self._table.num_variants
         self.report: dict[str, int] = {}
         _check_header(bed)
-        _check_size(bed, bim, fam, num_variants=num_variants, num_samples=len(self.samples))
+        _check_size(bed, bim, fam, num_variants=self._table.num_variants, num_samples=len(self.samples))
 
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
         """Yields the variants in the order of the .bim, ``max_variants`` at a time."""
         width = row_bytes(len(self.samples))
         with self._bed.open("rb", buffering=0) as file:
             file.seek(_HEADER_BYTES)
-            for table in read_bim(self._bim, max_variants=max_variants):
-                packed = _read_packed(file, len(table) * width, where=self._bed)
+            # One piece of memory for all chunks: what the system gives anew it fills with zeros first.
+            most = min(max_variants, self._table.num_variants)
+            words = np.empty(-(-most * width // 8), dtype="<u8")
+            for table in self._table.chunks(max_variants):
+                packed = _read_packed(file, words, len(table) * width, where=self._bed)
                 yield VariantChunk(table, packed.reshape(len(table), width), len(self.samples))
 
 
-def _read_packed(file: io.FileIO, num_bytes: int, *, where: Path) -> NDArray[np.uint8]:
-    words = np.empty(-(-num_bytes // 8), dtype="<u8")
+def _read_packed(
+    file: io.FileIO, words: NDArray[np.uint64], num_bytes: int, *, where: Path
+) -> NDArray[np.uint8]:
     held = words.view(np.uint8)[:num_bytes]
     done = 0
     while done < num_bytes:

@@ -1,11 +1,10 @@
-"""The text tables of PLINK: .bim and .pvar for variants, .fam and .psam for samples.
+"""The text tables of PLINK: .pvar for variants, .fam and .psam for samples; the .bim has a module of its own.
 
 A line that does not fit is told by file and number. Knows no genotypes.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,8 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.variants import Variants
 
 _FAM_COLUMNS = 6
-_BIM_COLUMNS = 6
-_BIM_POSITION = 3
-_BLOCK_LINES = 2**14
 _TOO_MANY_DIGITS = 19
 
 
@@ -44,57 +39,6 @@ class Sites:
     alts: list[list[str]]
 
 
-def count_bim(path: Path) -> int:
-    """Checks a .bim (https://www.cog-genomics.org/plink/1.9/formats#bim) and counts its variants.
-
-    Args:
-        path: Six columns: chromosome, ID, centimorgans, position, A1, A2.
-
-    Returns:
-        V.
-
-    Raises:
-        InputError: A line has another number of columns or no position.
-    """
-    return sum(len(position) for _, position in _bim_columns(path, _BLOCK_LINES))
-
-
-def read_bim(path: Path, *, max_variants: int) -> Iterator[Variants]:
-    """Reads a .bim piece by piece.
-
-    Args:
-        path: As in :func:`count_bim`.
-        max_variants: Size of every piece but the last.
-
-    Yields:
-        The variants; A1 is the counted allele.
-
-    Raises:
-        InputError: As in :func:`count_bim`.
-    """
-    for (chrom, name, _, _, first, second), position in _bim_columns(path, max_variants):
-        yield Variants.build(
-            variant_id=name,
-            chrom=list(map(sys.intern, chrom)),
-            position_bp=position,
-            counted_allele=list(map(sys.intern, first)),
-            other_allele=list(map(sys.intern, second)),
-        )
-
-
-def _bim_columns(path: Path, num_lines: int) -> Iterator[tuple[Sequence[tuple[str, ...]], NDArray[np.int64]]]:
-    """The columns of some lines at a time, and their positions as numbers."""
-    lines = (line for _, line in _lines(path))
-    done = 0
-    while block := [line.split() for line in itertools.islice(lines, num_lines)]:
-        if set(map(len, block)) != {_BIM_COLUMNS}:
-            bad, found = next((v, len(row)) for v, row in enumerate(block) if len(row) != _BIM_COLUMNS)
-            raise _bad_columns(path, done + bad + 1, found=found, expected=f"{_BIM_COLUMNS}")
-        columns = list(zip(*block, strict=True))
-        yield columns, _positions(columns[_BIM_POSITION], path=path, skipped_lines=done)
-        done += len(block)
-
-
 def read_fam(path: Path) -> Samples:
     """Reads the IDs of a .fam (https://www.cog-genomics.org/plink/1.9/formats#fam).
 
@@ -108,10 +52,10 @@ def read_fam(path: Path) -> Samples:
         InputError: A line has another number of columns.
     """
     fid, iid = [], []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != _FAM_COLUMNS:
-            raise _bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
+            raise bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
         fid.append(fields[0])
         iid.append(fields[1])
     return Samples.build(iid, fid=fid)
@@ -132,7 +76,7 @@ def read_psam(path: Path) -> Samples:
     header: list[str] = []
     fid: list[str] = []
     iid: list[str] = []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if line.startswith("#") and not iid:
             header = line.lstrip("#").split()
             continue
@@ -140,7 +84,7 @@ def read_psam(path: Path) -> Samples:
             return read_fam(path)
         fields = line.split()
         if "IID" not in header or len(fields) < len(header):
-            raise _bad_columns(
+            raise bad_columns(
                 path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})"
             )
         iid.append(fields[header.index("IID")])
@@ -164,7 +108,7 @@ def read_pvar(path: Path) -> Sites:
     chrom, position, name, ref, alts = [], [], [], [], []
     intern = sys.intern
     header_line = 0
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not header_line:
             if line.startswith("#CHROM"):
                 header_line = number
@@ -175,7 +119,7 @@ def read_pvar(path: Path) -> Sites:
             continue
         fields = line.split(maxsplit=5)
         if len(fields) < 5:
-            raise _bad_columns(path, number, found=len(fields), expected="at least 5")
+            raise bad_columns(path, number, found=len(fields), expected="at least 5")
         chrom.append(intern(fields[0]))
         position.append(fields[1])
         name.append(fields[2])
@@ -186,13 +130,24 @@ def read_pvar(path: Path) -> Sites:
     return Sites(
         variant_id=name,
         chrom=chrom,
-        position_bp=_positions(position, path=path, skipped_lines=header_line),
+        position_bp=parse_positions(position, path=path, skipped_lines=header_line),
         ref=ref,
         alts=alts,
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Reads a text file.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Yields:
+        The number of a line, from 1, and its text.
+
+    Raises:
+        InputError: It is no text.
+    """
     with path.open(encoding="utf-8") as file:
         try:
             yield from enumerate(file, start=1)
@@ -200,7 +155,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise InputError("not a text file in UTF-8", where=path) from error
 
 
-def _positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+def parse_positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+    """Turns positions into numbers.
+
+    Args:
+        texts: (v,) of consecutive lines.
+        path: The file, for the message.
+        skipped_lines: Those before the first of them.
+
+    Returns:
+        (v,) base pairs.
+
+    Raises:
+        InputError: One is no number.
+    """
     if all(map(str.isdecimal, texts)) and max(map(len, texts), default=0) < _TOO_MANY_DIGITS:
         return np.array(list(map(int, texts)), dtype=np.int64)
     # Negative ones are PLINK's way of marking variants to ignore.
@@ -212,5 +180,13 @@ def _positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArr
     return np.array([int(text) for text in texts], dtype=np.int64)
 
 
-def _bad_columns(path: Path, number: int, *, found: int, expected: str) -> InputError:
+def bad_columns(path: Path, number: int, *, found: int, expected: str) -> InputError:
+    """The error for a line with another number of columns.
+
+    Args:
+        path: The file.
+        number: The line, from 1.
+        found: Its columns.
+        expected: What there should be.
+    """
     return InputError(f"{found} columns where {expected} are expected", where=f"{path}:{number}")
