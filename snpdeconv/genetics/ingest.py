@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from snpdeconv.errors import ConfigError, InputError, nearest
@@ -23,6 +25,7 @@ Progress = Callable[[int, int], None]
 """Called with the variants done and their total, 0 where the file does not tell it."""
 
 _CHUNK_BYTES = 64 * 2**20
+_HASH_BYTES = 2**20
 _WORD_CODES = 32
 # To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
 _RULES_VERSION = 2
@@ -56,17 +59,27 @@ def import_cohort(
     if is_store(source):
         raise InputError("is imported already", where=source, mend="give it as it is to the other commands")
     files = find_files(source)
-    key = _key(files, multiallelic=multiallelic)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if is_store(out) and describe(out)["import_key"] == key:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        # Nothing to compare the key with: it is digested while the genotypes are read.
+        _require_readable(files)
+        rules = _rules(files, multiallelic=multiallelic)
+        given_up = threading.Event()
+        with ThreadPoolExecutor(1) as hasher:
+            key = hasher.submit(_key, files, rules=rules, given_up=given_up)
+            try:
+                return _import(files, out, key=key.result, multiallelic=multiallelic, progress=progress)
+            finally:
+                given_up.set()
+    if is_store(out):
+        found = _key(files, rules=_rules(files, multiallelic=multiallelic))
+        if describe(out)["import_key"] == found:
             logger.info("%s: is this cohort's store already", out)
             return open_store(out)
-        raise InputError(
-            "exists already and is not this cohort's store",
-            where=out,
-            mend="choose another folder or delete this one",
-        )
-    return _import(files, out, key=key, multiallelic=multiallelic, progress=progress)
+    raise InputError(
+        "exists already and is not this cohort's store",
+        where=out,
+        mend="choose another folder or delete this one",
+    )
 
 
 def load_cohort(
@@ -98,36 +111,60 @@ def load_cohort(
     if is_store(source):
         return open_store(source)
     files = find_files(source)
-    key = _key(files, multiallelic=multiallelic)
+    key = _key(files, rules=_rules(files, multiallelic=multiallelic))
     store = Path(cache_dir) / key
     if is_store(store):
         cohort = open_store(store)
     else:
-        cohort = _import(files, store, key=key, multiallelic=multiallelic, progress=progress)
+        cohort = _import(files, store, key=lambda: key, multiallelic=multiallelic, progress=progress)
     return dataclasses.replace(cohort, source=str(files.paths[0]))
 
 
-def _key(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
-    """Digests the content of all files and whatever else decides what the store will hold."""
+def _rules(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
+    """What decides the content of a store besides that of the files."""
     if multiallelic not in ("split", "skip"):
         raise ConfigError(
             f"'{multiallelic}' is no treatment of multi-allelic sites",
             where="multiallelic",
             mend=nearest(multiallelic, ("split", "skip")),
         )
-    rules = f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
-    key = hashlib.sha256(rules.encode())
+    return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
+
+
+def _require_readable(files: CohortFiles) -> None:
     for path in files.paths:
         try:
-            with path.open("rb") as file:
-                key.update(hashlib.file_digest(file, "sha256").digest())
+            path.open("rb").close()
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from error
+
+
+def _key(files: CohortFiles, *, rules: str, given_up: threading.Event | None = None) -> str:
+    """Digests the content of all files and whatever else decides what the store will hold.
+
+    Once nobody wants it any more, whatever it gives is wrong.
+    """
+    key = hashlib.sha256(rules.encode())
+    buffer = memoryview(bytearray(_HASH_BYTES))
+    for path in files.paths:
+        try:
+            with path.open("rb", buffering=0) as file:
+                content = hashlib.sha256()
+                while (size := file.readinto(buffer)) and not (given_up and given_up.is_set()):
+                    content.update(buffer[:size])
+                key.update(content.digest())
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=path) from error
     return key.hexdigest()
 
 
 def _import(
-    files: CohortFiles, out: Path, *, key: str, multiallelic: Multiallelic, progress: Progress | None
+    files: CohortFiles,
+    out: Path,
+    *,
+    key: Callable[[], str],
+    multiallelic: Multiallelic,
+    progress: Progress | None,
 ) -> Cohort:
     source = files.paths[0]
     reader = open_reader(files, multiallelic=multiallelic)
@@ -149,7 +186,7 @@ def _import(
         if kept.num_unplaced == done:
             raise InputError(f"no variants{_counts(report)}", where=source, mend=f"give {ACCEPTED}")
         report["duplicate_variants"] = kept.num_duplicates
-        cohort = writer.finish(order=kept.order, import_key=key, source=str(source), report=report)
+        cohort = writer.finish(order=kept.order, import_key=key(), source=str(source), report=report)
     logger.info(
         "%s: %d samples, %d variants%s", source, len(cohort.samples), len(cohort.variants), _counts(report)
     )
