@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import secrets
@@ -15,7 +16,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ class StoreWriter:
         self._panel_bytes: list[int] = []
         self._panel = np.empty((0, 0), dtype=np.uint8)
         self._panel_variants: list[int] = []
-        self._panels: BinaryIO | None = None
+        self._panels: io.BufferedRandom | None = None
         self._variants: VariantSpool
 
     def __enter__(self) -> StoreWriter:

@@ -68,7 +68,7 @@ def transpose_packed(
 
 def _transpose_strips(packed: NDArray[np.uint8], words: NDArray[np.uint64], starts: range) -> None:
     """Transposes some strips of columns; a strip begins at a byte and is as wide as a tile."""
-    num_rows, width = packed.shape
+    width = packed.shape[1]
     num_columns, out_words = words.shape
     tile_words = max(1, min(_TILE_WORDS, -(-width // _WORD_BYTES)))
     groups = max(1, min(out_words, _TILE_BYTES // (_CODES_A_WORD * _WORD_BYTES * tile_words)))

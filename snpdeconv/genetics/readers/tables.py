@@ -84,9 +84,7 @@ def read_psam(path: Path) -> Samples:
             return read_fam(path)
         fields = line.split()
         if "IID" not in header or len(fields) < len(header):
-            raise bad_columns(
-                path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})"
-            )
+            raise bad_columns(path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})")
         iid.append(fields[header.index("IID")])
         if "FID" in header:
             fid.append(fields[header.index("FID")])

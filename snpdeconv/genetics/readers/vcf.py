@@ -69,7 +69,9 @@ class VcfReader:
             if calls.shape[1] > _PLOIDY_AND_PHASE:
                 self._count(batch)
                 ploidy = calls.shape[1] - 1
-                raise self._broken(number, f"has {ploidy} alleles a sample; only diploid and haploid are read")
+                raise self._broken(
+                    number, f"has {ploidy} alleles a sample; only diploid and haploid are read"
+                )
             for allele in alleles:
                 full = batch.add(record, calls, alts=alts, allele=allele, number=number)
                 if full:
