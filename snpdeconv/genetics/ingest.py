@@ -15,7 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.genetics.readers import ACCEPTED, CohortFiles, Multiallelic, find_files, open_reader
+from snpdeconv.genetics.readers import (
+    ACCEPTED,
+    CohortFiles,
+    Multiallelic,
+    VariantReader,
+    find_files,
+    open_reader,
+)
 from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
 
@@ -24,7 +31,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with the variants done and their total, 0 where the file does not tell it."""
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 64 * 2**20  # Of genotypes, one a byte; a quarter of it in two bits.
+_MOST_VARIANTS = 2**15  # Their names and alleles take more memory than the genotypes of a few people.
 _HASH_BYTES = 2**20
 _WORD_CODES = 32
 # To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
@@ -171,16 +179,8 @@ def _import(
     if len(reader.samples) == 0:
         raise InputError("no samples", where=files.paths[-1])
     reader.samples.require_unique(where=files.paths[-1])
-    step = max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4)
-    if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
-        step -= step % _WORD_CODES
-    done = 0
     with StoreWriter(out, samples=reader.samples) as writer:
-        for chunk in reader.chunks(step):
-            writer.append(chunk.packed, variants=chunk.variants)
-            done += len(chunk.variants)
-            if progress is not None:
-                progress(done, reader.num_variants or 0)
+        done = _append_all(reader, writer, progress=progress)
         kept = writer.choose()
         report = {**reader.report, "skipped_unplaced": kept.num_unplaced}
         if kept.num_unplaced == done:
@@ -191,6 +191,20 @@ def _import(
         "%s: %d samples, %d variants%s", source, len(cohort.samples), len(cohort.variants), _counts(report)
     )
     return cohort
+
+
+def _append_all(reader: VariantReader, writer: StoreWriter, *, progress: Progress | None) -> int:
+    """Gives all variants of a cohort to the store; returns how many there are."""
+    step = min(_MOST_VARIANTS, max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4))
+    if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
+        step -= step % _WORD_CODES
+    done = 0
+    for chunk in reader.chunks(step):
+        writer.append(chunk.packed, variants=chunk.variants)
+        done += len(chunk.variants)
+        if progress is not None:
+            progress(done, reader.num_variants or 0)
+    return done
 
 
 def _counts(report: dict[str, int]) -> str:

@@ -122,6 +122,7 @@ class StoreWriter:
         Raises:
             ResourceError: The disk is full.
         """
+        self._panel = np.empty((0, 0), dtype=np.uint8)
         with writing_to(self._path):
             return self._variants.kept()
 
@@ -168,7 +169,6 @@ class StoreWriter:
                 "report": report,
             }
             (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-        self._panel = np.empty((0, 0), dtype=np.uint8)
         self._rename(import_key)
         return open_store(self._path)
 

@@ -1,4 +1,4 @@
-"""The table of variants on its way into a store: lines in a file, places in memory, 16 bytes a variant.
+"""The table of variants on its way into a store: lines in a file, places in memory, 12 bytes a variant.
 
 Says which variants are kept and in which order; knows no genotypes.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.variants import (
@@ -16,12 +17,12 @@ from snpdeconv.genetics.variants import (
     TSV_HEADER,
     Variants,
     is_duplicate,
-    is_placed,
     order_in_genome,
 )
 
 _SCAN_BYTES = 2**24
 _NEWLINE = 0x0A
+_NO_CODE = -1
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class VariantSpool:
         self._path = path
         self._file = path.open("w", encoding="utf-8", newline="\n")
         self._file.write(TSV_HEADER)
-        self._chrom: list[NDArray[np.object_]] = []
+        self._code_of: dict[str, int] = {}
+        self._chrom: list[NDArray[np.int32]] = []
         self._position: list[NDArray[np.int64]] = []
         self._total = 0
 
@@ -65,7 +67,9 @@ class VariantSpool:
             variants: Any number.
         """
         self._file.writelines(variants.tsv_lines())
-        self._chrom.append(variants.chrom)
+        codes, names = pd.factorize(variants.chrom)
+        known = [self._code_of.setdefault(str(name), len(self._code_of)) for name in names]
+        self._chrom.append(np.array(known, dtype=np.int32)[codes])
         self._position.append(variants.position_bp)
         self._total += len(variants)
 
@@ -76,11 +80,14 @@ class VariantSpool:
             Indices and counts. The places are forgotten: there is no second call and no :meth:`append`.
         """
         self._file.flush()
-        chrom = np.concatenate([np.empty(0, dtype=object), *self._chrom])
+        chrom = np.concatenate([np.empty(0, dtype=np.int32), *self._chrom])
+        self._chrom = []
         position = np.concatenate([np.empty(0, dtype=np.int64), *self._position])
-        self._chrom, self._position = [], []
-        order = order_in_genome(chrom, position)
-        order = order[is_placed(chrom, position)[order]]
+        self._position = []
+        order = order_in_genome(chrom, position, names=list(self._code_of))
+        # What PLINK ignores: chromosome 0, and positions of 0 or less.
+        placed = (chrom != self._code_of.get("0", _NO_CODE)) & (position > 0)
+        order = order[placed[order]]
         num_placed = len(order)
         repeated = is_duplicate(chrom[order], position[order], lambda index: self._alleles(order[index]))
         order = order[~repeated]

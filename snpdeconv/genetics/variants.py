@@ -161,7 +161,8 @@ class Variants:
         Returns:
             (V,) indices; variants at one position keep their order.
         """
-        return order_in_genome(self.chrom, self.position_bp)
+        codes, names = pd.factorize(self.chrom)
+        return order_in_genome(codes, self.position_bp, names=[str(name) for name in names])
 
     def to_frame(self) -> pd.DataFrame:
         """Gives the table as a data frame.
@@ -235,60 +236,49 @@ class Variants:
         return cls.from_frame(frame)
 
 
-def order_in_genome(chrom: NDArray[np.object_], position_bp: NDArray[np.int64]) -> NDArray[np.int64]:
+def order_in_genome(
+    chrom: NDArray[np.integer], position_bp: NDArray[np.int64], *, names: Sequence[str]
+) -> NDArray[np.int64]:
     """Sorts variants by chromosome (1 to 22, X, Y, XY, MT, others by name) and position.
 
     Args:
-        chrom: (V,) normalised chromosomes.
+        chrom: (V,) chromosomes, as indices into ``names``.
         position_bp: (V,) positions.
+        names: Normalised chromosomes.
 
     Returns:
         (V,) indices; variants at one position keep their order.
     """
-    codes, names = pd.factorize(chrom)
     known = {name: rank for rank, name in enumerate(_CHROM_ORDER)}
-    by_rank = sorted(range(len(names)), key=lambda c: (known.get(str(names[c]), len(known)), str(names[c])))
-    rank = np.empty(len(names), dtype=np.int64)
+    by_rank = sorted(range(len(names)), key=lambda c: (known.get(names[c], len(known)), names[c]))
+    rank = np.empty(len(names), dtype=chrom.dtype)
     rank[by_rank] = np.arange(len(names))
-    return np.lexsort((position_bp, rank[codes])).astype(np.int64, copy=False)
-
-
-def is_placed(chrom: NDArray[np.object_], position_bp: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Marks variants with a place in the genome.
-
-    Args:
-        chrom: (V,) normalised chromosomes.
-        position_bp: (V,) positions.
-
-    Returns:
-        (V,) False on chromosome 0 and at positions of 0 or less, which PLINK ignores.
-    """
-    placed: NDArray[np.bool_] = (chrom != "0") & (position_bp > 0)
-    return placed
+    return np.lexsort((position_bp, rank[chrom])).astype(np.int64, copy=False)
 
 
 def is_duplicate(
-    chrom: NDArray[np.object_],
+    chrom: NDArray[np.integer],
     position_bp: NDArray[np.int64],
     alleles: Callable[[NDArray[np.int64]], tuple[Sequence[str], Sequence[str]]],
 ) -> NDArray[np.bool_]:
     """Marks variants seen before: same chromosome and position, same two alleles in either order.
 
     Args:
-        chrom: (V,) normalised chromosomes.
-        position_bp: (V,) positions.
+        chrom: (V,) chromosomes, as numbers; sorted.
+        position_bp: (V,) positions; sorted within a chromosome.
         alleles: Gives the two alleles of each of some variants; asked only of those that share a site.
 
     Returns:
         (V,) True for every repetition, False for the first one.
     """
-    site = pd.DataFrame({"chrom": pd.factorize(chrom)[0], "pos": position_bp})
+    as_before = np.zeros(len(chrom) + 1, dtype=bool)
+    as_before[1:-1] = (chrom[1:] == chrom[:-1]) & (position_bp[1:] == position_bp[:-1])
+    shared = np.flatnonzero(as_before[1:] | as_before[:-1])
     repeated = np.zeros(len(chrom), dtype=bool)
-    shared = np.flatnonzero(site.duplicated(keep=False).to_numpy())
-    seen: set[tuple[str, int, str, str]] = set()
+    seen: set[tuple[int, int, str, str]] = set()
     for v, first, second in zip(shared, *alleles(shared), strict=True):
         low, high = sorted((first, second))
-        key = (str(chrom[v]), int(position_bp[v]), low, high)
+        key = (int(chrom[v]), int(position_bp[v]), low, high)
         repeated[v] = key in seen
         seen.add(key)
     return repeated
