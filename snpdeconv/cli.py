@@ -34,6 +34,7 @@ from snpdeconv.cli_options import (
 )
 from snpdeconv.console import configure_logging, progress
 from snpdeconv.errors import ConfigError, ResourceError, UserError
+from snpdeconv.startup import loading
 from snpdeconv.version import __version__
 
 if TYPE_CHECKING:
@@ -162,9 +163,10 @@ def train(
     settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
     config = load_config(preset, overrides=settings)
 
-    from snpdeconv.pipelines.inputs import Inputs
-    from snpdeconv.pipelines.train import train as run
-    from snpdeconv.training.preemption import Preempted
+    with loading():
+        from snpdeconv.pipelines.inputs import Inputs
+        from snpdeconv.pipelines.train import train as run
+        from snpdeconv.training.preemption import Preempted
 
     inputs = Inputs.from_paths(
         genotypes=genotypes,
@@ -232,7 +234,8 @@ def rank(
     """Rank the SNPs of a cohort: by single effects, which need no network, or by a trained network too."""
     if run is not None or model is not None:
         _refuse_beside_a_network(run, model, blocks=blocks, preset=preset)
-        from snpdeconv.pipelines.rank import rank_with_network
+        with loading():
+            from snpdeconv.pipelines.rank import rank_with_network
 
         result = rank_with_network(
             out,
@@ -256,8 +259,9 @@ def rank(
 
         config = load_config(preset or "small_cpu", overrides=overrides or [])
 
-        from snpdeconv.pipelines.inputs import Inputs
-        from snpdeconv.pipelines.rank import rank_cohort
+        with loading():
+            from snpdeconv.pipelines.inputs import Inputs
+            from snpdeconv.pipelines.rank import rank_cohort
 
         inputs = Inputs.from_paths(
             genotypes=genotypes, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks
@@ -283,7 +287,8 @@ def predict(
 
     config = load_config(preset, overrides=overrides or [])
 
-    from snpdeconv.pipelines.predict import predict as run
+    with loading():
+        from snpdeconv.pipelines.predict import predict as run
 
     result = run(config, model=model, genotypes=genotypes, covariates=covariates, out=out)
     print(f"predictions  {result.predictions} ({result.num_samples:,} people)")

@@ -12,16 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from snpdeconv.genetics.transpose import transpose_packed
+
 MISSING = 3
 """The code of a genotype that was not called."""
 
 Index = NDArray[np.integer] | NDArray[np.bool_] | slice
 
 _CHUNK_BYTES = 64 * 2**20
-_CACHE_BYTES = (
-    4 * 2**20
-)  # Pieces that stay in the processor's cache make `take` and `counts` three times as fast.
+# Pieces that stay in the processor's cache make `counts` three times as fast.
+_CACHE_BYTES = 4 * 2**20
+_TURN_BYTES = 16 * 2**20
 _CODES_A_BYTE = 4
+_ALL_MISSING = 0b11_11_11_11
+_ROWS_A_WORD = 32  # What `transpose_packed` turns at once.
 _LUT_OF_PAIR = np.ascontiguousarray(
     ((np.arange(65_536)[:, None] >> (2 * np.arange(8))) & 3).astype(np.uint8)
 ).view("<u8")[:, 0]
@@ -61,30 +65,6 @@ def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         padded = np.ascontiguousarray(codes, dtype=np.uint8)
     words = padded.reshape(-1).view("<u4") * _GATHER_TO_TOP_BYTE
     return words.astype("<u4", copy=False).view(np.uint8)[3::4].reshape(num_samples, width).copy()
-
-
-def pack_variant_major(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Packs codes that arrive variant by variant; turns a quarter of the bytes that transposing first would.
-
-    Args:
-        codes: (V, N) codes 0 to 3.
-
-    Returns:
-        (N, ceil(V / 4)) bytes, equal to ``pack(codes.T)``.
-    """
-    num_variants, num_samples = codes.shape
-    full = num_variants // _CODES_A_BYTE
-    packed = np.empty((num_samples, row_bytes(num_variants)), dtype=np.uint8)
-    quads = codes[: full * _CODES_A_BYTE].reshape(full, _CODES_A_BYTE, num_samples)
-    merged = quads[:, 3] << 2
-    for slot in (2, 1, 0):
-        merged |= quads[:, slot]
-        if slot:
-            merged <<= 2
-    packed[:, :full] = merged.T
-    if full < packed.shape[1]:
-        packed[:, full:] = pack(codes[full * _CODES_A_BYTE :].T)
-    return packed
 
 
 def unpack(packed: NDArray[np.uint8], num_variants: int) -> NDArray[np.uint8]:
@@ -182,10 +162,14 @@ class PackedGenotypes:
             )
         chosen = _Columns.of(columns, num_variants=self.num_variants)
         index = _row_index(rows, self.num_samples)
-        out = np.empty((len(index), row_bytes(len(chosen))), dtype=np.uint8)
-        step = _rows_at_once(len(chosen))
+        width = row_bytes(len(chosen))
+        out = np.empty((len(index), width), dtype=np.uint8)
+        # Turned round, a column is a row to copy and nothing is unpacked; a few columns are not worth it.
+        turn = 4 * len(chosen) > self.num_variants > 0
+        step = _rows_turned_at_once(self.packed.shape[1], width) if turn else _rows_at_once(len(chosen))
         for start in range(0, len(index), step):
-            out[start : start + step] = pack(chosen.codes(self.packed[index[start : start + step]]))
+            piece = self.packed[index[start : start + step]]
+            out[start : start + step] = chosen.turned(piece) if turn else pack(chosen.codes(piece))
         return PackedGenotypes(out, len(chosen))
 
     def counts(self, *, rows: Index | None = None) -> NDArray[np.int64]:
@@ -243,6 +227,7 @@ class PackedGenotypes:
 class _Columns:
     """Where the wanted columns lie in a packed row."""
 
+    index: NDArray[np.int64]
     byte: NDArray[np.int64]
     shift: NDArray[np.uint8]
     absent: NDArray[np.int64]
@@ -257,6 +242,7 @@ class _Columns:
                 raise IndexError(f"column {index.min()} or {index.max()} of {num_variants} variants")
         present = np.maximum(index, 0)
         return cls(
+            index=index,
             byte=present // _CODES_A_BYTE,
             shift=(2 * (present % _CODES_A_BYTE)).astype(np.uint8),
             absent=np.flatnonzero(index < 0),
@@ -264,6 +250,14 @@ class _Columns:
 
     def __len__(self) -> int:
         return len(self.byte)
+
+    def turned(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The columns of (n, width) bytes, packed, by way of rows: there is at least one byte a row."""
+        num_rows, width = packed.shape
+        by_column = transpose_packed(packed, _CODES_A_BYTE * width)[:, : row_bytes(num_rows)]
+        picked = np.take(by_column, self.index, axis=0, mode="clip")
+        picked[self.absent] = _ALL_MISSING
+        return transpose_packed(picked, num_rows)[:, : row_bytes(len(self))]
 
     def codes(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if packed.shape[1] == 0:  # No variants at all: only absent columns can have been asked for.
@@ -282,6 +276,10 @@ def _row_index(rows: Index | None, num_samples: int) -> NDArray[np.int64]:
 
 def _rows_at_once(num_slots: int) -> int:
     return max(1, _CACHE_BYTES // max(1, num_slots))
+
+
+def _rows_turned_at_once(*widths: int) -> int:
+    return max(_ROWS_A_WORD, _TURN_BYTES // max(widths) // _ROWS_A_WORD * _ROWS_A_WORD)
 
 
 def _sum_fields(bits: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -9,23 +9,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.genetics.readers import ACCEPTED, CohortFiles, Multiallelic, find_files, open_reader
+from snpdeconv.genetics.readers import (
+    ACCEPTED,
+    CohortFiles,
+    Multiallelic,
+    VariantReader,
+    find_files,
+    open_reader,
+)
 from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
-from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the variants done and their total, 0 where the file does not tell it."""
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 64 * 2**20  # Of genotypes, one a byte; a quarter of it in two bits.
+_MOST_VARIANTS = 2**15  # Their names and alleles take more memory than the genotypes of a few people.
+_HASH_BYTES = 2**20
+_WORD_CODES = 32
 # To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
 _RULES_VERSION = 2
 
@@ -58,17 +67,27 @@ def import_cohort(
     if is_store(source):
         raise InputError("is imported already", where=source, mend="give it as it is to the other commands")
     files = find_files(source)
-    key = _key(files, multiallelic=multiallelic)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if is_store(out) and describe(out)["import_key"] == key:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        # Nothing to compare the key with: it is digested while the genotypes are read.
+        _require_readable(files)
+        rules = _rules(files, multiallelic=multiallelic)
+        given_up = threading.Event()
+        with ThreadPoolExecutor(1) as hasher:
+            key = hasher.submit(_key, files, rules=rules, given_up=given_up)
+            try:
+                return _import(files, out, key=key.result, multiallelic=multiallelic, progress=progress)
+            finally:
+                given_up.set()
+    if is_store(out):
+        found = _key(files, rules=_rules(files, multiallelic=multiallelic))
+        if describe(out)["import_key"] == found:
             logger.info("%s: is this cohort's store already", out)
             return open_store(out)
-        raise InputError(
-            "exists already and is not this cohort's store",
-            where=out,
-            mend="choose another folder or delete this one",
-        )
-    return _import(files, out, key=key, multiallelic=multiallelic, progress=progress)
+    raise InputError(
+        "exists already and is not this cohort's store",
+        where=out,
+        mend="choose another folder or delete this one",
+    )
 
 
 def load_cohort(
@@ -100,68 +119,92 @@ def load_cohort(
     if is_store(source):
         return open_store(source)
     files = find_files(source)
-    key = _key(files, multiallelic=multiallelic)
+    key = _key(files, rules=_rules(files, multiallelic=multiallelic))
     store = Path(cache_dir) / key
     if is_store(store):
         cohort = open_store(store)
     else:
-        cohort = _import(files, store, key=key, multiallelic=multiallelic, progress=progress)
+        cohort = _import(files, store, key=lambda: key, multiallelic=multiallelic, progress=progress)
     return dataclasses.replace(cohort, source=str(files.paths[0]))
 
 
-def _key(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
-    """Digests the content of all files and whatever else decides what the store will hold."""
+def _rules(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
+    """What decides the content of a store besides that of the files."""
     if multiallelic not in ("split", "skip"):
         raise ConfigError(
             f"'{multiallelic}' is no treatment of multi-allelic sites",
             where="multiallelic",
             mend=nearest(multiallelic, ("split", "skip")),
         )
-    rules = f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
-    key = hashlib.sha256(rules.encode())
+    return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
+
+
+def _require_readable(files: CohortFiles) -> None:
     for path in files.paths:
         try:
-            with path.open("rb") as file:
-                key.update(hashlib.file_digest(file, "sha256").digest())
+            path.open("rb").close()
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from error
+
+
+def _key(files: CohortFiles, *, rules: str, given_up: threading.Event | None = None) -> str:
+    """Digests the content of all files and whatever else decides what the store will hold.
+
+    Once nobody wants it any more, whatever it gives is wrong.
+    """
+    key = hashlib.sha256(rules.encode())
+    buffer = memoryview(bytearray(_HASH_BYTES))
+    for path in files.paths:
+        try:
+            with path.open("rb", buffering=0) as file:
+                content = hashlib.sha256()
+                while (size := file.readinto(buffer)) and not (given_up and given_up.is_set()):
+                    content.update(buffer[:size])
+                key.update(content.digest())
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=path) from error
     return key.hexdigest()
 
 
 def _import(
-    files: CohortFiles, out: Path, *, key: str, multiallelic: Multiallelic, progress: Progress | None
+    files: CohortFiles,
+    out: Path,
+    *,
+    key: Callable[[], str],
+    multiallelic: Multiallelic,
+    progress: Progress | None,
 ) -> Cohort:
     source = files.paths[0]
     reader = open_reader(files, multiallelic=multiallelic)
     if len(reader.samples) == 0:
         raise InputError("no samples", where=files.paths[-1])
     reader.samples.require_unique(where=files.paths[-1])
-    step = max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4)
-    tables = []
-    done = 0
     with StoreWriter(out, samples=reader.samples) as writer:
-        for chunk in reader.chunks(step):
-            writer.append(chunk.codes)
-            tables.append(chunk.variants)
-            done += len(chunk.variants)
-            if progress is not None:
-                progress(done, reader.num_variants or 0)
-        variants = Variants.concat(tables)
-        order = variants.genome_order()
-        order = order[variants.placed()[order]]
-        num_placed = len(order)
-        report = {**reader.report, "skipped_unplaced": done - num_placed}
-        if num_placed == 0:
+        done = _append_all(reader, writer, progress=progress)
+        kept = writer.choose()
+        report = {**reader.report, "skipped_unplaced": kept.num_unplaced}
+        if kept.num_unplaced == done:
             raise InputError(f"no variants{_counts(report)}", where=source, mend=f"give {ACCEPTED}")
-        order = order[~variants.take(order).duplicated()]
-        report["duplicate_variants"] = num_placed - len(order)
-        cohort = writer.finish(
-            variants=variants, order=order.astype(np.int64), import_key=key, source=str(source), report=report
-        )
+        report["duplicate_variants"] = kept.num_duplicates
+        cohort = writer.finish(order=kept.order, import_key=key(), source=str(source), report=report)
     logger.info(
         "%s: %d samples, %d variants%s", source, len(cohort.samples), len(cohort.variants), _counts(report)
     )
     return cohort
+
+
+def _append_all(reader: VariantReader, writer: StoreWriter, *, progress: Progress | None) -> int:
+    """Gives all variants of a cohort to the store; returns how many there are."""
+    step = min(_MOST_VARIANTS, max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4))
+    if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
+        step -= step % _WORD_CODES
+    done = 0
+    for chunk in reader.chunks(step):
+        writer.append(chunk.packed, variants=chunk.variants)
+        done += len(chunk.variants)
+        if progress is not None:
+            progress(done, reader.num_variants or 0)
+    return done
 
 
 def _counts(report: dict[str, int]) -> str:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import secrets
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import PackedGenotypes, pack_variant_major, row_bytes
+from snpdeconv.genetics.genotypes import PackedGenotypes, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import (
     CODING,
@@ -35,12 +36,16 @@ from snpdeconv.genetics.store import (
     open_store,
     writing_to,
 )
+from snpdeconv.genetics.transpose import transpose_packed
+from snpdeconv.genetics.variant_spool import Kept, VariantSpool
 from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
 _PANELS = "panels.bin"
+_VARIANT_SPOOL = "variants.spool"
 _BLOCK_BYTES = 64 * 2**20
+_WORD_BYTES = 8
 _ABANDONED_AFTER_S = 24 * 3600
 
 
@@ -62,8 +67,10 @@ class StoreWriter:
         self._samples = samples
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._panel_bytes: list[int] = []
-        self._slots: list[NDArray[np.int64]] = []
-        self._panels: BinaryIO | None = None
+        self._panel = np.empty((0, 0), dtype=np.uint8)
+        self._panel_variants: list[int] = []
+        self._panels: io.BufferedRandom | None = None
+        self._variants: VariantSpool
 
     def __enter__(self) -> StoreWriter:
         with writing_to(self._path):
@@ -71,6 +78,7 @@ class StoreWriter:
             _remove_abandoned(self._path)
             self._partial.mkdir()
             self._panels = (self._partial / _PANELS).open("wb+")
+            self._variants = VariantSpool(self._partial / _VARIANT_SPOOL)
         return self
 
     def __exit__(
@@ -78,31 +86,49 @@ class StoreWriter:
     ) -> None:
         if self._panels is not None:
             # Closing flushes, which fails again on a full disk: the first error is the one to tell.
-            with contextlib.suppress(OSError):
-                self._panels.close()
+            for file in (self._panels, self._variants):
+                with contextlib.suppress(OSError):
+                    file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def append(self, codes: NDArray[np.uint8]) -> None:
+    def append(self, packed: NDArray[np.uint8], *, variants: Variants) -> None:
         """Adds variants.
 
         Args:
-            codes: (v, N) codes 0 to 3, variant-major.
+            packed: (v, ceil(N / 4)) bytes, variant-major.
+            variants: v rows.
 
         Raises:
             ResourceError: The disk is full.
         """
         assert self._panels is not None, "StoreWriter is a context manager"
-        first_slot = 4 * sum(self._panel_bytes)
-        packed = pack_variant_major(codes)
+        panel = transpose_packed(packed, len(self._samples), out=self._panel_for(len(packed)))
         with writing_to(self._path):
-            self._panels.write(packed.data)
-        self._panel_bytes.append(packed.shape[1])
-        self._slots.append(np.arange(first_slot, first_slot + len(codes)))
+            self._panels.write(panel.data)
+            self._variants.append(variants)
+        self._panel_bytes.append(panel.shape[1])
+        self._panel_variants.append(len(packed))
+
+    def _panel_for(self, num_variants: int) -> NDArray[np.uint8]:
+        """Where to turn a batch: the same memory again for batches of one size."""
+        shape = (len(self._samples), _WORD_BYTES * -(-row_bytes(num_variants) // _WORD_BYTES))
+        if self._panel.shape != shape:
+            self._panel = np.empty(shape, dtype=np.uint8)
+        return self._panel
+
+    def choose(self) -> Kept:
+        """Says which of the variants appended are kept, and in which order; nothing is appended after.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        self._panel = np.empty((0, 0), dtype=np.uint8)
+        with writing_to(self._path):
+            return self._variants.kept()
 
     def finish(
         self,
         *,
-        variants: Variants,
         order: NDArray[np.int64],
         import_key: str,
         source: str,
@@ -113,8 +139,7 @@ class StoreWriter:
         Where another process has meanwhile made a store from the same content, that one is taken.
 
         Args:
-            variants: All variants appended, in that order.
-            order: Indices of those to keep, in the order to keep.
+            order: Indices of the variants to keep, in the order to keep.
             import_key: Identifies content and options of the import.
             source: Where the genotypes came from.
             report: Counts of what was skipped, split or dropped.
@@ -126,11 +151,10 @@ class StoreWriter:
             ResourceError: The disk is full.
             InputError: The path is taken by something else.
         """
-        kept = variants.take(order)
         with writing_to(self._path):
-            digest = self._write_rows(np.concatenate(self._slots)[order])
+            digest = self._write_rows(order)
             (self._partial / _PANELS).unlink()
-            kept.write_tsv(self._partial / VARIANTS)
+            self._variants.write(self._partial / VARIANTS, order)
             self._samples.write_tsv(self._partial / SAMPLES)
             for name in (VARIANTS, SAMPLES):
                 digest.update((self._partial / name).read_bytes())
@@ -138,7 +162,7 @@ class StoreWriter:
                 "format_version": FORMAT_VERSION,
                 "coding": CODING,
                 "num_samples": len(self._samples),
-                "num_variants": len(kept),
+                "num_variants": len(order),
                 "digest": digest.hexdigest(),
                 "import_key": import_key,
                 "source": source,
@@ -148,31 +172,51 @@ class StoreWriter:
         self._rename(import_key)
         return open_store(self._path)
 
-    def _write_rows(self, slots: NDArray[np.int64]) -> hashlib._Hash:
+    def _slots(self, order: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Where in the panels the variants to keep lie; None if everything is in its place already."""
+        held = np.array(self._panel_variants, dtype=np.int64)
+        first_slot = 4 * np.append(0, np.cumsum(self._panel_bytes))[:-1]
+        full = bool((4 * np.array(self._panel_bytes[:-1]) == held[:-1]).all())
+        if full and len(order) == held.sum() and bool((order[1:] > order[:-1]).all()):
+            return None
+        panel = np.searchsorted(np.cumsum(held), order, side="right")
+        slots: NDArray[np.int64] = order - (np.cumsum(held) - held)[panel] + first_slot[panel]
+        return slots
+
+    def _write_rows(self, order: NDArray[np.int64]) -> hashlib._Hash:
         assert self._panels is not None, "StoreWriter is a context manager"
         digest = hashlib.sha256()
-        num_samples, width = len(self._samples), sum(self._panel_bytes)
-        in_order = row_bytes(len(slots)) == width and bool((slots == np.arange(len(slots))).all())
-        step = max(1, _BLOCK_BYTES // width)
-        block = np.empty((min(step, num_samples), width), dtype=np.uint8)
-        with (self._partial / GENOTYPES).open("wb") as out:
-            for first in range(0, num_samples, step):
-                rows = block[: min(step, num_samples - first)]
-                self._read_panels(rows, first=first)
-                if not in_order:
+        slots = self._slots(order)
+        # What fills up the last panel to whole words stays behind.
+        width = row_bytes(len(order)) if slots is None else sum(self._panel_bytes)
+        num_samples = len(self._samples)
+        step = max(1, _BLOCK_BYTES // 2 // width)
+        blocks = [np.empty((min(step, num_samples), width), dtype=np.uint8) for _ in range(2)]
+        buffer = np.empty(len(blocks[0]) * max(self._panel_bytes), dtype=np.uint8)
+        hashed: Future[None] | None = None
+        # A block is hashed while the next is read and written; both hashlib and the disk let go of the lock.
+        with (self._partial / GENOTYPES).open("wb") as out, ThreadPoolExecutor(1) as hasher:
+            for turn, first in enumerate(range(0, num_samples, step)):
+                rows = blocks[turn % 2][: min(step, num_samples - first)]
+                self._read_panels(rows, buffer, first=first)
+                if slots is not None:
                     rows = PackedGenotypes(rows, 4 * width).take(columns=slots).packed
+                if hashed is not None:
+                    hashed.result()
+                hashed = hasher.submit(digest.update, rows.data)
                 out.write(rows.data)
-                digest.update(rows.data)
         self._panels.close()
         return digest
 
-    def _read_panels(self, rows: NDArray[np.uint8], *, first: int) -> None:
+    def _read_panels(self, rows: NDArray[np.uint8], buffer: NDArray[np.uint8], *, first: int) -> None:
         assert self._panels is not None
         start = column = 0
         for width in self._panel_bytes:
             self._panels.seek(start + first * width)
-            piece = self._panels.read(len(rows) * width)
-            rows[:, column : column + width] = np.frombuffer(piece, dtype=np.uint8).reshape(-1, width)
+            piece = buffer[: len(rows) * width].reshape(-1, width)
+            self._panels.readinto(piece.data)
+            into = rows[:, column : column + width]
+            into[...] = piece[:, : into.shape[1]]
             start += len(self._samples) * width
             column += width
 

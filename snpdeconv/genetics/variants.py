@@ -6,7 +6,7 @@ Chromosomes are strings without "chr"; positions are 1-based. Knows no genotypes
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from snpdeconv.errors import InputError
 
 TSV_COLUMNS = ("variant_id", "chrom", "pos", "counted_allele", "other_allele")
+TSV_HEADER = "\t".join(TSV_COLUMNS) + "\n"
+
+# As objects the values of a column that are equal share their memory, and nothing is taken for a number.
+_TSV_TYPES = dict.fromkeys(TSV_COLUMNS, object) | {"pos": "int64"}
 
 _CHROM_ORDER = (*(str(number) for number in range(1, 23)), "X", "Y", "XY", "MT")
 _CHROM_ALIASES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "PAR1": "XY", "PAR2": "XY"}
-_NO_ID = frozenset(("", "."))
-_TSV_ROWS = 65_536
 
 
 def normalise_chrom(name: str) -> str:
@@ -108,7 +110,7 @@ class Variants:
             counted_allele=np.asarray(counted_allele, dtype=object),
             other_allele=np.asarray(other_allele, dtype=object),
         )
-        for v in [v for v, name in enumerate(ids) if name in _NO_ID]:
+        for v in np.flatnonzero((ids == ".") | (ids == "")):
             ids[v] = (
                 f"{table.chrom[v]}:{table.position_bp[v]}:{table.other_allele[v]}:{table.counted_allele[v]}"
             )
@@ -160,40 +162,7 @@ class Variants:
             (V,) indices; variants at one position keep their order.
         """
         codes, names = pd.factorize(self.chrom)
-        known = {name: rank for rank, name in enumerate(_CHROM_ORDER)}
-        by_rank = sorted(
-            range(len(names)), key=lambda c: (known.get(str(names[c]), len(known)), str(names[c]))
-        )
-        rank = np.empty(len(names), dtype=np.int64)
-        rank[by_rank] = np.arange(len(names))
-        return np.lexsort((self.position_bp, rank[codes])).astype(np.int64)
-
-    def placed(self) -> NDArray[np.bool_]:
-        """Marks variants with a place in the genome.
-
-        Returns:
-            (V,) False on chromosome 0 and at positions of 0 or less, which PLINK ignores.
-        """
-        placed: NDArray[np.bool_] = (self.chrom != "0") & (self.position_bp > 0)
-        return placed
-
-    def duplicated(self) -> NDArray[np.bool_]:
-        """Marks variants seen before: same chromosome and position, same two alleles in either order.
-
-        Returns:
-            (V,) True for every repetition, False for the first one.
-        """
-        site = pd.DataFrame({"chrom": pd.factorize(self.chrom)[0], "pos": self.position_bp})
-        repeated = np.zeros(len(self), dtype=bool)
-        # Only sites that occur twice need their alleles compared, and these are few.
-        shared = np.flatnonzero(site.duplicated(keep=False).to_numpy())
-        seen: set[tuple[str, int, str, str]] = set()
-        for v in shared:
-            first, second = sorted((str(self.counted_allele[v]), str(self.other_allele[v])))
-            key = (str(self.chrom[v]), int(self.position_bp[v]), first, second)
-            repeated[v] = key in seen
-            seen.add(key)
-        return repeated
+        return order_in_genome(codes, self.position_bp, names=[str(name) for name in names])
 
     def to_frame(self) -> pd.DataFrame:
         """Gives the table as a data frame.
@@ -229,20 +198,20 @@ class Variants:
             other_allele=frame["other_allele"].astype(object),
         )
 
-    def write_tsv(self, path: Path) -> None:
-        """Writes the table, one line a variant; equal tables give equal bytes.
+    def tsv_lines(self) -> Iterator[str]:
+        """The lines of the table on disk, after :data:`TSV_HEADER`; equal tables give equal lines.
 
-        Args:
-            path: The file, replaced if it exists.
+        Returns:
+            One line a variant.
         """
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.write("\t".join(TSV_COLUMNS) + "\n")
-            for start in range(0, len(self), _TSV_ROWS):
-                file.writelines(_tsv_lines(self.take(slice(start, start + _TSV_ROWS))))
+        columns = (self.variant_id, self.chrom, self.position_bp, self.counted_allele, self.other_allele)
+        name, chrom, position, counted, other = (column.tolist() for column in columns)
+        rows = zip(name, chrom, map(str, position), counted, other, strict=True)
+        return (line + "\n" for line in map("\t".join, rows))
 
     @classmethod
     def read_tsv(cls, path: Path) -> Variants:
-        """Reads what :meth:`write_tsv` wrote.
+        """Reads a table of :data:`TSV_HEADER` and :meth:`tsv_lines`.
 
         Args:
             path: The file.
@@ -257,7 +226,7 @@ class Variants:
             frame = pd.read_csv(
                 path,
                 sep="\t",
-                dtype={name: "int64" if name == "pos" else "str" for name in TSV_COLUMNS},
+                dtype=_TSV_TYPES,
                 na_filter=False,
                 quoting=csv.QUOTE_NONE,
                 usecols=list(TSV_COLUMNS),
@@ -267,9 +236,49 @@ class Variants:
         return cls.from_frame(frame)
 
 
-def _tsv_lines(table: Variants) -> Iterable[str]:
-    columns = (table.variant_id, table.chrom, table.position_bp, table.counted_allele, table.other_allele)
-    return (
-        f"{name}\t{chrom}\t{pos}\t{counted}\t{other}\n"
-        for name, chrom, pos, counted, other in zip(*(column.tolist() for column in columns), strict=True)
-    )
+def order_in_genome(
+    chrom: NDArray[np.integer], position_bp: NDArray[np.int64], *, names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Sorts variants by chromosome (1 to 22, X, Y, XY, MT, others by name) and position.
+
+    Args:
+        chrom: (V,) chromosomes, as indices into ``names``.
+        position_bp: (V,) positions.
+        names: Normalised chromosomes.
+
+    Returns:
+        (V,) indices; variants at one position keep their order.
+    """
+    known = {name: rank for rank, name in enumerate(_CHROM_ORDER)}
+    by_rank = sorted(range(len(names)), key=lambda c: (known.get(names[c], len(known)), names[c]))
+    rank = np.empty(len(names), dtype=chrom.dtype)
+    rank[by_rank] = np.arange(len(names))
+    return np.lexsort((position_bp, rank[chrom])).astype(np.int64, copy=False)
+
+
+def is_duplicate(
+    chrom: NDArray[np.integer],
+    position_bp: NDArray[np.int64],
+    alleles: Callable[[NDArray[np.int64]], tuple[Sequence[str], Sequence[str]]],
+) -> NDArray[np.bool_]:
+    """Marks variants seen before: same chromosome and position, same two alleles in either order.
+
+    Args:
+        chrom: (V,) chromosomes, as numbers; sorted.
+        position_bp: (V,) positions; sorted within a chromosome.
+        alleles: Gives the two alleles of each of some variants; asked only of those that share a site.
+
+    Returns:
+        (V,) True for every repetition, False for the first one.
+    """
+    as_before = np.zeros(len(chrom) + 1, dtype=bool)
+    as_before[1:-1] = (chrom[1:] == chrom[:-1]) & (position_bp[1:] == position_bp[:-1])
+    shared = np.flatnonzero(as_before[1:] | as_before[:-1])
+    repeated = np.zeros(len(chrom), dtype=bool)
+    seen: set[tuple[int, int, str, str]] = set()
+    for v, first, second in zip(shared, *alleles(shared), strict=True):
+        low, high = sorted((first, second))
+        key = (int(chrom[v]), int(position_bp[v]), low, high)
+        repeated[v] = key in seen
+        seen.add(key)
+    return repeated

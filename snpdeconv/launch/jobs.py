@@ -24,6 +24,7 @@ from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, read_outcome, write_outcome
 from snpdeconv.pipelines.stages import Stage
+from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.yaml_text import read_yaml
 
@@ -113,8 +114,9 @@ class TrainJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Does what is not done yet."""
-        from snpdeconv.pipelines.inputs import Inputs
-        from snpdeconv.pipelines.train import train
+        with loading():
+            from snpdeconv.pipelines.inputs import Inputs
+            from snpdeconv.pipelines.train import train
 
         inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
         result = train(config, inputs, model_name=self.model_name, out=Path(self.out), until=self.until)
@@ -139,8 +141,9 @@ class RetrainJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Retrains, or goes on with it."""
-        from snpdeconv.pipelines.inputs import Inputs
-        from snpdeconv.pipelines.retrain import retrain
+        with loading():
+            from snpdeconv.pipelines.inputs import Inputs
+            from snpdeconv.pipelines.retrain import retrain
 
         inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
         decision = retrain(config, inputs, model_name=self.model_name, out=Path(self.out), force=self.force)
@@ -165,7 +168,8 @@ class PredictJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Predicts; a table that is there is written anew."""
-        from snpdeconv.pipelines.predict import predict
+        with loading():
+            from snpdeconv.pipelines.predict import predict
 
         covariates = None if self.covariates is None else Path(self.covariates)
         return asdict(

@@ -21,6 +21,7 @@ from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ld import ld_neighbors
 from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.compiled import keep_compiled
 from snpdeconv.pipelines.dataset import Dataset, slot_genotypes
 from snpdeconv.pipelines.linear_part import fit_linear_part
 from snpdeconv.training import distributed
@@ -159,11 +160,14 @@ def fit(
         offset = fit_linear_part(base, dataset, config=config, device=device, path=linear)
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
+    compiles = config.precision.compile and device.type == "cuda"
+    if compiles:
+        keep_compiled()
     model = GPUOptimizedSNPModel(
         base,
         use_amp=precision.dtype is not None,
         amp_dtype=precision.dtype or torch.bfloat16,
-        compile=config.precision.compile and device.type == "cuda",
+        compile=compiles,
     )
     drawn: dict[str, Any] = {"batch_size": batch_size, "seed": config.training.seed, "device": device}
     trainer = MultiGPUSNPTrainer(

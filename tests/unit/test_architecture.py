@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import snpdeconv
+from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.records import all_records
 
 PACKAGE = Path(snpdeconv.__file__).parent
 FLOOR = {
@@ -15,6 +17,7 @@ FLOOR = {
     "out_of_memory": 0,
     "version": 0,
     "files": 0,
+    "startup": 0,
     "console": 0,
     "yaml_text": 0,
     "config": 0,
@@ -106,10 +109,40 @@ def test_the_public_names_are_there():
         _ = snpdeconv.nonsense
 
 
-def test_help_starts_without_heavy_imports():
+def modules_loaded_by(*arguments: str) -> set[str]:
+    """The top packages that a command has loaded when it ends."""
     code = (
-        "import sys, snpdeconv.cli\n"
-        "heavy = {'torch', 'mlflow', 'pandas', 'scipy', 'sklearn', 'matplotlib', 'numpy', 'pydantic'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
+        "from snpdeconv.cli import main\n"
+        "main()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return set(run.stderr.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "mlflow", "scipy", "sklearn", "matplotlib", "sqlalchemy", "optuna", "cyvcf2", "bed_reader"}
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("submit",)])
+def test_help_loads_no_library_but_the_command_lines(command):
+    loaded = modules_loaded_by(*command, "--help")
+    own = {"pydantic"} if command else set()  # typer's, for the options' types
+    assert not loaded & (HEAVY | {"numpy", "pandas", "pydantic", "submitit"}) - own
+
+
+@pytest.mark.parametrize("end", [("--dry-run",), ()])
+def test_submit_loads_no_library_of_the_job(cohort, tmp_path, end):
+    words = ("submit", "small_cpu", "--data", str(cohort), "--cluster", "local")
+    try:
+        loaded = modules_loaded_by(*words, "--out", str(tmp_path / "run"), *end)
+    finally:
+        for record in all_records():
+            cancel(record)
+    assert not loaded & HEAVY

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics.genotypes import unpack
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 
@@ -31,11 +32,19 @@ class VariantChunk:
 
     Attributes:
         variants: v rows.
-        codes: (v, N) codes 0 to 3, variant-major.
+        packed: (v, ceil(N / 4)) bytes, four samples each, variant-major; what pads the last one is of no
+            meaning.
+        num_samples: N.
     """
 
     variants: Variants
-    codes: NDArray[np.uint8]
+    packed: NDArray[np.uint8]
+    num_samples: int
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """(v, N) codes 0 to 3, unpacked anew."""
+        return unpack(self.packed, self.num_samples)
 
 
 class VariantReader(Protocol):
@@ -58,7 +67,8 @@ class VariantReader(Protocol):
             max_variants: Size of every chunk but the last.
 
         Yields:
-            The variants in the order of the file.
+            The variants in the order of the file; the genotypes of one chunk may lie where those of the
+            last one lay.
 
         Raises:
             InputError: The file is damaged.

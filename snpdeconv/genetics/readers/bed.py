@@ -5,21 +5,25 @@ Counts A1. Checks first that the three files agree, since the .bed itself tells 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from bed_reader import open_bed
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING, row_bytes
+from snpdeconv.genetics.genotypes import row_bytes
 from snpdeconv.genetics.readers import VariantChunk
-from snpdeconv.genetics.readers.tables import read_bim, read_fam
+from snpdeconv.genetics.readers.bim import Bim
+from snpdeconv.genetics.readers.tables import read_fam
 
 _MAGIC = b"\x6c\x1b"
 _VARIANT_MAJOR = 1
 _HEADER_BYTES = 3
+_CACHE_BYTES = 2**18
+_ALL_LOW_BITS = np.uint64(0x5555_5555_5555_5555)
+_ALL_HIGH_BITS = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
 
 
 class BedReader:
@@ -37,22 +41,49 @@ class BedReader:
     def __init__(self, bed: Path, bim: Path, fam: Path) -> None:
         self._bed = bed
         self.samples = read_fam(fam)
-        self._variants = read_bim(bim)
-        self.num_variants: int | None = len(self._variants)
+        self._table = Bim.check(bim)
+        self.num_variants: int | None = self._table.num_variants
         self.report: dict[str, int] = {}
         _check_header(bed)
-        _check_size(bed, bim, fam, num_variants=len(self._variants), num_samples=len(self.samples))
+        _check_size(bed, bim, fam, num_variants=self._table.num_variants, num_samples=len(self.samples))
 
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
         """Yields the variants in the order of the .bim, ``max_variants`` at a time."""
-        with open_bed(self._bed, iid_count=len(self.samples), sid_count=len(self._variants)) as file:
-            for start in range(0, len(self._variants), max_variants):
-                piece = slice(start, start + max_variants)
-                dosage = file.read(np.s_[:, piece], dtype="int8", order="F")
-                codes: NDArray[np.uint8] = dosage.T.view(np.uint8)
-                # Missing is -127, which as an unsigned byte is the only value above 2.
-                np.minimum(codes, MISSING, out=codes)
-                yield VariantChunk(self._variants.take(piece), codes)
+        width = row_bytes(len(self.samples))
+        with self._bed.open("rb", buffering=0) as file:
+            file.seek(_HEADER_BYTES)
+            # One piece of memory for all chunks: what the system gives anew it fills with zeros first.
+            most = min(max_variants, self._table.num_variants)
+            words = np.empty(-(-most * width // 8), dtype="<u8")
+            for table in self._table.chunks(max_variants):
+                packed = _read_packed(file, words, len(table) * width, where=self._bed)
+                yield VariantChunk(table, packed.reshape(len(table), width), len(self.samples))
+
+
+def _read_packed(
+    file: io.FileIO, words: NDArray[np.uint64], num_bytes: int, *, where: Path
+) -> NDArray[np.uint8]:
+    held = words.view(np.uint8)[:num_bytes]
+    done = 0
+    while done < num_bytes:
+        count = file.readinto(held.data[done:])
+        if not count:
+            raise InputError("ends before its last variant", where=where, mend="copy the file again")
+        done += count
+    for start in range(0, len(words), _CACHE_BYTES // 8):
+        _recode(words[start : start + _CACHE_BYTES // 8])
+    return held
+
+
+def _recode(words: NDArray[np.uint64]) -> None:
+    """From what a .bed holds to ours, in place: 00 to 2 copies of A1, 10 to 1, 11 to 0, and 01 to missing.
+
+    The high bit is turned over, and the low one becomes whether the two differ.
+    """
+    low = words >> np.uint64(1)
+    low &= _ALL_LOW_BITS
+    words ^= low
+    words ^= _ALL_HIGH_BITS
 
 
 def _check_header(bed: Path) -> None:

@@ -14,7 +14,7 @@ import pgenlib
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING
+from snpdeconv.genetics.genotypes import MISSING, pack, row_bytes
 from snpdeconv.genetics.readers import Multiallelic, VariantChunk
 from snpdeconv.genetics.readers.alts import ALT_REPORT, split_id, usable_alts
 from snpdeconv.genetics.readers.tables import read_psam, read_pvar
@@ -22,6 +22,7 @@ from snpdeconv.genetics.variants import Variants
 
 _MAGIC = b"\x6c\x1b"
 _PLINK1_MODE = b"\x01"
+_STAGE_BYTES = 4 * 2**20
 
 
 class PgenReader:
@@ -69,8 +70,8 @@ class PgenReader:
             file = self._open()
             for start in range(0, len(self._site), max_variants):
                 piece = slice(start, start + max_variants)
-                codes = self._read(file, site=self._site[piece], allele=self._allele[piece])
-                yield VariantChunk(self._variants.take(piece), codes)
+                packed = self._read(file, site=self._site[piece], allele=self._allele[piece])
+                yield VariantChunk(self._variants.take(piece), packed, len(self.samples))
             file.close()
         except RuntimeError as error:  # All that pgenlib raises for a file that it cannot decode.
             reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
@@ -92,13 +93,19 @@ class PgenReader:
     def _read(
         self, file: pgenlib.PgenReader, *, site: NDArray[np.uint32], allele: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        dosage = np.empty((len(site), len(self.samples)), dtype=np.int8)
-        file.read_list(site, dosage, allele_idx=1)
-        for row in np.flatnonzero(allele > 1):
-            file.read(site[row], dosage[row], allele_idx=allele[row])
-        codes: NDArray[np.uint8] = dosage.view(np.uint8)
-        # Missing is -9, which as an unsigned byte is the only value above 2.
-        return np.minimum(codes, MISSING, out=codes)
+        num_samples = len(self.samples)
+        packed = np.empty((len(site), row_bytes(num_samples)), dtype=np.uint8)
+        step = max(1, _STAGE_BYTES // num_samples)
+        for start in range(0, len(site), step):
+            stage = slice(start, start + step)
+            dosage = np.empty((len(site[stage]), num_samples), dtype=np.int8)
+            file.read_list(site[stage], dosage, allele_idx=1)
+            for row in np.flatnonzero(allele[stage] > 1):
+                file.read(site[start + row], dosage[row], allele_idx=allele[start + row])
+            codes: NDArray[np.uint8] = dosage.view(np.uint8)
+            # Missing is -9, which as an unsigned byte is the only value above 2.
+            packed[stage] = pack(np.minimum(codes, MISSING, out=codes))
+        return packed
 
 
 def _check_counts(pgen: Path, pvar: Path, psam: Path, *, num_sites: int, num_samples: int) -> None:

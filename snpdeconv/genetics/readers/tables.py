@@ -1,4 +1,4 @@
-"""The text tables of PLINK: .bim and .pvar for variants, .fam and .psam for samples.
+"""The text tables of PLINK: .pvar for variants, .fam and .psam for samples; the .bim has a module of its own.
 
 A line that does not fit is told by file and number. Knows no genotypes.
 """
@@ -6,7 +6,7 @@ A line that does not fit is told by file and number. Knows no genotypes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.variants import Variants
 
 _FAM_COLUMNS = 6
-_BIM_COLUMNS = 6
+_TOO_MANY_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -40,38 +39,6 @@ class Sites:
     alts: list[list[str]]
 
 
-def read_bim(path: Path) -> Variants:
-    """Reads a .bim (https://www.cog-genomics.org/plink/1.9/formats#bim).
-
-    Args:
-        path: Six columns: chromosome, ID, centimorgans, position, A1, A2.
-
-    Returns:
-        The variants; A1 is the counted allele.
-
-    Raises:
-        InputError: A line has another number of columns or no position.
-    """
-    chrom, name, position, first, second = [], [], [], [], []
-    intern = sys.intern
-    for number, line in _lines(path):
-        fields = line.split()
-        if len(fields) != _BIM_COLUMNS:
-            raise _bad_columns(path, number, found=len(fields), expected=f"{_BIM_COLUMNS}")
-        chrom.append(intern(fields[0]))
-        name.append(fields[1])
-        position.append(fields[3])
-        first.append(intern(fields[4]))
-        second.append(intern(fields[5]))
-    return Variants.build(
-        variant_id=name,
-        chrom=chrom,
-        position_bp=_positions(position, path=path, skipped_lines=0),
-        counted_allele=first,
-        other_allele=second,
-    )
-
-
 def read_fam(path: Path) -> Samples:
     """Reads the IDs of a .fam (https://www.cog-genomics.org/plink/1.9/formats#fam).
 
@@ -85,10 +52,10 @@ def read_fam(path: Path) -> Samples:
         InputError: A line has another number of columns.
     """
     fid, iid = [], []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != _FAM_COLUMNS:
-            raise _bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
+            raise bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
         fid.append(fields[0])
         iid.append(fields[1])
     return Samples.build(iid, fid=fid)
@@ -109,7 +76,7 @@ def read_psam(path: Path) -> Samples:
     header: list[str] = []
     fid: list[str] = []
     iid: list[str] = []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if line.startswith("#") and not iid:
             header = line.lstrip("#").split()
             continue
@@ -117,9 +84,7 @@ def read_psam(path: Path) -> Samples:
             return read_fam(path)
         fields = line.split()
         if "IID" not in header or len(fields) < len(header):
-            raise _bad_columns(
-                path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})"
-            )
+            raise bad_columns(path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})")
         iid.append(fields[header.index("IID")])
         if "FID" in header:
             fid.append(fields[header.index("FID")])
@@ -141,7 +106,7 @@ def read_pvar(path: Path) -> Sites:
     chrom, position, name, ref, alts = [], [], [], [], []
     intern = sys.intern
     header_line = 0
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not header_line:
             if line.startswith("#CHROM"):
                 header_line = number
@@ -152,7 +117,7 @@ def read_pvar(path: Path) -> Sites:
             continue
         fields = line.split(maxsplit=5)
         if len(fields) < 5:
-            raise _bad_columns(path, number, found=len(fields), expected="at least 5")
+            raise bad_columns(path, number, found=len(fields), expected="at least 5")
         chrom.append(intern(fields[0]))
         position.append(fields[1])
         name.append(fields[2])
@@ -163,13 +128,24 @@ def read_pvar(path: Path) -> Sites:
     return Sites(
         variant_id=name,
         chrom=chrom,
-        position_bp=_positions(position, path=path, skipped_lines=header_line),
+        position_bp=parse_positions(position, path=path, skipped_lines=header_line),
         ref=ref,
         alts=alts,
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Reads a text file.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Yields:
+        The number of a line, from 1, and its text.
+
+    Raises:
+        InputError: It is no text.
+    """
     with path.open(encoding="utf-8") as file:
         try:
             yield from enumerate(file, start=1)
@@ -177,9 +153,24 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise InputError("not a text file in UTF-8", where=path) from error
 
 
-def _positions(texts: list[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+def parse_positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
+    """Turns positions into numbers.
+
+    Args:
+        texts: (v,) of consecutive lines.
+        path: The file, for the message.
+        skipped_lines: Those before the first of them.
+
+    Returns:
+        (v,) base pairs.
+
+    Raises:
+        InputError: One is no number.
+    """
+    if all(map(str.isdecimal, texts)) and max(map(len, texts), default=0) < _TOO_MANY_DIGITS:
+        return np.array(list(map(int, texts)), dtype=np.int64)
     # Negative ones are PLINK's way of marking variants to ignore.
-    sound = (text.removeprefix("-").isdecimal() and len(text) < 19 for text in texts)
+    sound = (text.removeprefix("-").isdecimal() and len(text) < _TOO_MANY_DIGITS for text in texts)
     bad = next((v for v, is_sound in enumerate(sound) if not is_sound), None)
     if bad is not None:
         where = f"{path}:{skipped_lines + bad + 1}"
@@ -187,5 +178,13 @@ def _positions(texts: list[str], *, path: Path, skipped_lines: int) -> NDArray[n
     return np.array([int(text) for text in texts], dtype=np.int64)
 
 
-def _bad_columns(path: Path, number: int, *, found: int, expected: str) -> InputError:
+def bad_columns(path: Path, number: int, *, found: int, expected: str) -> InputError:
+    """The error for a line with another number of columns.
+
+    Args:
+        path: The file.
+        number: The line, from 1.
+        found: Its columns.
+        expected: What there should be.
+    """
     return InputError(f"{found} columns where {expected} are expected", where=f"{path}:{number}")

@@ -7,22 +7,27 @@ as PLINK counts chromosome X of men. Sites with several ALT alleles are split or
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cyvcf2
 import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING
+from snpdeconv.genetics.genotypes import MISSING, pack, row_bytes
 from snpdeconv.genetics.readers import Multiallelic, VariantChunk
 from snpdeconv.genetics.readers.alts import ALT_REPORT, split_id, usable_alts
 from snpdeconv.genetics.readers.vcf_text import describe_record, read_sample_names, require_complete
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 
-_STAGE_BYTES = 4 * 2**20
+_STAGE_BYTES = 2**20
+_BASES = frozenset("ACGT")
+_FIRST = (1,)
+_PLOIDY_AND_PHASE = 3
 _NO_SECOND_ALLELE = -2
 _HTS_LOG_OFF = 0
 
@@ -49,41 +54,54 @@ class VcfReader:
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
         """Yields the variants in the order of the file, ``max_variants`` at a time."""
         batch = _Batch(max_variants, num_samples=len(self.samples))
-        for number, record in self._records():
-            alleles = usable_alts(record.ALT, multiallelic=self._multiallelic, report=self.report)
+        for number, record in self._records(batch):
+            alts = record.ALT
+            if len(alts) == 1 and alts[0] in _BASES:  # All that most files hold.
+                alleles: Sequence[int] = _FIRST
+            else:
+                alleles = usable_alts(alts, multiallelic=self._multiallelic, report=self.report)
             if not alleles:
                 continue
             if "GT" not in (record.FORMAT or ()):
                 self.report["skipped_no_gt"] += 1
                 continue
-            calls = self._calls(record, number=number)
+            calls: NDArray[np.int16] = record.genotype.array()
+            if calls.shape[1] > _PLOIDY_AND_PHASE:
+                self._count(batch)
+                ploidy = calls.shape[1] - 1
+                raise self._broken(
+                    number, f"has {ploidy} alleles a sample; only diploid and haploid are read"
+                )
             for allele in alleles:
-                batch.add(record, calls, allele=allele)
-                if batch.full:
-                    yield batch.take()
+                full = batch.add(record, calls, alts=alts, allele=allele, number=number)
+                if full:
+                    self._count(batch)
+                    if len(batch) == max_variants:
+                        yield batch.take()
+        self._count(batch)
         if len(batch):
             yield batch.take()
 
-    def _records(self) -> Iterator[tuple[int, cyvcf2.Variant]]:
+    def _records(self, batch: _Batch) -> Iterator[tuple[int, cyvcf2.Variant]]:
         # htslib explains itself on stderr only; our error says which record it is and how it reads.
         ctypes.CDLL(cyvcf2.cyvcf2.__file__).hts_set_log_level(_HTS_LOG_OFF)
-        number = 0
-        try:
-            for number, record in enumerate(cyvcf2.VCF(str(self._path)), start=1):
-                yield number, record
-        except Exception as error:  # cyvcf2 raises bare exceptions.
-            raise self._broken(number + 1, "cannot be read") from error
+        records = iter(cyvcf2.VCF(str(self._path)))
+        for number in itertools.count(1):
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # cyvcf2 raises bare exceptions.
+                self._count(batch)  # An earlier record may be unsound too; the first one is told.
+                raise self._broken(number, "cannot be read") from error
+            yield number, record
 
-    def _calls(self, record: cyvcf2.Variant, *, number: int) -> NDArray[np.int16]:
-        """Gives (N, ploidy) allele numbers: -1 for a missing one, -2 where there is no second one."""
-        calls: NDArray[np.int16] = record.genotype.array()[:, :-1]
-        if calls.shape[1] > 2:
+    def _count(self, batch: _Batch) -> None:
+        unsound = batch.count()
+        if unsound is not None:
             raise self._broken(
-                number, f"has {calls.shape[1]} alleles a sample; only diploid and haploid are read"
+                unsound.number, f"names allele {unsound.allele} of {unsound.num_alts} ALT alleles"
             )
-        if calls.max() > len(record.ALT):
-            raise self._broken(number, f"names allele {calls.max()} of {len(record.ALT)} ALT alleles")
-        return calls
 
     def _broken(self, number: int, problem: str) -> InputError:
         return InputError(
@@ -93,57 +111,82 @@ class VcfReader:
         )
 
 
+class _Unsound(NamedTuple):
+    """A record that names an allele which its site does not have."""
+
+    number: int
+    allele: int
+    num_alts: int
+
+
 class _Batch:
     """Collects variants; their calls are counted many records at a time, which numpy does best."""
 
     def __init__(self, max_variants: int, *, num_samples: int) -> None:
         self._max_variants = max_variants
         self._num_samples = num_samples
-        stage = min(max_variants, max(1, _STAGE_BYTES // (4 * num_samples)))
-        self._calls = np.empty((2, stage, num_samples), dtype=np.int16)
-        self._allele = np.empty((stage, 1), dtype=np.int16)
-        self._staged = 0
+        self._stage = min(max_variants, max(1, _STAGE_BYTES // (4 * num_samples)))
+        self._first = np.empty((self._stage, num_samples), dtype=np.int16)
+        self._second = np.empty((self._stage, num_samples), dtype=np.int16)
+        self._facts: list[tuple[int, int, int]] = []
         self._start()
 
     def _start(self) -> None:
-        self._codes = np.empty((self._max_variants, self._num_samples), dtype=np.uint8)
+        self._packed = np.empty((self._max_variants, row_bytes(self._num_samples)), dtype=np.uint8)
         self._counted = 0
         self._sites: list[tuple[str, str, int, str, str]] = []
 
     def __len__(self) -> int:
         return len(self._sites)
 
-    @property
-    def full(self) -> bool:
-        return len(self) == self._max_variants
+    def add(
+        self, record: cyvcf2.Variant, calls: NDArray[np.int16], *, alts: list[str], allele: int, number: int
+    ) -> bool:
+        """Stages a variant, given (N, ploidy and phase) allele numbers: -1 missing, -2 no second one.
 
-    def add(self, record: cyvcf2.Variant, calls: NDArray[np.int16], *, allele: int) -> None:
-        alts = record.ALT
-        name = split_id(record.ID or ".", alts=alts, allele=allele)
+        Returns:
+            Whether :meth:`count` must come before the next one.
+        """
+        name = record.ID or "."
+        if len(alts) > 1:
+            name = split_id(name, alts=alts, allele=allele)
         self._sites.append((name, record.CHROM, record.POS, alts[allele - 1], record.REF))
-        self._calls[0, self._staged] = calls[:, 0]
-        self._calls[1, self._staged] = calls[:, 1] if calls.shape[1] == 2 else _NO_SECOND_ALLELE
-        self._allele[self._staged] = allele
-        self._staged += 1
-        if self._staged == len(self._allele):
-            self._count()
+        place = len(self._facts)
+        self._first[place] = calls[:, 0]
+        self._second[place] = calls[:, 1] if calls.shape[1] == _PLOIDY_AND_PHASE else _NO_SECOND_ALLELE
+        self._facts.append((allele, len(alts), number))
+        return place + 1 == self._stage or len(self._sites) == self._max_variants
 
     def take(self) -> VariantChunk:
-        self._count()
+        """The variants counted; the next ones start a new chunk."""
         name, chrom, position, counted, other = zip(*self._sites, strict=True)
         variants = Variants.build(
             variant_id=name, chrom=chrom, position_bp=position, counted_allele=counted, other_allele=other
         )
-        chunk = VariantChunk(variants, self._codes[: self._counted])
+        chunk = VariantChunk(variants, self._packed[: self._counted], self._num_samples)
         self._start()
         return chunk
 
-    def _count(self) -> None:
-        first, second = self._calls[:, : self._staged]
-        allele = self._allele[: self._staged]
-        codes = self._codes[self._counted : self._counted + self._staged]
-        np.add(first == allele, second == allele, out=codes, casting="unsafe", dtype=np.uint8)
-        codes <<= second == _NO_SECOND_ALLELE
-        codes[(first < 0) | (second == -1)] = MISSING
-        self._counted += self._staged
-        self._staged = 0
+    def count(self) -> _Unsound | None:
+        """Packs what is staged, unless a record among it is unsound: then gives the first such."""
+        staged = len(self._facts)
+        if not staged:
+            return None
+        allele, num_alts, number = np.array(self._facts).T
+        first, second = self._first[:staged], self._second[:staged]
+        highest = np.maximum(first.max(axis=1), second.max(axis=1))
+        unsound = np.flatnonzero(highest > num_alts)
+        if len(unsound):
+            place = unsound[0]
+            return _Unsound(int(number[place]), int(highest[place]), int(num_alts[place]))
+        wanted = allele.astype(np.int16)[:, None]
+        codes = (first == wanted).view(np.uint8)
+        codes += (second == wanted).view(np.uint8)
+        codes <<= (second == _NO_SECOND_ALLELE).view(np.uint8)
+        missing = first < 0
+        missing |= second == -1
+        codes |= missing.view(np.uint8) * np.uint8(MISSING)
+        self._packed[self._counted : self._counted + staged] = pack(codes)
+        self._counted += staged
+        self._facts.clear()
+        return None

@@ -65,8 +65,10 @@ def read_cohort(source: Path, *, multiallelic: Multiallelic = "split", max_varia
 
 
 def collect(reader: VariantReader, max_variants: int = 1000) -> tuple[Variants, NDArray[np.uint8]]:
-    chunks = list(reader.chunks(max_variants))
-    assert all(len(chunk.variants) == len(chunk.codes) for chunk in chunks)
-    assert all(len(chunk.variants) == max_variants for chunk in chunks[:-1])
+    pieces = [(chunk.variants, chunk.codes) for chunk in reader.chunks(max_variants)]
+    assert all(len(variants) == len(codes) for variants, codes in pieces)
+    assert all(len(variants) == max_variants for variants, _ in pieces[:-1])
     empty = np.empty((0, len(reader.samples)), dtype=np.uint8)
-    return Variants.concat([c.variants for c in chunks]), np.vstack([empty, *(c.codes for c in chunks)])
+    return Variants.concat([variants for variants, _ in pieces]), np.vstack(
+        [empty, *(codes for _, codes in pieces)]
+    )

@@ -12,7 +12,6 @@ from snpdeconv.genetics.genotypes import (
     PackedGenotypes,
     allele_frequency,
     pack,
-    pack_variant_major,
     unpack,
 )
 
@@ -31,11 +30,6 @@ def test_slots_after_the_last_variant_are_missing() -> None:
 @given(codes_arrays)
 def test_unpack_undoes_pack(codes: np.ndarray) -> None:
     np.testing.assert_array_equal(unpack(pack(codes), codes.shape[1]), codes)
-
-
-@given(codes_arrays)
-def test_packing_variant_by_variant_is_packing_the_transpose(codes: np.ndarray) -> None:
-    np.testing.assert_array_equal(pack_variant_major(np.ascontiguousarray(codes.T)), pack(codes))
 
 
 @given(codes_arrays, st.integers(1, 4096), st.data())
@@ -68,6 +62,7 @@ def test_take_selects_and_fills_absent_columns(codes: np.ndarray, work: int, dat
     packed = PackedGenotypes.from_codes(codes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(genotypes, "_CACHE_BYTES", work)
+        patch.setattr(genotypes, "_TURN_BYTES", work)
         taken = packed.take(rows=rows, columns=columns)
     np.testing.assert_array_equal(taken.packed, pack(expected))
     np.testing.assert_array_equal(packed.codes(rows=rows, columns=columns), expected)

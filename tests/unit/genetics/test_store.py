@@ -13,6 +13,7 @@ import pytest
 
 from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.genetics import store_writer
+from snpdeconv.genetics.genotypes import pack
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import Cohort, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
@@ -22,10 +23,9 @@ def make_store(path: Path, random_cohort, *, batches=(8, 5, 9), order=None, seed
     codes, variants, samples = random_cohort(num_variants=sum(batches), seed=seed)
     chosen = np.arange(sum(batches)) if order is None else order
     with StoreWriter(path, samples=samples) as writer:
-        for piece in np.split(codes.T, np.cumsum(batches)[:-1]):
-            writer.append(np.ascontiguousarray(piece))
+        for piece in np.split(np.arange(sum(batches)), np.cumsum(batches)[:-1]):
+            writer.append(pack(np.ascontiguousarray(codes.T[piece])), variants=variants.take(piece))
         return writer.finish(
-            variants=variants,
             order=chosen,
             import_key=f"key {seed}",
             source="here.bed",
@@ -74,12 +74,12 @@ def test_digest_tells_content_not_way_of_writing(tmp_path: Path, random_cohort) 
 
 
 def test_nothing_remains_of_an_unfinished_store(tmp_path: Path, random_cohort) -> None:
-    codes, _, samples = random_cohort()
+    codes, variants, samples = random_cohort()
     writer = StoreWriter(tmp_path / "deep" / "s", samples=samples)
 
     def interrupted_import() -> None:
         with writer:
-            writer.append(np.ascontiguousarray(codes.T))
+            writer.append(pack(np.ascontiguousarray(codes.T)), variants=variants)
             assert list((tmp_path / "deep").iterdir())
             raise KeyboardInterrupt
 
@@ -95,10 +95,12 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         "from snpdeconv.errors import ResourceError\n"
         "from snpdeconv.genetics.samples import Samples\n"
         "from snpdeconv.genetics.store_writer import StoreWriter\n"
+        "from snpdeconv.genetics.variants import Variants\n"
+        "nothing = Variants.concat([])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try:\n"
         "    with StoreWriter(Path(sys.argv[1]), samples=Samples.build(['a', 'b'])) as writer:\n"
-        "        for _ in range(100): writer.append(np.zeros((4000, 2), dtype=np.uint8))\n"
+        "        for _ in range(100): writer.append(np.zeros((4000, 1), np.uint8), variants=nothing)\n"
         "except ResourceError as error: print(error)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "s")]
@@ -152,11 +154,10 @@ def test_memory_does_not_grow_with_the_variants(
         _, variants, _ = random_cohort(num_samples=1, num_variants=num_variants)
         tracemalloc.start()
         with StoreWriter(tmp_path / str(num_batches), samples=samples) as writer:
-            for _ in range(num_batches):
-                writer.append(batch)
-            cohort = writer.finish(
-                variants=variants, order=np.arange(num_variants), import_key="", source="", report={}
-            )
+            for first in range(0, num_variants, len(batch)):
+                table = variants.take(slice(first, first + len(batch)))
+                writer.append(pack(batch), variants=table)
+            cohort = writer.finish(order=np.arange(num_variants), import_key="", source="", report={})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     grown = cohort.genotypes.packed.nbytes - cohort.genotypes.packed.nbytes // 10
