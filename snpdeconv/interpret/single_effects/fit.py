@@ -48,7 +48,7 @@ class Settings:
             ``dear_genotypes``.
         dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
         gram_bytes: Most memory for products among columns.
-        tile_variants: Variants decoded at once; chosen by size where None.
+        tile_variants: Variants decoded at once on a CPU; chosen by size where None.
         device: Where to compute.
     """
 
