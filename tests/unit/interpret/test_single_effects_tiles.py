@@ -6,9 +6,10 @@ import torch
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.resident import count_codes, resident
+from snpdeconv.interpret.half_products import bfloat16_terms, product
 from snpdeconv.interpret.single_effects import columns as columns_module
 from snpdeconv.interpret.single_effects import fit_single_effects
-from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles, bfloat16_terms, product
+from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
 from snpdeconv.interpret.single_effects.tiles import TILE_ROWS, Tiles
 
 NUM_SAMPLES, NUM_VARIANTS = TILE_ROWS + 45, 37
