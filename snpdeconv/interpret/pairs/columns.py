@@ -17,13 +17,15 @@ from torch import Tensor
 
 from snpdeconv.genetics.encoding import unpack_codes
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_frequency
-from snpdeconv.genetics.resident import codes_of, resident
+from snpdeconv.genetics.resident import codes_of, count_codes, resident
 
 Rows = NDArray[np.integer] | None
 
 CODES_A_BYTE = 4
 # Elements of one float32 array of a batch of pairs: 64 MiB.
 BATCH_ELEMENTS = 2**24
+# Genotypes of a device that are counted at once.
+COUNTED_AT_ONCE = 2**27
 # A product of which its two members explain all but this share has no interaction left.
 COLLINEAR = 1e-4
 
@@ -57,7 +59,13 @@ class Dosages:
         cls, genotypes: PackedGenotypes, *, rows: Rows = None, device: str | torch.device = "cpu"
     ) -> Dosages:
         """Counts the genotypes once and derives all moments from the counts."""
-        counts = genotypes.counts(rows=rows)
+        where = torch.device(device)
+        if where.type == "cpu" or rows is not None:
+            counts = genotypes.counts(rows=rows)
+        else:
+            there, num = resident(genotypes, where), genotypes.num_variants
+            counted = count_codes(there, num_variants=num, tile_genotypes=COUNTED_AT_ONCE)
+            counts = counted.cpu().numpy()
         frequency = np.nan_to_num(allele_frequency(counts))
         called = counts[:MISSING].astype(np.float64)
         total = max(1, genotypes.num_samples if rows is None else len(rows))
@@ -68,7 +76,7 @@ class Dosages:
         return cls(
             genotypes=genotypes,
             rows=rows,
-            device=torch.device(device),
+            device=where,
             mean=2 * frequency,
             inverse_sd=inverse_sd,
             maf=np.minimum(frequency, 1 - frequency),

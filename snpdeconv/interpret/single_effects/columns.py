@@ -168,6 +168,19 @@ class Columns:
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
+    def score(self, of_dosage: NDArray[np.float64], of_het: NDArray[np.float64]) -> Tensor:
+        """Weighted sum of the genotypes less their means, covariates left in; one pass.
+
+        Args:
+            of_dosage: (V,).
+            of_het: (V,).
+
+        Returns:
+            (N,) float64.
+        """
+        weight = torch.stack([self._send(of_dosage), self._send(of_het)])
+        return self._tiles.combine(weight) - (weight * torch.stack([self._mean, self._het_mean])).sum()
+
     def take(self, index: NDArray[np.int64]) -> Tensor:
         """Some columns by themselves.
 

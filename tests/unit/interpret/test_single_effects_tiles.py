@@ -10,6 +10,7 @@ from snpdeconv.interpret.half_products import bfloat16_terms, product
 from snpdeconv.interpret.single_effects import columns as columns_module
 from snpdeconv.interpret.single_effects import fit_single_effects
 from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
+from snpdeconv.interpret.single_effects.result import genotype_score, weights_of
 from snpdeconv.interpret.single_effects.tiles import TILE_ROWS, Tiles
 
 NUM_SAMPLES, NUM_VARIANTS = TILE_ROWS + 45, 37
@@ -90,6 +91,21 @@ def test_products_on_a_device_are_as_accurate_as_float32_allows():
     found = tiles.products(torch.from_numpy(vectors), het=False)[0].numpy()
     size = np.linalg.norm(codes, axis=0)[:, None] * np.linalg.norm(vectors, axis=0)
     assert np.abs((found - codes.T @ vectors) / size).max() < 3e-7
+
+
+@pytest.mark.parametrize("make", [of_a_cpu, of_a_device])
+def test_what_effects_add_up_to_in_a_pass_is_what_is_looked_up(codes, make, monkeypatch):
+    genotypes = PackedGenotypes.from_codes(codes)
+    monkeypatch.setattr(columns_module, "Tiles", make)
+    columns = columns_module.Columns(genotypes, basis=np.full((NUM_SAMPLES, 1), NUM_SAMPLES**-0.5))
+    y = codes[:, 3] * 1.0 + (codes[:, 20] == 1) + np.random.default_rng(2).normal(size=NUM_SAMPLES)
+    fit = fit_single_effects(genotypes, y, kind="quantitative")
+    assert fit.effects
+    expected = genotype_score(
+        genotypes, effects=fit.effects, scaling=columns.scaling, extra=np.empty((NUM_SAMPLES, 0))
+    )
+    of_dosage, of_het, _ = columns.scaling.coefficients(*weights_of(fit.effects))
+    np.testing.assert_allclose(columns.score(of_dosage, of_het), expected, atol=1e-5)
 
 
 def test_a_fit_on_a_device_is_that_of_a_cpu(monkeypatch):
