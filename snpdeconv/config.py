@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -254,25 +254,26 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     return validate(settings, where=name)
 
 
-def with_overrides(config: Config, overrides: Iterable[str], *, section: str) -> Config:
+def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequence[str]) -> Config:
     """Changes single settings of a configuration that is there.
 
     Args:
         config: The configuration.
         overrides: ``section.key=value`` assignments; later ones win.
-        section: The only section that may change.
+        allowed: What may change: ``section`` or ``section.key``.
 
     Raises:
-        ConfigError: Another section, an unknown key, or a value out of range.
+        ConfigError: Another setting, an unknown key, or a value out of range.
     """
     settings = config.model_dump(mode="json")
     for assignment in overrides:
         _override(settings, assignment)
-        if not assignment.strip().startswith(f"{section}."):
+        key = assignment.partition("=")[0].strip()
+        if not any(key == one or key.startswith(f"{one}.") for one in allowed):
             raise ConfigError(
                 f"'{assignment}' would change what the model was trained with",
                 where="--set",
-                mend=f"beside a model only settings of '{section}' can be changed",
+                mend=f"beside a model only settings of {' and '.join(map(repr, allowed))} can be changed",
             )
     return validate(settings, where=config.preset)
 

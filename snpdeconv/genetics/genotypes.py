@@ -6,10 +6,13 @@ Knows neither names nor alleles nor files.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.transpose import transpose_packed
@@ -24,6 +27,7 @@ _CHUNK_BYTES = 64 * 2**20
 _CACHE_BYTES = 4 * 2**20
 _TURN_BYTES = 16 * 2**20
 _CODES_A_BYTE = 4
+_MEMORY_SHARE = 0.5
 _ALL_MISSING = 0b11_11_11_11
 _ROWS_A_WORD = 32  # What `transpose_packed` turns at once.
 _LUT_OF_PAIR = np.ascontiguousarray(
@@ -84,6 +88,16 @@ def unpack(packed: NDArray[np.uint8], num_variants: int) -> NDArray[np.uint8]:
     codes = np.take(_LUT_OF_PAIR, pairs.view("<u2"), mode="clip").view(np.uint8)
     slots: NDArray[np.uint8] = codes[: len(flat) * _CODES_A_BYTE].reshape(num_samples, width * _CODES_A_BYTE)
     return slots[:, :num_variants]
+
+
+def _room(num_rows: int, width: int) -> NDArray[np.uint8]:
+    """Space for rows of bytes: memory, or a file without a name, gone when nothing refers to it."""
+    if num_rows * width <= _MEMORY_SHARE * psutil.virtual_memory().available:
+        return np.empty((num_rows, width), dtype=np.uint8)
+    with tempfile.TemporaryFile() as file:
+        # A full disk is an error now, not a fault in the middle of the work.
+        os.posix_fallocate(file.fileno(), 0, num_rows * width)
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=(num_rows, width))
 
 
 def allele_frequency(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -147,7 +161,9 @@ class PackedGenotypes:
         return _Columns.of(columns, num_variants=self.num_variants).codes(packed)
 
     def take(self, *, rows: Index | None = None, columns: Index | None = None) -> PackedGenotypes:
-        """Copies a selection into memory, packed anew; works through the rows in pieces of bounded size.
+        """Copies a selection, packed anew; works through the rows in pieces of bounded size.
+
+        What half of the free memory does not hold goes to a temporary file (in TMPDIR), memory-mapped.
 
         Args:
             rows: Sample indices, mask or slice; None for all.
@@ -163,7 +179,7 @@ class PackedGenotypes:
         chosen = _Columns.of(columns, num_variants=self.num_variants)
         index = _row_index(rows, self.num_samples)
         width = row_bytes(len(chosen))
-        out = np.empty((len(index), width), dtype=np.uint8)
+        out = _room(len(index), width)
         # Turned round, a column is a row to copy and nothing is unpacked; a few columns are not worth it.
         turn = 4 * len(chosen) > self.num_variants > 0
         step = _rows_turned_at_once(self.packed.shape[1], width) if turn else _rows_at_once(len(chosen))

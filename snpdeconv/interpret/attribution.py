@@ -10,44 +10,24 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.genetics.encoding import channel_means
-from snpdeconv.models.encoder import SlotEncoder
+from snpdeconv.interpret.path import InterpretableModel, Kind, mean_encoding, path_attribution, path_rule
+from snpdeconv.interpret.side_by_side import side_by_side
 from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.out_of_memory import Pieces
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["binary", "multiclass", "quantitative"]
 Aggregate = Literal["mean", "max"]
 
 # Above this the attributions are not to be trusted in detail.
 LARGE_GAP = 0.1
-
-
-class InterpretableModel(Protocol):
-    """What is asked of a model; `models.InterpretableSNPModel` has it."""
-
-    training: bool
-    encoder: SlotEncoder
-
-    def encode(self, genotypes: Tensor) -> Tensor:
-        """Genotypes -> (B, S, C)."""
-
-    def forward_encoded(self, encoded: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """(B, S, C) -> (B, O)."""
-
-    def attention(self, genotypes: Tensor) -> Tensor:
-        """Genotypes -> (B, S), non-negative, each row sums to 1."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Sets dropout and batch statistics to training or evaluation."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +89,20 @@ def attention_scores(
     """
     plain = _plain(model)
     scores, pieces = _Scores(aggregate), Pieces()
-    with _evaluation(plain, device), torch.no_grad():
-        for genotypes, _ in _batches(loader, device=device, max_samples=max_samples):
 
-            def attention(rows: slice, genotypes: Tensor = genotypes) -> Tensor:
-                return scores.reduced(plain.attention(genotypes[rows]))
+    @torch.no_grad()
+    def attention(batch: tuple[Tensor, Tensor | None]) -> tuple[int, list[Tensor]]:
+        genotypes = batch[0].to(device)
+        found = pieces.each(
+            lambda rows: scores.reduced(plain.attention(genotypes[rows])), num_samples=len(genotypes)
+        )
+        return len(genotypes), list(found)
 
-            for part in pieces.each(attention, num_samples=len(genotypes)):
+    with _evaluation(plain, device):
+        for num, found in side_by_side(attention, _batches(loader, max_samples=max_samples), device=device):
+            for part in found:
                 scores.add(part)
-            scores.num_samples += len(genotypes)
+            scores.num_samples += num
     return Attribution("attention", scores.result(), scores.num_samples)
 
 
@@ -138,8 +123,9 @@ def integrated_gradients(
     normalisation layers of a network see inputs near zero and turn fastest. The baseline is the mean of every
     channel rather than an all-missing genotype, because the weights of a missing indicator are hardly trained
     and would add the same noise to every sample. Covariates stay as they are. Each pass takes one step of the
-    path for one batch of the loader, so memory is that of training with that batch size; a batch that memory
-    does not hold is halved. The model runs in evaluation mode and full precision.
+    path for one batch of the loader, so memory is that of training with that batch size, and on a CPU as many
+    times that as torch has threads, each of which takes batches of its own; a batch that memory does not hold
+    is halved. The model runs in evaluation mode and full precision.
 
     Args:
         model: The network, on `device`.
@@ -157,18 +143,19 @@ def integrated_gradients(
     Raises:
         ResourceError: There is no memory for a single sample.
     """
-    rule = _path_rule(steps)
+    rule = path_rule(steps)
     plain = _plain(model)
     scores, pieces = _Scores(aggregate), Pieces()
     gap, change = 0.0, 0.0
     with _evaluation(plain, device):
-        baseline = _mean_encoding(plain)
-        for genotypes, covariates in _batches(loader, device=device, max_samples=max_samples):
+        baseline = mean_encoding(plain)
 
-            def attribution(
-                rows: slice, genotypes: Tensor = genotypes, covariates: Tensor | None = covariates
-            ) -> tuple[Tensor, float, float]:
-                found, moved = _attribution(
+        def attribution(batch: tuple[Tensor, Tensor | None]) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+            genotypes, covariates = (None if given is None else given.to(device) for given in batch)
+            assert genotypes is not None
+
+            def piece(rows: slice) -> tuple[Tensor, Tensor]:
+                found, moved = path_attribution(
                     plain,
                     genotypes[rows],
                     None if covariates is None else covariates[rows],
@@ -177,13 +164,17 @@ def integrated_gradients(
                     rule=rule,
                 )
                 lacking = (found.sum(dim=1) - moved).abs().sum()
-                return scores.reduced(found.abs()), float(lacking), float(moved.abs().sum())
+                return scores.reduced(found.abs()), torch.stack([lacking, moved.abs().sum()])
 
-            for part, lacking, moved in pieces.each(attribution, num_samples=len(genotypes)):
+            return len(genotypes), list(pieces.each(piece, num_samples=len(genotypes)))
+
+        for num, found in side_by_side(attribution, _batches(loader, max_samples=max_samples), device=device):
+            for part, gap_and_change in found:
                 scores.add(part)
+                lacking, moved = gap_and_change.tolist()
                 gap += lacking
                 change += moved
-            scores.num_samples += len(genotypes)
+            scores.num_samples += num
     completeness_gap = gap / change if change > 0 else 0.0
     logger.info(
         "integrated gradients: %d samples, %d steps, completeness gap %.2g",
@@ -235,92 +226,26 @@ def _plain(model: InterpretableModel | GPUOptimizedSNPModel) -> InterpretableMod
     return model.base if isinstance(model, GPUOptimizedSNPModel) else model
 
 
-def _attribution(
-    model: InterpretableModel,
-    genotypes: Tensor,
-    covariates: Tensor | None,
-    *,
-    baseline: Tensor,
-    kind: Kind,
-    rule: list[tuple[float, float]],
-) -> tuple[Tensor, Tensor]:
-    """Attributions (B, S) and the change (B,) of the output that they should sum to."""
-    with torch.no_grad():
-        encoded = model.encode(genotypes).float()
-        contrast = _contrast(model.forward_encoded(encoded, covariates), kind=kind)
-        moved = _output(model, encoded, covariates, contrast) - _output(
-            model, baseline.expand_as(encoded), covariates, contrast
-        )
-    gradient = _path_gradient(
-        model, baseline=baseline, encoded=encoded, covariates=covariates, contrast=contrast, rule=rule
-    )
-    return ((encoded - baseline) * gradient).double().sum(dim=2), moved
-
-
-def _path_gradient(
-    model: InterpretableModel,
-    *,
-    baseline: Tensor,
-    encoded: Tensor,
-    covariates: Tensor | None,
-    contrast: Tensor,
-    rule: list[tuple[float, float]],
-) -> Tensor:
-    """Mean gradient along the path, (B, S, C)."""
-    mean = torch.zeros_like(encoded)
-    for fraction, weight in rule:
-        point = torch.lerp(baseline.expand_as(encoded), encoded, fraction).requires_grad_()
-        output = (model.forward_encoded(point, covariates) * contrast).sum()
-        (gradient,) = torch.autograd.grad(output, point)
-        mean.add_(gradient, alpha=weight)
-    return mean
-
-
-def _contrast(outputs: Tensor, *, kind: Kind) -> Tensor:
-    """Weights (B, O) of the outputs whose sum is attributed."""
-    if kind != "multiclass":
-        return torch.ones_like(outputs)
-    num_classes = outputs.shape[1]
-    others = torch.full_like(outputs, -1 / (num_classes - 1))
-    return others.scatter_(1, outputs.argmax(dim=1, keepdim=True), 1.0)
-
-
-def _output(
-    model: InterpretableModel, encoded: Tensor, covariates: Tensor | None, contrast: Tensor
-) -> Tensor:
-    return (model.forward_encoded(encoded, covariates) * contrast).double().sum(dim=1)
-
-
-def _path_rule(steps: int) -> list[tuple[float, float]]:
-    """Fractions of the path with their weights."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    u = (nodes + 1) / 2
-    return list(zip((u**3).tolist(), (1.5 * u**2 * weights).tolist(), strict=True))
-
-
-def _mean_encoding(model: InterpretableModel) -> Tensor:
-    """(1, S, C) expected encoding at the frequencies that the model was trained with; padding slots are 0."""
-    encoder = model.encoder
-    mean = channel_means(encoder.allele_frequency, encoder.encoding_dim) * encoder.slot_mask
-    return mean.transpose(0, 1).unsqueeze(0).contiguous()
-
-
 @contextlib.contextmanager
 def _evaluation(model: InterpretableModel, device: torch.device | str) -> Iterator[None]:
-    """Evaluation mode without autocast; the mode that the model was in comes back."""
+    """Evaluation mode without autocast and with fixed weights; all comes back as it was."""
     was_training = model.training
+    # Gradients by the weights would be computed in part although nobody asks for them.
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(False)
     try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
         with torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
         model.train(was_training)
 
 
-def _batches(
-    loader: Iterable[Any], *, device: torch.device | str, max_samples: int | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(genotypes, covariates) on the device, of the first `max_samples` samples."""
+def _batches(loader: Iterable[Any], *, max_samples: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(genotypes, covariates) of the first `max_samples` samples."""
     left = max_samples
     for batch in loader:
         if isinstance(batch, (tuple, list)):
@@ -331,6 +256,6 @@ def _batches(
             genotypes = genotypes[:left]
             covariates = None if covariates is None else covariates[:left]
             left -= len(genotypes)
-        yield genotypes.to(device), None if covariates is None else covariates.to(device)
+        yield genotypes, covariates
         if left == 0:
             return

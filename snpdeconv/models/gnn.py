@@ -52,15 +52,17 @@ class GatherNeighbors(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
-        """Gradients of the nodes and of the weights."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        """Gradients of the nodes and, unless they are fixed, of the weights."""
         (gradient,) = gradients
         h, neighbors, weight = ctx.saved_tensors
         # Many neighbours may add to one node: in float32 whatever the format of the nodes.
-        h_gradient, weight_gradient = torch.zeros_like(h, dtype=_sum_dtype(h)), torch.empty_like(weight)
+        h_gradient = torch.zeros_like(h, dtype=_sum_dtype(h))
+        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         for e, index in enumerate(neighbors.unbind(1)):
             h_gradient.index_add_(1, index, (gradient * weight[:, e : e + 1]).to(h_gradient.dtype))
-            weight_gradient[:, e] = (gradient * h.index_select(1, index)).sum((0, 2))
+            if weight_gradient is not None:
+                weight_gradient[:, e] = (gradient * h.index_select(1, index)).sum((0, 2))
         return h_gradient.to(h.dtype), None, weight_gradient
 
 

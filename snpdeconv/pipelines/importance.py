@@ -6,6 +6,7 @@ Shapes: N people, V variants, S slots, C covariates.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from snpdeconv.interpret.ensemble import combine
 from snpdeconv.interpret.marginal import Marginal, marginal_association
 from snpdeconv.interpret.ranking import Posterior
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.at_once import NUM_TRIED, people_at_once
 from snpdeconv.pipelines.deconvolution import Findings, People, deconvolve_people
 from snpdeconv.pipelines.inflation import warn_of_inflation
 from snpdeconv.training import distributed
@@ -39,13 +41,11 @@ class Network:
         model: On its device.
         layout: Slots of the variants.
         packed: (N, S / 4) genotypes in slot order.
-        batch_size: People at once.
     """
 
     model: InterpretableSNPModel
     layout: Layout
     packed: NDArray[np.uint8]
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def score_variants(
     if "attention" in methods:
         assert network is not None
         look = partial(attention_scores, network.model, device=device)
-        attention = _shared(look, people, network, config, num_people=len(people.target))
+        attention = _shared(look, people, network, config, num_people=len(people.target), device=device)
         by_method["attention"] = network.layout.to_variants(attention.score)
     if "integrated_gradients" in methods:
         assert network is not None
@@ -118,7 +118,8 @@ def score_variants(
             device=device,
             steps=config.interpretation.gradient_steps,
         )
-        gradients = _shared(look, people, network, config, num_people=config.interpretation.max_samples)
+        num_people = config.interpretation.max_samples
+        gradients = _shared(look, people, network, config, num_people=num_people, device=device)
         by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
         gap = gradients.completeness_gap
     if "ensemble" in methods:
@@ -148,17 +149,31 @@ def _shared(
     config: Config,
     *,
     num_people: int,
+    device: torch.device,
 ) -> Attribution:
     """What the network says of a draw of the people, of whom every rank looks at a share."""
     num_ranks = distributed.world_size()
     drawn = np.random.default_rng(config.training.seed).permutation(len(people.target))[:num_people]
     share = torch.from_numpy(drawn[distributed.rank() :: num_ranks])
-    loader = PackedLoader(
-        torch.from_numpy(network.packed),
-        torch.from_numpy(people.target),
-        torch.from_numpy(people.covariates) if people.covariates.shape[1] else None,
-        rows=share,
-        batch_size=max(1, network.batch_size // num_ranks),
-    )
-    parts = distributed.every_rank_does(lambda: look(loader) if len(share) else None)
+    packed, target = torch.from_numpy(network.packed), torch.from_numpy(people.target)
+    covariates = torch.from_numpy(people.covariates) if people.covariates.shape[1] else None
+
+    def looked() -> Attribution | None:
+        if not len(share):
+            return None
+        few = share[:NUM_TRIED]
+        at_once = people_at_once(
+            network.model,
+            packed[few],
+            None if covariates is None else covariates[few],
+            device=device,
+            safety=config.memory.safety,
+        )
+        num_batches = math.ceil(len(share) / at_once)
+        if device.type == "cpu":  # each thread takes batches of its own
+            num_batches = max(num_batches, torch.get_num_threads())
+        batch_size = math.ceil(len(share) / num_batches)
+        return look(PackedLoader(packed, target, covariates, rows=share, batch_size=batch_size))
+
+    parts = distributed.every_rank_does(looked)
     return pooled([part for part in parts if part is not None])

@@ -35,7 +35,6 @@ from snpdeconv.tracking.registry import download, resolve, resolve_run
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,17 @@ def rank_with_network(
         phenotypes: Its phenotype table.
         trait: Its trait's column; by default the model's.
         covariates: Its covariate table, where the model takes one.
-        overrides: Changed settings of `interpretation`.
+        overrides: Changed settings of `interpretation`, and `resources.device`.
 
     Raises:
         UserError: No such run, model or method, or files that do not fit.
     """
     _check(method, out)
     bundle = load_bundle(_model_folder(run_id, model))
-    config = with_overrides(bundle.config, overrides, section="interpretation")
+    # Where the model was trained has no say in where it is looked at.
+    config = with_overrides(
+        bundle.config, ["resources.device=auto", *overrides], allowed=("interpretation", "resources.device")
+    )
     if (genotypes is None) != (phenotypes is None):
         raise ConfigError(
             "another cohort needs both its genotypes and its phenotypes",
@@ -166,13 +168,13 @@ def rank_with_network(
         variants=bundle.variants,
         blocks=_blocks(bundle.variants, bundle.block),
     )
-    device = choose_device("auto")
+    device = choose_device(config.resources.device)
     scores = score_variants(
         people,
         methods=_methods(method, config.interpretation.methods),
         config=config,
         device=device,
-        network=Network(bundle.model.to(device), bundle.layout, given.packed, _BATCH),
+        network=Network(bundle.model.to(device), bundle.layout, given.packed),
     )
     return _write(out, people, scores, method=method, trait=source.trait, config=config, report=given.report)
 

@@ -164,7 +164,7 @@ def _train(
         evaluation, linear = distributed.first_rank_does(test)
         if until == "train":
             return None if run is None else _pause(run, folder, config)
-        scores = _score(config, dataset, fitted.model, batch_size=batch_size, device=device)
+        scores = _score(config, dataset, fitted.model, device=device)
         if run is None:
             return None
         paths = write_results(path, config, dataset, evaluation, scores, fitted, linear=linear)
@@ -217,7 +217,6 @@ def _score(
     dataset: Dataset,
     model: InterpretableSNPModel,
     *,
-    batch_size: int,
     device: torch.device,
 ) -> Scores:
     """What every method says of every SNP; a collective."""
@@ -227,7 +226,7 @@ def _score(
         methods=(*config.interpretation.methods, "ensemble"),
         config=config,
         device=device,
-        network=Network(model, dataset.layout, dataset.packed, batch_size),
+        network=Network(model, dataset.layout, dataset.packed),
     )
 
 

@@ -10,6 +10,8 @@ import pytest
 from command_line import train_words
 from typer.testing import CliRunner
 
+from snpdeconv.pipelines import rank
+
 
 @pytest.fixture(scope="module")
 def first_run(cohort, tmp_path_factory):
@@ -128,9 +130,20 @@ def test_settings_of_the_ranking_can_be_changed_beside_a_model_and_others_not(ru
     words = ["rank", "--model", "height", "--method", "single_effects", "--out", tmp_path / "r", "--set"]
     assert run(*words, "interpretation.coverage=0.5").code == 0
     assert "coverage: 0.5" in (tmp_path / "r" / "settings.yaml").read_text()
-    refused = run(*words, "data.maf_min=0.1")
-    assert refused.code == 2
-    assert "would change what the model was trained with" in refused.err
+    for setting in ("data.maf_min=0.1", "resources.nodes=2"):
+        refused = run(*words, setting)
+        assert refused.code == 2
+        assert "would change what the model was trained with" in refused.err
+
+
+def test_the_device_of_the_ranking_is_chosen_beside_a_model(run, trained, tmp_path, monkeypatch):
+    asked = []
+    choose = rank.choose_device
+    monkeypatch.setattr(rank, "choose_device", lambda wanted: asked.append(wanted) or choose("cpu"))
+    words = ["rank", "--model", "height", "--method", "integrated_gradients", "--out", tmp_path / "r"]
+    assert run(*words).code == 0
+    assert run(*words, "--set", "resources.device=cuda").code == 0
+    assert asked == ["auto", "cuda"]
 
 
 def test_rank_on_another_cohort(run, trained, cohort, tmp_path):

@@ -69,14 +69,14 @@ def test_pairs_are_looked_for_or_not_or_where_it_is_quick(text, value):
 
 def test_a_configuration_changed_in_one_section_only():
     config = load_config("small_cpu", overrides=["training.epochs=3"])
-    changed = with_overrides(config, ["interpretation.coverage=0.9"], section="interpretation")
+    changed = with_overrides(config, ["interpretation.coverage=0.9"], allowed=("interpretation",))
     assert changed.interpretation.coverage == 0.9
     assert changed.training == config.training
-    assert with_overrides(config, [], section="interpretation") == config
+    assert with_overrides(config, [], allowed=("interpretation",)) == config
     with pytest.raises(ConfigError, match=r"'model.width=64' would change what the model was trained with"):
-        with_overrides(config, ["model.width=64"], section="interpretation")
+        with_overrides(config, ["model.width=64"], allowed=("interpretation",))
     with pytest.raises(ConfigError, match=r"did you mean 'interpretation\.coverage'"):
-        with_overrides(config, ["interpretation.coverag=0.9"], section="interpretation")
+        with_overrides(config, ["interpretation.coverag=0.9"], allowed=("interpretation",))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from snpdeconv.genetics.encoding import unpack_codes
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_frequency
+from snpdeconv.genetics.resident import codes_of, count_codes, resident
 
 Rows = NDArray[np.integer] | None
 
 CODES_A_BYTE = 4
 # Elements of one float32 array of a batch of pairs: 64 MiB.
 BATCH_ELEMENTS = 2**24
+# Genotypes of a device that are counted at once.
+COUNTED_AT_ONCE = 2**27
 # A product of which its two members explain all but this share has no interaction left.
 COLLINEAR = 1e-4
 
@@ -55,7 +59,13 @@ class Dosages:
         cls, genotypes: PackedGenotypes, *, rows: Rows = None, device: str | torch.device = "cpu"
     ) -> Dosages:
         """Counts the genotypes once and derives all moments from the counts."""
-        counts = genotypes.counts(rows=rows)
+        where = torch.device(device)
+        if where.type == "cpu" or rows is not None:
+            counts = genotypes.counts(rows=rows)
+        else:
+            there, num = resident(genotypes, where), genotypes.num_variants
+            counted = count_codes(there, num_variants=num, tile_genotypes=COUNTED_AT_ONCE)
+            counts = counted.cpu().numpy()
         frequency = np.nan_to_num(allele_frequency(counts))
         called = counts[:MISSING].astype(np.float64)
         total = max(1, genotypes.num_samples if rows is None else len(rows))
@@ -66,7 +76,7 @@ class Dosages:
         return cls(
             genotypes=genotypes,
             rows=rows,
-            device=torch.device(device),
+            device=where,
             mean=2 * frequency,
             inverse_sd=inverse_sd,
             maf=np.minimum(frequency, 1 - frequency),
@@ -89,15 +99,20 @@ class Dosages:
         Returns:
             (N, stop - start) float32.
         """
-        packed = self.genotypes.packed[:, start // CODES_A_BYTE : -(-stop // CODES_A_BYTE)]
-        chosen = np.array(packed if self.rows is None else packed[self.rows])
-        codes = unpack_codes(torch.from_numpy(chosen).to(self.device), stop - start)
-        return self.standardise(codes, np.arange(start, stop))
+        columns = slice(start // CODES_A_BYTE, -(-stop // CODES_A_BYTE))
+        if self._packed is None:
+            packed = self.genotypes.packed[:, columns]
+            chosen = torch.from_numpy(np.array(packed if self.rows is None else packed[self.rows]))
+        else:
+            chosen = self._packed[:, columns]
+        return self._standardised(unpack_codes(chosen, stop - start), self._moments[:, start:stop])
 
     def codes(self, columns: NDArray[np.int64]) -> Tensor:
         """Codes of any variants: (v,) columns -> (N, v) uint8."""
+        if self._packed is not None:
+            return codes_of(self._packed, torch.from_numpy(columns).to(self.device))
         chosen = self.genotypes.codes(rows=self.rows, columns=columns)
-        return torch.from_numpy(np.ascontiguousarray(chosen)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(chosen))
 
     def columns(self, columns: NDArray[np.int64]) -> Tensor:
         """Standardised dosages of any variants: (v,) columns -> (N, v) float32."""
@@ -115,12 +130,25 @@ class Dosages:
 
     def standardise(self, codes: Tensor, columns: NDArray[np.int64]) -> Tensor:
         """Codes (N, v) of (v,) columns to standardised dosages (N, v) float32."""
-        mean, inverse_sd = (
-            torch.from_numpy(moment[columns].astype(np.float32)).to(self.device)
-            for moment in (self.mean, self.inverse_sd)
-        )
-        standardised = codes.float().sub_(mean).mul_(inverse_sd)
-        return standardised.masked_fill_(codes == MISSING, 0.0)
+        return self._standardised(codes, self._moments[:, torch.from_numpy(columns).to(self.device)])
+
+    @staticmethod
+    def _standardised(codes: Tensor, moments: Tensor) -> Tensor:
+        mean, inverse_sd = moments
+        return codes.float().sub_(mean).mul_(inverse_sd).masked_fill_(codes == MISSING, 0.0)
+
+    @cached_property
+    def _moments(self) -> Tensor:
+        """(2, V) float32 means and inverse standard deviations on the device."""
+        return torch.from_numpy(np.stack([self.mean, self.inverse_sd]).astype(np.float32)).to(self.device)
+
+    @cached_property
+    def _packed(self) -> Tensor | None:
+        """(N, B) packed genotypes of the samples tested on a device; a CPU reads them where they are."""
+        if self.device.type == "cpu":
+            return None
+        packed = resident(self.genotypes, self.device)
+        return packed if self.rows is None else packed[torch.from_numpy(self.rows).to(self.device)]
 
 
 def batches(num_pairs: int, *, num_samples: int) -> Iterator[slice]:

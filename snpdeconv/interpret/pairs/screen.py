@@ -6,7 +6,6 @@ Shapes: N samples, V variants, b variants of a tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +14,22 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
+from snpdeconv.interpret.half_products import product
 from snpdeconv.interpret.pairs.columns import CODES_A_BYTE, Dosages
 
-# Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU.
+# Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU; beside them, decoded tiles that stay: 256 MiB,
+# or a share of a GPU's free memory.
 TILE_ELEMENTS_CPU = 2**27 // 5
 TILE_ELEMENTS_GPU = 2**30 // 5
+KEPT_ELEMENTS_CPU = 2**26
+KEPT_SHARE_GPU = 0.25
 LARGEST_TILE_CPU = 1024
 LARGEST_TILE_GPU = 8192
 # Of a pair's variance, the share that its own effect cannot be blamed for.
 SMALLEST_VARIANCE = 0.1
 BULK_SAMPLES = 2_000_000
+# Strong pairs of one tile that are found without waiting for the device; a tile with more is done again.
+MOST_OF_TILE = 2**16
 
 
 @dataclass(frozen=True)
@@ -53,36 +58,67 @@ class _Tile:
     start: int
     stop: int
     z: Tensor  # (N, b)
+    square: Tensor  # (N, b)
+
+    @property
+    def variants(self) -> slice:
+        return slice(self.start, self.stop)
 
 
-@dataclass(frozen=True)
+class _Tiles:
+    """Tiles in the number format of the products; as many as fit stay decoded."""
+
+    def __init__(self, dosages: Dosages, *, size: int, dtype: torch.dtype) -> None:
+        self._dosages, self._size, self._dtype = dosages, size, dtype
+        self.starts = range(0, dosages.genotypes.num_variants, size)
+        num_kept = _kept_bytes(dosages.device) // (2 * dtype.itemsize * max(1, dosages.num_samples * size))
+        self._kept: dict[int, _Tile] = {}
+        # All tiles are read in order again and again, each time from further on: the last ones most often.
+        self._first_kept = self.starts[max(0, len(self.starts) - num_kept)] if num_kept else None
+
+    def at(self, start: int) -> _Tile:
+        """The tile from a variant on."""
+        if start in self._kept:
+            return self._kept[start]
+        z = self.dosages(start)
+        tile = _Tile(start, start + z.shape[1], z.to(self._dtype), z.square().to(self._dtype))
+        if self._first_kept is not None and start >= self._first_kept:
+            self._kept[start] = tile
+        return tile
+
+    def dosages(self, start: int) -> Tensor:
+        """(N, b) float32."""
+        return self._dosages.tile(start, min(start + self._size, self._dosages.genotypes.num_variants))
+
+
 class _Place:
     """Which pairs lie too close together."""
 
-    chrom_code: NDArray[np.int64]
-    position_bp: NDArray[np.int64]
-    min_distance_bp: int
-    device: torch.device
+    def __init__(
+        self,
+        chrom_code: NDArray[np.int64],
+        position_bp: NDArray[np.int64],
+        *,
+        min_distance_bp: int,
+        device: torch.device,
+    ) -> None:
+        self._chrom_code, self._position_bp, self._min_distance_bp = chrom_code, position_bp, min_distance_bp
+        self._chrom, self._position = (torch.from_numpy(x).to(device) for x in (chrom_code, position_bp))
 
-    def may_be_near(self, left: _Tile, right: _Tile) -> bool:
+    def may_be_near(self, left: slice, right: slice) -> bool:
         """Whether two tiles hold such pairs at all, which most do not."""
-        shared = np.intersect1d(
-            self.chrom_code[left.start : left.stop], self.chrom_code[right.start : right.stop]
-        )
-        for chrom in shared:
+        for chrom in np.intersect1d(self._chrom_code[left], self._chrom_code[right]):
             first, second = (
-                self.position_bp[tile.start : tile.stop][self.chrom_code[tile.start : tile.stop] == chrom]
-                for tile in (left, right)
+                self._position_bp[tile][self._chrom_code[tile] == chrom] for tile in (left, right)
             )
-            if max(first.min(), second.min()) - min(first.max(), second.max()) < self.min_distance_bp:
+            if max(first.min(), second.min()) - min(first.max(), second.max()) < self._min_distance_bp:
                 return True
         return False
 
     def near(self, rows: slice, columns: slice) -> Tensor:
         """(b, b) whether a pair is too close."""
-        first, second = (torch.from_numpy(self.position_bp[part]).to(self.device) for part in (rows, columns))
-        own, other = (torch.from_numpy(self.chrom_code[part]).to(self.device) for part in (rows, columns))
-        return ((first[:, None] - second).abs() < self.min_distance_bp) & (own[:, None] == other)
+        distance = (self._position[rows, None] - self._position[columns]).abs()
+        return (distance < self._min_distance_bp) & (self._chrom[rows, None] == self._chrom[columns])
 
 
 @dataclass
@@ -140,7 +176,7 @@ def screen(
     any one SNP; for linked members that is rough, and the exact test afterwards does it for whatever passes.
 
     Work: 2 products of 2 N b² FLOP for each of the V²/(2 b²) + V/(2 b) tiles: 2 N V² FLOP in all for V >> b.
-    Memory: five (N, b) and about six (b, b) arrays.
+    Memory: five (N, b) and about six (b, b) arrays, and tiles that stay decoded.
 
     Args:
         dosages: Genotypes of the N samples.
@@ -158,57 +194,107 @@ def screen(
     num_variants = dosages.genotypes.num_variants
     device = dosages.device
     size = tile or _tile_size(dosages.num_samples, on_gpu=device.type == "cuda")
-    n = dosages.num_samples
-    carrier = torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device)
-    kurtosis = torch.from_numpy(dosages.kurtosis.astype(np.float32)).to(device)
-    place = _Place(chrom_code, position_bp, min_distance_bp, device)
+    tiles = _Tiles(dosages, size=size, dtype=dtype)
+    test = _Test(
+        num_samples=dosages.num_samples,
+        carrier=torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device),
+        kurtosis=torch.from_numpy(dosages.kurtosis.astype(np.float32)).to(device),
+        place=_Place(chrom_code, position_bp, min_distance_bp=min_distance_bp, device=device),
+        min_carriers=min_carriers,
+        floor=None if variance is not None else float(residual.square().sum()),
+    )
     square = residual.square() if variance is None else variance
-    floor = 0.0 if variance is not None else float(residual.square().sum())
     none = torch.empty(0, dtype=torch.int64, device=device)
     best = _Best(keep, none, none, torch.empty(0, device=device))
     bulk: list[Tensor] = []
     stride = max(1, round(num_variants**2 / 2 / BULK_SAMPLES))
-    num_tested, num_flop = 0, 0.0
-    for left in _tiles(dosages, size):
-        weighted = (left.z * residual[:, None]).to(dtype).T
-        weighted_square = (left.z.square() * square[:, None]).to(dtype).T
-        for right in _tiles(dosages, size, start=left.start):
-            total = (weighted @ right.z.to(dtype)).float()
-            spread = (weighted_square @ right.z.square().to(dtype)).float()
-            num_flop += 4.0 * n * total.numel()
-            rows, columns = slice(left.start, left.stop), slice(right.start, right.stop)
-            squared = total.square()
-            if variance is None:
-                own = squared * (kurtosis[rows, None] / n)
-                own *= kurtosis[columns]
-                spread -= torch.minimum(own, (1 - SMALLEST_VARIANCE) * spread)
-            squared /= spread.clamp_(min=max(floor, 1e-6))
-            tested = n * carrier[rows, None] * carrier[columns] >= min_carriers
-            if place.may_be_near(left, right):
-                tested &= ~place.near(rows, columns)
-            if left.start == right.start:
-                tested = torch.triu(tested, diagonal=1)
-            num_tested += int(tested.sum())
-            bulk.append(squared.flatten()[::stride][tested.flatten()[::stride]].sqrt())
-            i, j = torch.nonzero((squared >= t_min**2) & tested, as_tuple=True)
-            statistic = squared[i, j].sqrt() * torch.sign(total[i, j])
-            best.add(i + left.start, j + right.start, statistic)
+    num_tested = torch.zeros((), dtype=torch.int64, device=device)
+    num_flop = 0.0
+    for start in tiles.starts:
+        z = tiles.dosages(start)
+        weights = (z * residual[:, None]).to(dtype).T, (z.square() * square[:, None]).to(dtype).T
+        left = slice(start, start + z.shape[1])
+        found = []
+        for right in map(tiles.at, tiles.starts[start // size :]):
+            total, squared, tested = test.of(left, weights, right)
+            num_flop += 4.0 * dosages.num_samples * total.numel()
+            num_tested += tested.sum()
+            some = squared.flatten()[::stride].sqrt()
+            bulk.append(torch.where(tested.flatten()[::stride], some, torch.nan))
+            found.append(_Found.of(right.start, total, (squared >= t_min**2) & tested, squared))
+        # The device is waited for once in a row of tiles.
+        for one, number in zip(found, torch.stack([one.number for one in found]).tolist(), strict=True):
+            if number <= MOST_OF_TILE:
+                i, j, statistic = one.place[:number, 0], one.place[:number, 1], one.statistic[:number]
+            else:
+                total, squared, tested = test.of(left, weights, tiles.at(one.start))
+                i, j = torch.nonzero((squared >= t_min**2) & tested, as_tuple=True)
+                statistic = squared[i, j].sqrt() * torch.sign(total[i, j])
+            best.add(i + start, j + one.start, statistic)
     best.shrink()
     return Screened(
         first=best.first.cpu().numpy(),
         second=best.second.cpu().numpy(),
         statistic=best.statistic.double().cpu().numpy(),
-        num_tested=num_tested,
-        inflation=_inflation(torch.cat(bulk)) if num_tested else 1.0,
+        num_tested=int(num_tested),
+        inflation=_inflation(torch.cat(bulk)) if int(num_tested) else 1.0,
         num_flop=num_flop,
     )
 
 
-def _tiles(dosages: Dosages, size: int, *, start: int = 0) -> Iterator[_Tile]:
-    num_variants = dosages.genotypes.num_variants
-    for first in range(start, num_variants, size):
-        stop = min(first + size, num_variants)
-        yield _Tile(first, stop, dosages.tile(first, stop))
+@dataclass(frozen=True)
+class _Test:
+    """The statistic of all pairs of two tiles."""
+
+    num_samples: int
+    carrier: Tensor  # (V,)
+    kurtosis: Tensor  # (V,)
+    place: _Place
+    min_carriers: float
+    floor: float | None  # None of a binary trait
+
+    def of(self, rows: slice, weights: tuple[Tensor, Tensor], right: _Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """T, squared t, and whether a pair is tested, (b, b) each."""
+        columns, n = right.variants, self.num_samples
+        total, spread = _product(weights[0], right.z), _product(weights[1], right.square)
+        squared = total.square()
+        if self.floor is not None:
+            own = squared * (self.kurtosis[rows, None] / n)
+            own *= self.kurtosis[columns]
+            spread -= torch.minimum(own, (1 - SMALLEST_VARIANCE) * spread)
+        squared /= spread.clamp_(min=max(self.floor or 0.0, 1e-6))
+        tested = n * self.carrier[rows, None] * self.carrier[columns] >= self.min_carriers
+        if self.place.may_be_near(rows, columns):
+            tested &= ~self.place.near(rows, columns)
+        if rows.start == columns.start:
+            tested = torch.triu(tested, diagonal=1)
+        return total, squared, tested
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Strong pairs of two tiles, of which the host does not know yet how many there are."""
+
+    start: int
+    number: Tensor  # ()
+    place: Tensor  # (MOST_OF_TILE, 2)
+    statistic: Tensor  # (MOST_OF_TILE,)
+
+    @classmethod
+    def of(cls, start: int, total: Tensor, strong: Tensor, squared: Tensor) -> _Found:
+        place = torch.nonzero_static(strong, size=MOST_OF_TILE, fill_value=0)
+        i, j = place.T
+        return cls(start, strong.sum(), place, squared[i, j].sqrt() * torch.sign(total[i, j]))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    return product(left, right) if left.dtype == torch.bfloat16 else (left @ right).float()
+
+
+def _kept_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4 * KEPT_ELEMENTS_CPU
+    return int(KEPT_SHARE_GPU * torch.cuda.mem_get_info(device)[0])
 
 
 def _tile_size(num_samples: int, *, on_gpu: bool) -> int:
@@ -219,5 +305,8 @@ def _tile_size(num_samples: int, *, on_gpu: bool) -> int:
 
 
 def _inflation(magnitude: Tensor) -> float:
-    """Median of the statistic's magnitude over that of a normal one, at least 1 (as genomic control)."""
-    return max(1.0, float(magnitude.median()) / float(special.ndtri(0.75)))
+    """Median of the statistic's magnitude over that of a normal one, at least 1 (as genomic control).
+
+    Pairs that were not tested are NaN.
+    """
+    return max(1.0, float(magnitude.nanmedian()) / float(special.ndtri(0.75)))

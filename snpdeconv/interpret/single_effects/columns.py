@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
-from snpdeconv.interpret.single_effects.tiles import TILE_ELEMENTS, Tiles
+from snpdeconv.genetics.resident import resident
+from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
+from snpdeconv.interpret.single_effects.tiles import Tiles
 
 # A column that the covariates (or being constant) explain up to this share has nothing left to test; float32
 # products cannot tell a smaller share from none.
 COLLINEAR = 1e-5
+# Elements of columns made at once, in float64 64 MiB.
+TAKEN_ELEMENTS = 2**23
 # With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single people.
 DOMINANCE_MIN_SAMPLES = 5
 
@@ -79,7 +83,7 @@ class Columns:
         dominance: Whether SNPs have a dominance column.
         without_dominance: (V,) SNPs that have none all the same.
         device: Where tiles are multiplied.
-        tile_variants: Variants in a tile; chosen by size where None.
+        tile_variants: Variants in a tile of a CPU; chosen by size where None.
     """
 
     def __init__(
@@ -98,8 +102,13 @@ class Columns:
         self._without_dominance = False if without_dominance is None else without_dominance
         self.device = torch.device(device)
         self.basis = self._send(basis)
-        self._genotypes = genotypes
-        self._tiles = Tiles(genotypes, device=self.device, tile_variants=tile_variants)
+        self._tiles: Tiles | DeviceTiles
+        if self.device.type == "cpu":
+            self._tiles = Tiles(genotypes, tile_variants=tile_variants)
+        else:
+            self._tiles = DeviceTiles.of(
+                resident(genotypes, self.device), num_variants=genotypes.num_variants
+            )
         mean, het_mean = self._tiles.dosage_mean, self._tiles.het_mean
         self._mean, self._het_mean = self._send(mean), self._send(het_mean)
         self.scaling, self._extra = self._standardise(mean, het_mean, extra)
@@ -159,6 +168,19 @@ class Columns:
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
+    def score(self, of_dosage: NDArray[np.float64], of_het: NDArray[np.float64]) -> Tensor:
+        """Weighted sum of the genotypes less their means, covariates left in; one pass.
+
+        Args:
+            of_dosage: (V,).
+            of_het: (V,).
+
+        Returns:
+            (N,) float64.
+        """
+        weight = torch.stack([self._send(of_dosage), self._send(of_het)])
+        return self._tiles.combine(weight) - (weight * torch.stack([self._mean, self._het_mean])).sum()
+
     def take(self, index: NDArray[np.int64]) -> Tensor:
         """Some columns by themselves.
 
@@ -169,7 +191,7 @@ class Columns:
             (N, S) float32.
         """
         out = torch.empty((self.num_samples, len(index)), dtype=torch.float32, device=self.device)
-        step = max(1, TILE_ELEMENTS // max(1, self.num_samples))
+        step = max(1, TAKEN_ELEMENTS // max(1, self.num_samples))
         for start in range(0, len(index), step):
             piece = slice(start, start + step)
             out[:, piece] = self._take(index[piece])
@@ -281,7 +303,7 @@ class Columns:
         num = self.num_variants
         is_extra = index >= self._first_extra
         variant = np.where(is_extra, -1, index % max(num, 1))
-        codes = torch.from_numpy(self._genotypes.codes(columns=variant)).to(self.device)
+        codes = self._tiles.codes(self._send(variant))
         at = self._send(variant).clamp(min=0)
         missing = codes == MISSING
         dosage = torch.where(missing, 0.0, codes.double() - self._mean[at])

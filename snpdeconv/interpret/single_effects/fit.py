@@ -20,7 +20,12 @@ from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.single_effects.columns import Columns, ExtraColumns
 from snpdeconv.interpret.single_effects.effect import Effect
 from snpdeconv.interpret.single_effects.likelihood import Ascent, fit_logistic, fit_normal
-from snpdeconv.interpret.single_effects.result import SingleEffect, SingleEffectsFit, genotype_score
+from snpdeconv.interpret.single_effects.result import (
+    SingleEffect,
+    SingleEffectsFit,
+    genotype_score,
+    weights_of,
+)
 from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
 
 Floats = NDArray[np.float64]
@@ -48,7 +53,7 @@ class Settings:
             ``dear_genotypes``.
         dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
         gram_bytes: Most memory for products among columns.
-        tile_variants: Variants decoded at once; chosen by size where None.
+        tile_variants: Variants decoded at once on a CPU; chosen by size where None.
         device: Where to compute.
     """
 
@@ -276,7 +281,7 @@ def _result(
     for effect in found:
         missed *= 1 - _by_snp(effect.alpha, effect.both, columns)
         column_missed *= 1 - effect.alpha.cpu().numpy()
-    score = genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
+    score = _score(columns, cohort, effects=effects, extra=extra)
     design = np.hstack([np.ones((len(score), 1)), covariates])
     coefficients = np.asarray(np.linalg.lstsq(design, response - score, rcond=None)[0], dtype=np.float64)
     return SingleEffectsFit(
@@ -292,6 +297,20 @@ def _result(
         intercept=float(coefficients[0]),
         covariate_coefficients=coefficients[1:],
     )
+
+
+def _score(
+    columns: Columns,
+    cohort: PackedGenotypes,
+    *,
+    effects: tuple[SingleEffect, ...],
+    extra: NDArray[np.generic],
+) -> Floats:
+    """(N,) what the effects add up to; on a device in a pass, which there takes less than looking up."""
+    if columns.device.type == "cpu":
+        return genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
+    of_dosage, of_het, of_extra = columns.scaling.coefficients(*weights_of(effects))
+    return columns.score(of_dosage, of_het).cpu().numpy() + extra.astype(np.float64) @ of_extra
 
 
 def _with_dominance(missed: Floats, columns: Columns) -> Floats:

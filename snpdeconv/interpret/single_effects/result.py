@@ -135,6 +135,12 @@ class SingleEffectsFit:
             )
 
 
+def weights_of(effects: tuple[SingleEffect, ...]) -> tuple[NDArray[np.int64], Floats]:
+    """Columns of all effects and the expected coefficient that each adds to its own."""
+    index = np.concatenate([np.empty(0, dtype=np.int64), *(effect.columns for effect in effects)])
+    return index, np.concatenate([np.empty(0), *(effect.alpha * effect.mean for effect in effects)])
+
+
 def genotype_score(
     genotypes: PackedGenotypes,
     *,
@@ -153,9 +159,7 @@ def genotype_score(
     Returns:
         (N,) scores.
     """
-    index = np.concatenate([np.empty(0, dtype=np.int64), *(effect.columns for effect in effects)])
-    weight = np.concatenate([np.empty(0), *(effect.alpha * effect.mean for effect in effects)])
-    of_dosage, of_het, of_extra = scaling.coefficients(index, weight)
+    of_dosage, of_het, of_extra = scaling.coefficients(*weights_of(effects))
     means = of_dosage * scaling.dosage_mean + of_het * scaling.het_mean
     # The value of each code, a missing one at the mean; no SNP stands behind the last slots.
     value = np.zeros((CODES_A_BYTE * row_bytes(genotypes.num_variants), MISSING + 1))

@@ -1,4 +1,4 @@
-"""Products with packed genotypes, decoded in small tiles at every pass.
+"""Products with packed genotypes on a CPU, decoded in small tiles at every pass.
 
 Owns decoding, mean imputation and the memory that it takes; knows no covariates and no trait. A tile that
 stays in the processor's cache is decoded in less time than memory takes to hand over a float copy.
@@ -14,13 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.genetics.encoding import unpack_codes
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
 
 CODES_A_BYTE = 4
-# Genotypes in a tile: on a CPU, what stays in its cache; a GPU multiplies in few large pieces.
+# Genotypes in a tile: what stays in the cache.
 TILE_ROWS, TILE_VARIANTS = 256, 512
-TILE_ELEMENTS = 2**23
 STRIPE_ROWS = 8
 
 CODES_OF_BYTE = (np.arange(256)[:, None] >> np.arange(0, 8, 2)) & 3
@@ -43,38 +41,33 @@ class Tiles:
 
     Args:
         genotypes: N samples.
-        device: Where tiles are multiplied.
         tile_variants: Variants in a tile; chosen by size where None.
     """
 
-    def __init__(
-        self, genotypes: PackedGenotypes, *, device: torch.device, tile_variants: int | None
-    ) -> None:
+    def __init__(self, genotypes: PackedGenotypes, *, tile_variants: int | None) -> None:
         self.counts = genotypes.counts()
         self._has_missing = self.counts[MISSING] > 0
         called = np.maximum(self.counts[:MISSING].sum(axis=0), 1)
         self.dosage_mean: NDArray[np.float64] = (self.counts[1] + 2 * self.counts[2]) / called
         self.het_mean: NDArray[np.float64] = self.counts[1] / called
-        self._genotypes, self._device = genotypes, device
-        self._means = torch.from_numpy(np.stack([self.dosage_mean, self.het_mean])).to(device)
-        self._packed = None if device.type == "cpu" else torch.from_numpy(genotypes.packed).to(device)
+        self._genotypes = genotypes
+        self._means = torch.from_numpy(np.stack([self.dosage_mean, self.het_mean]))
         self._width = row_bytes(genotypes.num_variants)
-        if self._packed is None:
-            num_rows, step = TILE_ROWS, tile_variants or TILE_VARIANTS
-        else:
-            num_rows = max(1, genotypes.num_samples)
-            step = tile_variants or max(64, TILE_ELEMENTS // num_rows)
-        self._grid = num_rows, max(1, step // CODES_A_BYTE)
+        self._grid = TILE_ROWS, max(1, (tile_variants or TILE_VARIANTS) // CODES_A_BYTE)
         # Whole rows, of which as many as make a tile of the same size.
         size = self._grid[0] * self._grid[1]
         self._stripes = max(STRIPE_ROWS, size // max(1, self._width)), max(1, self._width)
-        size = max(size, self._stripes[0] * self._stripes[1]) if self._packed is None else 0
+        size = max(size, self._stripes[0] * self._stripes[1])
         # Written anew by every tile: fresh memory would take longer than what is done in it.
         self._index = np.empty(size, dtype=np.intp)
         self._values, self._absent = (
             np.empty(len(self._index), dtype=of_byte.dtype)
             for of_byte in (_DOSAGE_AND_HET_OF_BYTE, _MISSING_OF_BYTE)
         )
+
+    def codes(self, columns: Tensor) -> Tensor:
+        """Codes of some variants, -1 being a column of missing: (v,) int64 -> (N, v) uint8."""
+        return torch.from_numpy(self._genotypes.codes(columns=columns.numpy()))
 
     def products(self, vectors: Tensor, *, het: bool) -> Tensor:
         """Products of the genotypes with vectors over the samples; one pass.
@@ -113,7 +106,7 @@ class Tiles:
             (N,) float64.
         """
         right, of_missing = self._slots(weight)
-        total = torch.zeros(self._genotypes.num_samples, dtype=torch.float64, device=self._device)
+        total = torch.zeros(self._genotypes.num_samples, dtype=torch.float64)
         for rows, chosen, values, missing in self._decoded(self._grid, het=len(weight) == 2):
             total[rows] += (values @ right[chosen].reshape(-1)).double()
             if missing is not None:
@@ -131,7 +124,7 @@ class Tiles:
             (N,) and (1 or 2, V, 1) float64.
         """
         right, of_missing = self._slots(weight)
-        total, sums = beside.clone(), _Sums(1, self._width, het=len(weight) == 2, device=self._device)
+        total, sums = beside.clone(), _Sums(1, self._width, het=len(weight) == 2)
         for rows, chosen, values, missing in self._decoded(self._stripes, het=len(weight) == 2):
             total[rows] += (values @ right.reshape(-1)).double()
             if missing is not None:
@@ -141,7 +134,7 @@ class Tiles:
 
     def _products(self, vectors: Tensor, *, het: bool) -> tuple[Tensor, Tensor]:
         left = vectors.T.float().contiguous()
-        sums = _Sums(len(left), self._width, het=het, device=self._device)
+        sums = _Sums(len(left), self._width, het=het)
         for rows, chosen, values, missing in self._decoded(self._grid, het=het):
             sums.add(left[:, rows], chosen, values, missing)
         return sums.by_variant(self._genotypes.num_variants)
@@ -154,7 +147,7 @@ class Tiles:
     def _slots(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Weights in the order of tiles, (B, 1 or 2, 4), and those of missing genotypes, (B, 4)."""
         of_missing = (weight * self._means[: len(weight)]).sum(dim=0, keepdim=True)
-        slots = torch.zeros((len(weight) + 1, self._width * CODES_A_BYTE), device=self._device)
+        slots = torch.zeros((len(weight) + 1, self._width * CODES_A_BYTE))
         slots[:, : weight.shape[1]] = torch.cat([weight, of_missing]).float()
         slots = slots.view(len(slots), self._width, CODES_A_BYTE)
         return slots[:-1].transpose(0, 1).contiguous(), slots[-1]
@@ -179,28 +172,20 @@ class Tiles:
     def _tile(
         self, rows: slice, chosen: slice, *, het: bool, has_missing: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self._packed is None:
-            packed = self._genotypes.packed[rows, chosen]
-            index = self._index[: packed.size].reshape(packed.shape)
-            index[...] = packed
-            values = _look_up(_DOSAGE_AND_HET_OF_BYTE if het else _DOSAGE_OF_BYTE, index, out=self._values)
-            return values, _look_up(_MISSING_OF_BYTE, index, out=self._absent) if has_missing else None
-        num_slots = CODES_A_BYTE * (chosen.stop - chosen.start)
-        codes = unpack_codes(self._packed[rows, chosen], num_slots).view(-1, num_slots // 4, 1, CODES_A_BYTE)
-        missing = codes == MISSING
-        dosage = codes.masked_fill(missing, 0)
-        values = torch.cat([dosage, (codes == 1).to(codes.dtype)], dim=2) if het else dosage
-        absent = missing.float().view(len(codes), -1) if has_missing else None
-        return values.float().view(len(codes), -1), absent
+        packed = self._genotypes.packed[rows, chosen]
+        index = self._index[: packed.size].reshape(packed.shape)
+        index[...] = packed
+        values = _look_up(_DOSAGE_AND_HET_OF_BYTE if het else _DOSAGE_OF_BYTE, index, out=self._values)
+        return values, _look_up(_MISSING_OF_BYTE, index, out=self._absent) if has_missing else None
 
 
 class _Sums:
     """Products of K vectors with tiles, summed over the samples in float64."""
 
-    def __init__(self, num: int, width: int, *, het: bool, device: torch.device) -> None:
+    def __init__(self, num: int, width: int, *, het: bool) -> None:
         # As tiles have them: the four variants of a byte side by side, dosages before indicators.
-        self._called = torch.zeros((num, width, 1 + het, CODES_A_BYTE), dtype=torch.float64, device=device)
-        self._missing = torch.zeros((num, width, CODES_A_BYTE), dtype=torch.float64, device=device)
+        self._called = torch.zeros((num, width, 1 + het, CODES_A_BYTE), dtype=torch.float64)
+        self._missing = torch.zeros((num, width, CODES_A_BYTE), dtype=torch.float64)
 
     def add(self, left: Tensor, chosen: slice, values: Tensor, missing: Tensor | None) -> None:
         """Adds those of a tile with the vectors (K, n) at its samples."""

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +95,29 @@ def test_column_that_does_not_exist_is_an_error(column: int) -> None:
     packed = PackedGenotypes.from_codes(np.zeros((2, 5), dtype=np.uint8))
     with pytest.raises(IndexError):
         packed.codes(columns=np.array([0, column]))
+
+
+def test_take_of_more_than_memory_holds_goes_to_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = np.random.default_rng(1).integers(0, 4, size=(50, 30), dtype=np.uint8)
+    cohort = PackedGenotypes.from_codes(codes)
+    columns = np.array([3, -1, 7, 29, 0])
+    in_memory = cohort.take(columns=columns)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_disk = cohort.take(columns=columns)
+    assert isinstance(on_disk.packed, np.memmap)
+    assert not isinstance(in_memory.packed, np.memmap)
+    np.testing.assert_array_equal(on_disk.packed, in_memory.packed)
+    assert not list(tmp_path.iterdir())  # nothing to tidy up
+
+    def is_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    with pytest.raises(OSError, match="No space left"):
+        cohort.take(columns=columns)
 
 
 def test_take_of_nothing_but_absent_columns_from_no_variants() -> None:

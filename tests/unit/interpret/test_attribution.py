@@ -312,3 +312,25 @@ def test_parts_pool_to_the_whole():
     assert joint.num_samples == whole.num_samples
     assert joint.completeness_gap == pytest.approx(whole.completeness_gap)
     assert joint.change == pytest.approx(whole.change)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_the_input_has_gradients_and_the_weights_are_trainable_afterwards(architecture, monkeypatch):
+    torch.manual_seed(0)
+    model = InterpretableSNPModel(256, architecture, encoding_dim=2, width=16)
+    model.head.out.weight.requires_grad_(False)
+    asked = []
+    forward = InterpretableSNPModel.forward_encoded
+
+    def seen(self, *given):
+        asked.append([name for name, weight in self.named_parameters() if weight.requires_grad])
+        return forward(self, *given)
+
+    monkeypatch.setattr(InterpretableSNPModel, "forward_encoded", seen)
+    codes = torch.randint(0, 3, (4, 256))
+    found = integrated_gradients(model, batches(codes), kind="binary", device="cpu", steps=2)
+    assert found.score.any()
+    assert asked
+    assert not any(asked)
+    fixed = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert fixed == ["head.out.weight"]

@@ -9,6 +9,7 @@ from scipy import special, stats
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret.pairs import pair_columns
+from snpdeconv.interpret.pairs import screen as screen_module
 from snpdeconv.interpret.pairs.clump import Leaders, _products, alternatives, lead, review
 from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
@@ -261,3 +262,76 @@ def test_leaders_are_judged_again_without_the_others():
     assert 0.8 < judged.discount[1] <= 1
     strict = review(dosages, null, leaders, surroundings=place, factor=0.5, t_min=5.0)
     assert strict.kept.tolist() == [True, False]
+
+
+def test_tiles_of_a_device_are_screened_without_leaving_it_or_waiting_for_it():
+    """Fake tensors of a device refuse to meet one on the host, and have no value that could be asked for."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    num, device = 40, torch.device("meta")
+    place = screen_module._Place(
+        np.zeros(num, dtype=np.int64), np.arange(num) * 100, min_distance_bp=500, device=device
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        z = torch.empty(300, num // 2, device=device)
+        left, right = slice(0, 20), screen_module._Tile(20, 40, z.bfloat16(), z.bfloat16())
+        for floor in (1.0, None):
+            test = screen_module._Test(
+                num_samples=300,
+                carrier=torch.empty(num, device=device),
+                kurtosis=torch.empty(num, device=device),
+                place=place,
+                min_carriers=10.0,
+                floor=floor,
+            )
+            assert place.may_be_near(left, right.variants)
+            total, squared, tested = test.of(left, (z.bfloat16().T, z.bfloat16().T), right)
+            assert (total.dtype, tuple(tested.shape)) == (torch.float32, (20, 20))
+            found = screen_module._Found.of(20, total, (squared > 4) & tested, squared)
+            assert tuple(found.place.shape) == (screen_module.MOST_OF_TILE, 2)
+            assert {found.place.device.type, found.statistic.device.type, found.number.device.type} == {
+                "meta"
+            }
+        with pytest.raises(RuntimeError):
+            int(found.number)
+
+
+def test_a_tile_with_more_strong_pairs_than_room_is_done_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = rng.binomial(2, 0.4, (200, 60)).astype(np.uint8)
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    ask = {
+        "variance": None, "chrom_code": np.zeros(60, dtype=np.int64), "position_bp": np.arange(60) * 20_000,
+        "min_distance_bp": 10_000, "min_carriers": 5.0, "t_min": 1.0, "keep": 10_000, "tile": 16,
+    }  # fmt: skip
+    residual = torch.from_numpy(rng.normal(size=200).astype(np.float32))
+    expected = screen_module.screen(dosages, residual, **ask)
+    assert len(expected.first) > 200
+    monkeypatch.setattr(screen_module, "MOST_OF_TILE", 3)
+    monkeypatch.setattr(screen_module, "KEPT_ELEMENTS_CPU", 2 * 200 * 16 * 2)  # two of four tiles stay
+    found = screen_module.screen(dosages, residual, **ask)
+    for name in ("first", "second", "statistic"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_products_in_16_bits_find_the_same_pairs_with_a_t_that_is_hardly_another():
+    rng = np.random.default_rng(1)
+    codes = rng.binomial(2, rng.uniform(0.1, 0.5, 200), (3000, 200)).astype(np.uint8)
+    dosages = Dosages.of(PackedGenotypes.from_codes(codes))
+    residual = torch.from_numpy(rng.normal(size=3000).astype(np.float32))
+    ask = {
+        "variance": None, "chrom_code": np.zeros(200, dtype=np.int64), "min_distance_bp": 10_000,
+        "position_bp": np.arange(200) * 20_000, "min_carriers": 5.0, "t_min": 2.0, "keep": 100_000,
+    }  # fmt: skip
+    single, half = (
+        screen_module.screen(dosages, residual, **ask, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    t_of = [
+        dict(zip(zip(s.first.tolist(), s.second.tolist(), strict=True), s.statistic.tolist(), strict=True))
+        for s in (single, half)
+    ]
+    shared = t_of[0].keys() & t_of[1].keys()
+    assert len(shared) > 0.98 * len(t_of[0])
+    assert max(abs(t_of[0][pair] - t_of[1][pair]) for pair in shared) < 0.02
+    assert half.inflation == pytest.approx(single.inflation, abs=2e-3)
