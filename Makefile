@@ -15,7 +15,7 @@ REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types slow bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
+.PHONY: help install demo test check lint types slow bench bench-gpu bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,16 @@ test: install  ## Run the default tests
 
 slow: install  ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+bench: install  ## What this machine trains and imports a second, against its floors, in ten minutes; fills the README
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/two_ranks.py
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/tables.py
+
+bench-gpu:  ## The same of a GPU, in ten minutes; needs torch, numpy, scipy, scikit-learn, psutil and safetensors only [PYTHON=...]
+	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/tables.py
 
 bench-ranking: install  ## Rank simulated cohorts with every method, for hours; fills the README's tables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
