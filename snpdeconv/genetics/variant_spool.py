@@ -5,6 +5,7 @@ Says which variants are kept and in which order; knows no genotypes.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,8 @@ class VariantSpool:
         self._file = path.open("w", encoding="utf-8", newline="\n")
         self._file.write(TSV_HEADER)
         self._code_of: dict[str, int] = {}
-        self._chrom: list[NDArray[np.int32]] = []
-        self._position: list[NDArray[np.int64]] = []
+        # Each one piece of memory that grows: many small ones would stay behind between the names.
+        self._chrom, self._position = array("i"), array("q")
         self._total = 0
 
     def close(self) -> None:
@@ -69,8 +70,8 @@ class VariantSpool:
         self._file.writelines(variants.tsv_lines())
         codes, names = pd.factorize(variants.chrom)
         known = [self._code_of.setdefault(str(name), len(self._code_of)) for name in names]
-        self._chrom.append(np.array(known, dtype=np.int32)[codes])
-        self._position.append(variants.position_bp)
+        self._chrom.frombytes(np.array(known, dtype=np.intc)[codes].tobytes())
+        self._position.frombytes(variants.position_bp.tobytes())
         self._total += len(variants)
 
     def kept(self) -> Kept:
@@ -80,10 +81,9 @@ class VariantSpool:
             Indices and counts. The places are forgotten: there is no second call and no :meth:`append`.
         """
         self._file.flush()
-        chrom = np.concatenate([np.empty(0, dtype=np.int32), *self._chrom])
-        self._chrom = []
-        position = np.concatenate([np.empty(0, dtype=np.int64), *self._position])
-        self._position = []
+        chrom = np.frombuffer(self._chrom, dtype=np.intc)
+        position = np.frombuffer(self._position, dtype=np.int64)
+        self._chrom, self._position = array("i"), array("q")
         order = order_in_genome(chrom, position, names=list(self._code_of))
         # What PLINK ignores: chromosome 0, and positions of 0 or less.
         placed = (chrom != self._code_of.get("0", _NO_CODE)) & (position > 0)
