@@ -9,18 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speed_tables import gpu, imports, machine_line, throughput, two_ranks
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 START = "<!-- results: benchmarks/tables.py fills in what lies between these marks -->"
 END = "<!-- /results -->"
-
-
-def machine_line(machine: dict[str, Any], command: str) -> str:
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return (
-        f"`{command}` on {machine['cores']} cores of {machine['cpu']}{gpu}, torch {machine['torch']}, "
-        f"{machine['date']}."
-    )
 
 
 RANKED = {
@@ -247,101 +241,13 @@ def real_genotypes(results: dict[str, Any]) -> list[str]:
     return [*lines, "", machine_line(results["machine"], command)]
 
 
-def throughput(results: dict[str, Any]) -> list[str]:
-    rows = results["rows"]
-    lines = [
-        "Training on a CPU, at the sizes of the medium preset: samples a second, CPU time of a sample, most "
-        "memory (genotypes, parameters, moments and activations), and the share of its floor that a step reaches, "
-        "which is its counted arithmetic at the rate of a large matrix product, or its counted bytes at that of "
-        "a copy, measured beside it.",
-        "",
-        "| SNPs | batch | architecture | format | samples/s | CPU ms a sample | GiB | of the floor |",
-        "| --- " * 8 + "|",
-    ]
-    lines += [
-        f"| {row['num_snps']:,} | {row['batch']} | {row['architecture']} | {row['precision']} "
-        f"| {_three(row['samples_per_second'])} | {_three(row['cpu_ms_a_sample'])} | {row['peak_gib']:.2f} "
-        f"| {100 * row['floor_share']:.0f} % |"
-        for row in rows
-    ]
-    ours = next(
-        row
-        for row in rows
-        if (row["num_snps"], row["architecture"], row["precision"]) == (10_000, "cnn_transformer", "fp32")
-    )
-    peers = [
-        f"tokens of {patch} SNPs {_three(peer['samples_per_second'])} samples/s, {_three(peer['cpu_ms_a_sample'])} ms "
-        f"of CPU a sample and {peer['peak_gib']:.2f} GiB (ours: {ours['samples_per_second'] / peer['samples_per_second']:.1f} "
-        f"times as many, {peer['cpu_ms_a_sample'] / ours['cpu_ms_a_sample']:.1f} times less CPU time, a "
-        f"{peer['peak_gib'] / ours['peak_gib']:.1f}th of the memory)"
-        for patch, peer in results["plain"].items()
-    ]
-    errors = [abs(row["predicted_gib"] / row["measured_gib"] - 1) for row in results["probe"]]
-    return [
-        *lines,
-        "",
-        "The same transformer written plainly (DataLoader, one-hot encoding, torch's encoder layers; "
-        f"`benchmarks/plain.py`), 10,000 SNPs, batch {ours['batch']}: {'; '.join(peers)}.",
-        "",
-        f"The batch search foretells what a batch takes within {100 * max(errors):.1f} % at "
-        f"{len(errors)} settings, in at most {max(row['seconds'] for row in results['probe']):.1f} s a search.",
-        "",
-        machine_line(results["machine"], "python benchmarks/throughput.py"),
-    ]
-
-
-def _three(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def two_ranks(results: dict[str, Any]) -> list[str]:
-    return [
-        f"Two ranks on one machine take {1e3 * results['two_ranks_step_s']:.0f} ms a step, where the plan of "
-        f"[docs/scaling.md](docs/scaling.md) foretells {1e3 * results['foretold_step_s']:.0f}: one rank's "
-        f"{1e3 * results['one_rank_step_s']:.0f} and {1e3 * results['exchange_s']:.0f} for the exchange of "
-        f"{results['exchanged_mb']:.1f} MB of gradients.",
-        "",
-        machine_line(results["machine"], "python benchmarks/two_ranks.py"),
-    ]
-
-
-def gpu(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "Training on one GPU:",
-        "",
-        "| SNPs | batch | architecture | format | samples/s | GiB | of the floor |",
-        "| --- " * 7 + "|",
-    ]
-    lines += [
-        f"| {row['num_snps']:,} | {row['batch']} | {row['architecture']} | {row['precision']} "
-        f"| {_three(row['samples_per_second'])} | {row['peak_gib']:.2f} | {100 * row['floor_share']:.0f} % |"
-        for part in ("training", "others", "slower formats")
-        for row in results.get(part, [])
-    ]
-    older = [
-        f"| {row['num_snps']:,} | {row['batch']} | {row['older_samples_per_second']} | "
-        f"{_three(row['samples_per_second'])} | {row['older_gb']} | {row['peak_gib']:.2f} |"
-        for row in results.get("older", [])
-    ]
-    if older:
-        lines += [
-            "",
-            "At the batches of the system that this one replaces, which claimed on an A100:",
-            "",
-            "| SNPs | batch | samples/s, older | ours | GB, older | GiB, ours |",
-            "| --- " * 6 + "|",
-            *older,
-        ]
-    gpu_name = results["machine"]["gpu"]
-    return [*lines, "", f"`make bench-gpu` on {gpu_name}, torch {results['machine']['torch']}."]
-
-
 SECTIONS = {
     "ranking": ranking,
     "ranking_scale": ranking_scale,
     "real_genotypes": real_genotypes,
     "throughput": throughput,
     "two_ranks": two_ranks,
+    "imports": imports,
     "gpu": gpu,
 }
 
