@@ -113,3 +113,12 @@ def test_help_starts_without_heavy_imports():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_commands_start_without_the_compiler():
+    """torch's takes a second to import, and most commands compile nothing."""
+    code = (
+        "import sys, snpdeconv.pipelines.rank, snpdeconv.pipelines.train, snpdeconv.pipelines.predict\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
