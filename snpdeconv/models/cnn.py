@@ -111,7 +111,7 @@ class CNNBody(nn.Module):
             if self.checkpoint_activations and self.training:
                 # Dynamo has no context functions; the stages then run uncompiled between compiled parts. Said
                 # where it is needed: to say it as a decorator would import dynamo, a second of every command.
-                h = torch.compiler.disable(_recomputed)(stage, h)
+                h = torch.compiler.disable(_recomputed)(stage, h)  # type: ignore[no-untyped-call]
             else:
                 h = stage(h)
         windows = h.permute(2, 0, 1)
