@@ -17,9 +17,9 @@ def throughput(results: dict[str, Any]) -> list[str]:
     rows = results["rows"]
     lines = [
         "Training on a CPU at the sizes of the medium preset: samples a second, CPU time of a sample, most "
-        "memory (genotypes, parameters, moments, activations), and the share of its floor that a step reaches: "
-        "its counted arithmetic at the rate of a large matrix product, or its counted bytes at that of a copy, "
-        "measured beside it.",
+        "memory (genotypes, parameters, moments, activations), and the share of its floor that a step "
+        "reaches: its counted arithmetic at the rate of a large matrix product, or its counted bytes at "
+        "that of a copy, measured beside it.",
         "",
         "| SNPs | batch | architecture | format | samples/s | CPU ms a sample | GiB | of the floor |",
         "| --- " * 8 + "|",
@@ -117,8 +117,8 @@ def imports(results: dict[str, Any]) -> list[str]:
         f"{bed['mb_per_second']:.0f} MB/s, digests included (beside it: sha256 {floor['sha256']:,.0f}, "
         f"a copy in memory {floor['copy in memory']:,.0f}). Of a `.vcf.gz` of {vcf['samples']:,} × "
         f"{vcf['variants']:,}: {vcf['times_genotype_array']:.2f} times cyvcf2's bare loop over "
-        f"`genotype.array()`, {vcf['times_gt_types']:.2f} times that over `gt_types`. Most memory, people × SNPs: {peaks}, "
-        f"of which Python, numpy and pandas are {memory['python_numpy_pandas_mib']:.0f}.",
+        f"`genotype.array()`, {vcf['times_gt_types']:.2f} times that over `gt_types`. Most memory, people × "
+        f"SNPs: {peaks}, of which Python, numpy and pandas are {memory['python_numpy_pandas_mib']:.0f}.",
         "",
         f"Commands: `--help` in {start['--help']:.2f} s, `submit` in {start['submit']:.1f} s, `train` at its "
         f"first step after {start['train: first step']:.1f} s, of which "

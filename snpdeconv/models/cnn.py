@@ -53,8 +53,6 @@ def _frozen_statistics(module: Stage) -> Iterator[None]:
         module.norm.momentum = momentum
 
 
-# Dynamo has no context functions; the stages then run uncompiled between compiled parts.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _recomputed(stage: Stage, h: Tensor) -> Tensor:
     """The stage under activation checkpointing."""
 
@@ -114,7 +112,12 @@ class CNNBody(nn.Module):
         gate = (slot_attention * patch).flatten(1).to(x.dtype)
         h = x * self.scale.to(x.dtype) * gate.unsqueeze(1)
         for stage in self.stages:
-            h = _recomputed(stage, h) if self.checkpoint_activations and self.training else stage(h)
+            if self.checkpoint_activations and self.training:
+                # Dynamo has no context functions; the stages then run uncompiled between compiled parts. Said
+                # where it is needed: to say it as a decorator would import dynamo, a second of every command.
+                h = torch.compiler.disable(_recomputed)(stage, h)  # type: ignore[no-untyped-call]
+            else:
+                h = stage(h)
         windows = h.permute(2, 0, 1)
         tokens = torch.bmm(windows, self.readout.to(windows.dtype)).transpose(0, 1)
         tokens = self.dropout(F.elu(tokens + self.position.to(tokens.dtype)))

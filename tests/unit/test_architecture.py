@@ -146,3 +146,12 @@ def test_submit_loads_no_library_of_the_job(cohort, tmp_path, end):
         for record in all_records():
             cancel(record)
     assert not loaded & HEAVY
+
+
+def test_commands_start_without_the_compiler():
+    """torch's takes a second to import, and most commands compile nothing."""
+    code = (
+        "import sys, snpdeconv.pipelines.rank, snpdeconv.pipelines.train, snpdeconv.pipelines.predict\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from snpdeconv.interpret.half_products import product
 from snpdeconv.interpret.pairs.columns import CODES_A_BYTE, Dosages
+from snpdeconv.interpret.pairs.decoded import DecodedTiles, Tile
 
-# Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU; beside them, decoded tiles that stay: 256 MiB,
-# or a share of a GPU's free memory.
+# Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU, beside decoded tiles that stay.
 TILE_ELEMENTS_CPU = 2**27 // 5
 TILE_ELEMENTS_GPU = 2**30 // 5
-KEPT_ELEMENTS_CPU = 2**26
-KEPT_SHARE_GPU = 0.25
 LARGEST_TILE_CPU = 1024
 LARGEST_TILE_GPU = 8192
 # Of a pair's variance, the share that its own effect cannot be blamed for.
@@ -51,44 +49,6 @@ class Screened:
     num_tested: int
     inflation: float
     num_flop: float
-
-
-@dataclass(frozen=True)
-class _Tile:
-    start: int
-    stop: int
-    z: Tensor  # (N, b)
-    square: Tensor  # (N, b)
-
-    @property
-    def variants(self) -> slice:
-        return slice(self.start, self.stop)
-
-
-class _Tiles:
-    """Tiles in the number format of the products; as many as fit stay decoded."""
-
-    def __init__(self, dosages: Dosages, *, size: int, dtype: torch.dtype) -> None:
-        self._dosages, self._size, self._dtype = dosages, size, dtype
-        self.starts = range(0, dosages.genotypes.num_variants, size)
-        num_kept = _kept_bytes(dosages.device) // (2 * dtype.itemsize * max(1, dosages.num_samples * size))
-        self._kept: dict[int, _Tile] = {}
-        # All tiles are read in order again and again, each time from further on: the last ones most often.
-        self._first_kept = self.starts[max(0, len(self.starts) - num_kept)] if num_kept else None
-
-    def at(self, start: int) -> _Tile:
-        """The tile from a variant on."""
-        if start in self._kept:
-            return self._kept[start]
-        z = self.dosages(start)
-        tile = _Tile(start, start + z.shape[1], z.to(self._dtype), z.square().to(self._dtype))
-        if self._first_kept is not None and start >= self._first_kept:
-            self._kept[start] = tile
-        return tile
-
-    def dosages(self, start: int) -> Tensor:
-        """(N, b) float32."""
-        return self._dosages.tile(start, min(start + self._size, self._dosages.genotypes.num_variants))
 
 
 class _Place:
@@ -194,7 +154,7 @@ def screen(
     num_variants = dosages.genotypes.num_variants
     device = dosages.device
     size = tile or _tile_size(dosages.num_samples, on_gpu=device.type == "cuda")
-    tiles = _Tiles(dosages, size=size, dtype=dtype)
+    tiles = DecodedTiles(dosages, size=size, dtype=dtype)
     test = _Test(
         num_samples=dosages.num_samples,
         carrier=torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device),
@@ -253,7 +213,7 @@ class _Test:
     min_carriers: float
     floor: float | None  # None of a binary trait
 
-    def of(self, rows: slice, weights: tuple[Tensor, Tensor], right: _Tile) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, rows: slice, weights: tuple[Tensor, Tensor], right: Tile) -> tuple[Tensor, Tensor, Tensor]:
         """T, squared t, and whether a pair is tested, (b, b) each."""
         columns, n = right.variants, self.num_samples
         total, spread = _product(weights[0], right.z), _product(weights[1], right.square)
@@ -289,12 +249,6 @@ class _Found:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     return product(left, right) if left.dtype == torch.bfloat16 else (left @ right).float()
-
-
-def _kept_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4 * KEPT_ELEMENTS_CPU
-    return int(KEPT_SHARE_GPU * torch.cuda.mem_get_info(device)[0])
 
 
 def _tile_size(num_samples: int, *, on_gpu: bool) -> int:

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
-from snpdeconv.interpret.pairs import pair_columns
+from snpdeconv.interpret.pairs import decoded, pair_columns
 from snpdeconv.interpret.pairs import screen as screen_module
 from snpdeconv.interpret.pairs.clump import Leaders, _products, alternatives, lead, review
 from snpdeconv.interpret.pairs.columns import Dosages
@@ -274,7 +274,7 @@ def test_tiles_of_a_device_are_screened_without_leaving_it_or_waiting_for_it():
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         z = torch.empty(300, num // 2, device=device)
-        left, right = slice(0, 20), screen_module._Tile(20, 40, z.bfloat16(), z.bfloat16())
+        left, right = slice(0, 20), decoded.Tile(20, 40, z.bfloat16(), z.bfloat16())
         for floor in (1.0, None):
             test = screen_module._Test(
                 num_samples=300,
@@ -308,7 +308,7 @@ def test_a_tile_with_more_strong_pairs_than_room_is_done_again(monkeypatch):
     expected = screen_module.screen(dosages, residual, **ask)
     assert len(expected.first) > 200
     monkeypatch.setattr(screen_module, "MOST_OF_TILE", 3)
-    monkeypatch.setattr(screen_module, "KEPT_ELEMENTS_CPU", 2 * 200 * 16 * 2)  # two of four tiles stay
+    monkeypatch.setattr(decoded, "KEPT_ELEMENTS_CPU", 2 * 200 * 16 * 2)  # two of four tiles stay
     found = screen_module.screen(dosages, residual, **ask)
     for name in ("first", "second", "statistic"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
