@@ -44,7 +44,8 @@ bench: install  ## What this machine trains and imports a second, against its fl
 	$(BIN)/python benchmarks/tables.py
 
 bench-gpu:  ## The same of a GPU, in ten minutes; needs torch, numpy, scipy, scikit-learn, psutil and safetensors only [PYTHON=...]
-	$(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --budget 400
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_statistics.py --device cuda --scale full --json benchmarks/results/gpu_statistics.json
 	$(PYTHON) benchmarks/tables.py
 
 bench-ranking: install  ## Rank simulated cohorts with every method, for hours; fills the README's tables

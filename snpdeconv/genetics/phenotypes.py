@@ -110,6 +110,15 @@ def load_trait(
     check_trait(trait, min_class_size=min_class_size, where=path)
     counts = ", ".join(f"{name} {count}" for name, count in report.items())
     logger.info("%s: trait '%s' is %s; people: %s", path, column, kind, counts)
+    smaller = min(len(table), len(samples))
+    if 2 * len(order) < smaller:
+        logger.warning(
+            "only %d of %d IDs of the smaller of %s and %s are in the other: are all of one form?",
+            len(order),
+            smaller,
+            path,
+            cohort,
+        )
     return trait
 
 

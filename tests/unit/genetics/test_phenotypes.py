@@ -148,6 +148,15 @@ class TestJoining:
         path = table("FID IID y\n0 a 1.5\nF2 b 2.5\nF3 c 3.5\n")
         assert len(load_trait(path, column="y", samples=Samples.build(["a", "b", "c"])).rows) == 3
 
+    def test_few_ids_in_common_are_told(self, table, caplog):
+        path = table(column_of(range(10)))
+        load_trait(path, column="trait", samples=cohort(100))  # a table of a part of the cohort
+        assert "IDs of the smaller" not in caplog.text
+        people = Samples.build([f"S{i}" for i in range(4)] + [f"0_S{i}" for i in range(4, 20)])
+        load_trait(path, column="trait", samples=people, cohort="cohort.bed", min_class_size=1)
+        assert "only 4 of 10 IDs of the smaller" in caplog.text
+        assert "cohort.bed" in caplog.text
+
     def test_no_id_in_common_shows_the_first_of_each(self, table):
         path = table("IID y\nS1 1\nS2 2\n")
         with pytest.raises(InputError) as caught:
