@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from machine import write_results
 from numpy.typing import NDArray
-from scale import write_random_bed
+from random_bed import write_random_bed
 
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants

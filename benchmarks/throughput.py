@@ -66,7 +66,7 @@ def plain(patch: int) -> dict[str, Any]:
         }
         seconds, cpu_seconds = [], []
         started, cpu_started = time.perf_counter(), time.process_time()
-        for _ in train(genotypes, target, batch=BATCH, num_steps=8, device=CPU, **sizes):
+        for _ in train(genotypes, target, batch=BATCH, num_steps=6, device=CPU, **sizes):
             seconds.append(time.perf_counter() - started)
             cpu_seconds.append(time.process_time() - cpu_started)
             started, cpu_started = time.perf_counter(), time.process_time()
@@ -124,6 +124,19 @@ def row(architecture: str, num_snps: int, batch: int, precision: str) -> dict[st
     }
 
 
+def beside_plain() -> dict[str, Any]:
+    """The plain peer and ours in turns, medians of three: what else the machine does meets all alike."""
+    turns: dict[str, list[dict[str, Any]]] = {"32": [], "64": [], "ours": []}
+    for _ in range(3):
+        for patch in ("32", "64"):
+            turns[patch].append(in_process("plain", patch))
+        turns["ours"].append(in_process("ours", "cnn_transformer", NUM_SNPS, BATCH, "fp32"))
+    return {
+        name: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]}
+        for name, taken in turns.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes alone, and nothing is written")
@@ -133,7 +146,7 @@ def main() -> None:
         run_part(arguments.part[0], arguments.part[1:])
         return
     growth = {1000: 16, 2000: 8} if arguments.quick else GROWTH
-    peers = {} if arguments.quick else {str(patch): in_process("plain", patch) for patch in (32, 64)}
+    peers = {} if arguments.quick else beside_plain()
     rows = [
         row(architecture, num_snps, batch, "fp32")
         for num_snps, batch in growth.items()
