@@ -2,9 +2,10 @@
 
 usage: python benchmarks/gpu.py [--out FILE] [--budget SECONDS] [--device cpu --quick]
 Training steps for every size, precision and network against their floors; what compilation, graphs, resident
-genotypes and checkpointing are worth; bf16 against fp32 with and without TF32; the batch search's forecast;
-single effects and pairs. Needs torch, numpy and scipy alone. The file is written after each part, so that a
-run that is cut short keeps what it has. EXPECTED says what each figure should be, and why.
+genotypes and checkpointing are worth; bf16 against fp32 with and without TF32; the batch search's forecast.
+Single effects and pairs are gpu_statistics.py's. Needs torch, numpy, psutil and their like alone. The file is
+written after each part, so that a run that is cut short keeps what it has. EXPECTED says what each figure
+should be, and why.
 """
 
 import argparse
@@ -56,6 +57,9 @@ class Report:
     def part(self, name: str, rows: Callable[[], Iterator[Row]]) -> None:
         """Runs a part to its end, its failure or the end of the time."""
         self.content[name] = []
+        if time.perf_counter() > self.deadline:
+            self.content["skipped"].append(f"{name}: out of time")
+            return
         started = time.perf_counter()
         try:
             for row in rows():

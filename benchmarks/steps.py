@@ -1,6 +1,7 @@
 """Training steps as the program takes them, timed, and the arithmetic and the bytes that they need at least.
 
-Imports no more of snpdeconv than its models and its training: it runs where only torch is installed.
+Imports no more of snpdeconv than its models and its training: it runs where there is
+no more than torch, psutil and what comes with them.
 """
 
 import math
@@ -99,7 +100,7 @@ def measure_steps(
             base.compile(**compiled)
         amp = chosen.dtype is not None
         model = GPUOptimizedSNPModel(base, use_amp=amp, amp_dtype=chosen.dtype or torch.bfloat16).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         window = WindowStep(
             model,
             loss=make_loss("mse"),

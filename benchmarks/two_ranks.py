@@ -83,6 +83,7 @@ def worker(num_snps: int, batch: int) -> None:
                 }
             )
         )
+    distributed.barrier()
     distributed.shut_down()
 
 

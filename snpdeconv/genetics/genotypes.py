@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.transpose import transpose_packed
@@ -92,6 +91,8 @@ def unpack(packed: NDArray[np.uint8], num_variants: int) -> NDArray[np.uint8]:
 
 def _room(num_rows: int, width: int) -> NDArray[np.uint8]:
     """Space for rows of bytes: memory, or a file without a name, gone when nothing refers to it."""
+    import psutil  # nothing else here asks for it, and what decodes genotypes must not need it
+
     if num_rows * width <= _MEMORY_SHARE * psutil.virtual_memory().available:
         return np.empty((num_rows, width), dtype=np.uint8)
     with tempfile.TemporaryFile() as file:

@@ -5,6 +5,7 @@ Knows no trait and no statistic. Shapes: N samples, V variants, B packed bytes o
 
 from __future__ import annotations
 
+import logging
 import weakref
 
 import numpy as np
@@ -14,9 +15,33 @@ from torch import Tensor
 from snpdeconv.genetics.encoding import MISSING
 from snpdeconv.genetics.genotypes import PackedGenotypes
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 2**26
+_MOST_OF_FREE = 0.5
 _NUM_CODES = 4
 _held: dict[torch.device, tuple[weakref.ref[PackedGenotypes], Tensor]] = {}
+
+
+def where_it_fits(genotypes: PackedGenotypes, device: torch.device) -> torch.device:
+    """The device, or the CPU where half of a GPU's free memory does not hold the packed genotypes.
+
+    Args:
+        genotypes: The cohort.
+        device: Where it would be best.
+    """
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    if genotypes.packed.nbytes <= _MOST_OF_FREE * free:
+        return device
+    logger.warning(
+        "%.1f GiB of genotypes, %.1f GiB are free on %s: single effects and pairs are computed on the CPU",
+        genotypes.packed.nbytes / 2**30,
+        free / 2**30,
+        device,
+    )
+    return torch.device("cpu")
 
 
 def resident(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
@@ -35,7 +60,7 @@ def resident(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
     held = _held.get(device)
     if held is not None and held[0]() is genotypes:
         return held[1]
-    _held.pop(device, None)  # before the next one is there: memory may not hold both
+    _held.pop(device, None)  # before the next one is there: memory may not hold both, unless one is in use
     packed = torch.empty(genotypes.packed.shape, dtype=torch.uint8, device=device)
     step = max(1, _CHUNK_BYTES // max(1, packed.shape[1]))
     for start in range(0, len(packed), step):

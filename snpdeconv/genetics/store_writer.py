@@ -42,6 +42,8 @@ from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
 
+_DIGESTED_AT_ONCE = 2**16
+
 _PANELS = "panels.bin"
 _VARIANT_SPOOL = "variants.spool"
 _BLOCK_BYTES = 64 * 2**20
@@ -157,7 +159,9 @@ class StoreWriter:
             self._variants.write(self._partial / VARIANTS, order)
             self._samples.write_tsv(self._partial / SAMPLES)
             for name in (VARIANTS, SAMPLES):
-                digest.update((self._partial / name).read_bytes())
+                with (self._partial / name).open("rb") as table:
+                    while piece := table.read(_DIGESTED_AT_ONCE):
+                        digest.update(piece)
             description = {
                 "format_version": FORMAT_VERSION,
                 "coding": CODING,

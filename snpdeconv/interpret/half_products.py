@@ -12,6 +12,14 @@ from torch import Tensor
 NUM_TERMS = 3
 
 
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether products of bfloat16 numbers are worth their name: on GPUs from Ampere on.
+
+    On a processor torch has no product that keeps its sums.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def bfloat16_terms(values: Tensor) -> Tensor:
     """Numbers as sums of three bfloat16: (a, b) of any precision -> (3 a, b), of which 24 bits are kept."""
     left, terms = values.float(), []
@@ -26,6 +34,6 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
     Products of two bfloat16 numbers are exact in float32, so that sums of whole numbers are exact up to 2^24.
     """
-    if left.device.type == "cpu":  # there, torch has no product that keeps its sums
+    if not has_bfloat16_units(left.device):
         return left.float() @ right.float()
     return torch.mm(left, right, out_dtype=torch.float32)

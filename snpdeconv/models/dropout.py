@@ -20,6 +20,6 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * 256)
         if not self.training or x.device.type != "cpu" or not 0 < dropped < 256:
             return super().forward(x)
-        draws = torch.empty(-(-x.numel() // _BYTES_A_DRAW), dtype=torch.int64).random_(-(2**63), None)
+        draws = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // _BYTES_A_DRAW),), dtype=torch.int64)
         is_kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return torch.where(is_kept, x, 0.0) * (256 / (256 - dropped))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training.memory_readings import GIB, Allocations, available_bytes
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,12 @@ def people_at_once(
     """
     if device.type == "cpu":
         return max(1, SLOTS_AT_ONCE // model.n_snps)
-    each = bytes_a_person(model, genotypes, covariates, device=device)
+    try:
+        each = bytes_a_person(model, genotypes, covariates, device=device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
     fits = max(1, int(safety * available_bytes(device)) // max(1, each))
     logger.info("%.3f GiB a person: %d at once fit on %s", each / GIB, fits, device)
     return fits

@@ -191,7 +191,9 @@ def _empty_model(arguments: dict[str, Any], state: dict[str, torch.Tensor]) -> I
         for name in ("neighbors", "neighbor_weights")
         if f"body.{name}" in state
     }
-    return InterpretableSNPModel(**{**arguments, **graph})
+    # Before there were windows, every token attended to every other.
+    every_token = -(-arguments["n_snps"] // arguments["patch"])
+    return InterpretableSNPModel(**{"window": every_token, **arguments, **graph})
 
 
 def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:

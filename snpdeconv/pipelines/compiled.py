@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from snpdeconv.tracking.home import cache_dir
 
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+_TORCHS_OWN = "torchinductor_"  # and the user's name
 
 
 def keep_compiled() -> None:
@@ -20,5 +20,5 @@ def keep_compiled() -> None:
     for variable, folder in _FOLDERS.items():
         named = os.environ.get(variable)
         # torch writes its own choice into the environment as soon as it is imported.
-        if named is None or Path(named).parent == Path(tempfile.gettempdir()):
+        if named is None or any(part.startswith(_TORCHS_OWN) for part in Path(named).parts):
             os.environ[variable] = str(cache_dir() / folder)

@@ -21,6 +21,7 @@ from snpdeconv.config import InterpretationConfig
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics.resident import where_it_fits
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.block_pve import BlockPVE, block_pve
 from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
@@ -127,6 +128,7 @@ def deconvolve_people(
     """
     started = time.monotonic()
     people = _with_normal_scores(people, wanted=settings.normal_scores)
+    device = where_it_fits(people.genotypes, device)
     how: dict[str, Any] = {
         "chrom": people.variants.chrom,
         # A copy: torch warns of arrays that are read-only, as those of a table are.

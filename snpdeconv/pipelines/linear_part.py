@@ -25,6 +25,7 @@ from snpdeconv.config import Config
 from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
 from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.resident import where_it_fits
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.interpret.deconvolution import deconvolve
 from snpdeconv.interpret.single_effects import Settings
@@ -163,6 +164,7 @@ class _Fits:
     @classmethod
     def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
+        device = where_it_fits(genotypes, device)
         # Once for everyone, and once for each fold of the cross-fit at most.
         num_looks = 1 + max(folds for _, folds in FOLDS)
         pairs = looks_for_pairs(config.interpretation.pairs, genotypes, num_looks=num_looks, device=device)

@@ -140,11 +140,13 @@ def _train(
             lambda: runs.append(held.enter_context(_tracked(folder, config, tags, model_name)))
         )
         run = runs[0] if runs else None
+        # Before the batch size is measured: the device has that much less for activations.
+        genotypes = place_genotypes(dataset.packed, device=device)
         batch_size = distributed.first_rank_does(lambda: _batch_size(folder, config, dataset, precision))
         fitted = fit(
             config,
             dataset,
-            genotypes=place_genotypes(dataset.packed, device=device),
+            genotypes=genotypes,
             loss=loss,
             batch_size=batch_size,
             device=device,

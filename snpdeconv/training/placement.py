@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of the device's free memory: the rest is the model's, its activations' and the batch search's.
+# Of the device's free memory: the rest is the model's and its activations'.
 _RESIDENT_SHARE = 0.5
 _BATCHES_AHEAD = 2
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.interpret.half_products import has_bfloat16_units
 from snpdeconv.interpret.pairs.clump import Leaders, alternatives, lead, review
 from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
@@ -177,7 +178,7 @@ def scan_pairs(
         t_keep=t_keep,
         max_clumps=max_clumps,
         tile=tile,
-        dtype=dtype or (torch.bfloat16 if dosages.device.type == "cuda" else torch.float32),
+        dtype=dtype or (torch.bfloat16 if has_bfloat16_units(dosages.device) else torch.float32),
     )
     leaders, screened = ask.leaders(null)
     groups = alternatives(dosages, null, leaders, max_pairs=max_pairs)

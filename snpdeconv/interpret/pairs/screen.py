@@ -237,12 +237,12 @@ class _Found:
 
     start: int
     number: Tensor  # ()
-    place: Tensor  # (MOST_OF_TILE, 2)
-    statistic: Tensor  # (MOST_OF_TILE,)
+    place: Tensor  # (places, 2), at most MOST_OF_TILE
+    statistic: Tensor  # (places,)
 
     @classmethod
     def of(cls, start: int, total: Tensor, strong: Tensor, squared: Tensor) -> _Found:
-        place = torch.nonzero_static(strong, size=MOST_OF_TILE, fill_value=0)
+        place = torch.nonzero_static(strong, size=min(MOST_OF_TILE, strong.numel()), fill_value=0)
         i, j = place.T
         return cls(start, strong.sum(), place, squared[i, j].sqrt() * torch.sign(total[i, j]))
 

@@ -39,3 +39,13 @@ def test_nothing_happens_outside_training_or_without_a_probability():
     x = torch.randn(5)
     assert torch.equal(Dropout(0.3).eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_a_compiled_network_stays_one_graph():
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    compiled = torch.compile(Dropout(0.3), backend=counter, fullgraph=True)
+    out = compiled(torch.ones(50, 40))
+    assert counter.frame_count == 1
+    assert 0 < int((out == 0).sum()) < 2000

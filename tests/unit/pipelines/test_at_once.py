@@ -37,7 +37,7 @@ def test_what_is_measured_with_two_people_holds_for_many(architecture):
     with Allocations(CPU) as taken:
         integrated_gradients(model, loader, kind="quantitative", device="cpu", steps=2)
         taken.end_phase()
-    assert 0.3 * 24 * each < taken.peak_bytes[0] < 1.05 * 24 * each
+    assert 0.3 * 24 * each < taken.peak_bytes[0] < 1.1 * 24 * each
 
 
 def test_on_a_gpu_as_many_as_memory_holds_at_what_each_takes(monkeypatch):

@@ -1,0 +1,19 @@
+import numpy as np
+import torch
+
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.resident import where_it_fits
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+def test_a_cohort_that_a_gpu_does_not_hold_is_worked_on_by_the_cpu(monkeypatch, caplog):
+    cohort = PackedGenotypes(np.zeros((100, 10), dtype=np.uint8), 40)
+    free = [2000]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**9))
+    assert where_it_fits(cohort, GPU) == GPU
+    assert not caplog.text
+    free[0] = 1999
+    assert where_it_fits(cohort, GPU) == CPU
+    assert "computed on the CPU" in caplog.text
+    assert where_it_fits(cohort, CPU) == CPU
