@@ -1,6 +1,7 @@
 """A model folder gives back what was saved, byte for byte in its names, and damage is told in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_names_that_look_like_numbers_stay_as_they_are(bundle, tmp_path):
     codes = torch.tensor([[0, 1, 3, 3, 2, 3, 3, 3]])
     assert torch.equal(loaded.model(codes), bundle.model(codes))
     assert loaded.config == bundle.config
+
+
+def test_a_model_from_before_there_were_windows_attends_to_every_token(bundle, tmp_path):
+    # 300 tokens: two windows, were it built today.
+    model = InterpretableSNPModel(1200, "cnn_transformer", encoding_dim=1, width=8, num_heads=2, patch=4)
+    save_bundle(replace(bundle, model=model.eval()), tmp_path / "model")
+    (about_path,) = (path for path in (tmp_path / "model").glob("*.json") if "window" in path.read_text())
+    about = json.loads(about_path.read_text())
+    assert load_bundle(tmp_path / "model").model.body.num_windows == 2
+    del about["model"]["window"]
+    about_path.write_text(json.dumps(about))
+    assert load_bundle(tmp_path / "model").model.body.num_windows == 1
 
 
 def test_the_sparse_part_of_the_head_travels(bundle, tmp_path):
