@@ -10,8 +10,6 @@ should be, and why.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 import traceback
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steps import counted, machine_rates, measure_steps, predicted_peak_gib, random_genotypes
+from machine import describe
+from steps import counted, floor_seconds, machine_rates, measure_steps, predicted_peak_gib, random_genotypes
 
 EXPECTED = {
     "cnn_transformer, 10K SNPs, bf16": "at least 100,000 samples/s: .9 GFLOP a sample, 11 % of 800 TFLOP/s",
@@ -51,8 +50,14 @@ class Report:
 
     def __init__(self, path: Path, *, budget_s: float, device: torch.device) -> None:
         self.path, self.device = path, device
+        self.failed: list[str] = []
         self.deadline = time.perf_counter() + budget_s
-        self.content: dict[str, Any] = {"machine": describe(device), "expected": EXPECTED, "skipped": []}
+        self.content: dict[str, Any] = {
+            "machine": describe(),
+            "expected": EXPECTED,
+            "skipped": [],
+            "failed": self.failed,
+        }
 
     def part(self, name: str, rows: Callable[[], Iterator[Row]]) -> None:
         """Runs a part to its end, its failure or the end of the time."""
@@ -71,9 +76,9 @@ class Report:
                         f"{name}: out of time after {len(self.content[name])} rows"
                     )
                     break
-        except Exception:
-            self.content["skipped"].append(f"{name}: {traceback.format_exc(limit=3)}")
-            print(self.content["skipped"][-1], flush=True)
+        except Exception:  # the other parts are worth their minutes all the same
+            self.failed.append(f"{name}: {traceback.format_exc(limit=3)}")
+            print(self.failed[-1], flush=True)
         torch._dynamo.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -84,20 +89,6 @@ class Report:
         """Writes all rows so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n")
-
-
-def describe(device: torch.device) -> Row:
-    """The machine and the versions."""
-    code = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": sys.version.split()[0],
-        "code": code,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def step(
@@ -117,13 +108,11 @@ def step(
     of_model = {
         name: value for name, value in options.items() if name not in ("compiled", "packed", "least_seconds")
     }
-    # Counted at up to 100K SNPs: there is a word of counting on the host, and all is linear above.
+    # Counted at up to 100K SNPs, since that is done on the host; above, it is taken as growing in a line.
     small = min(num_snps, 100_000)
     least = counted(small, architecture, batch=batch, precision=precision, **of_model)
     scale = num_snps / small
-    floor = scale * max(
-        least["gflop"] / 1e3 / rates[f"{precision}_tflops"], least["gbyte"] / rates["copy_gbs"]
-    )
+    floor = scale * floor_seconds(least, rates, precision=precision)
     return {
         "architecture": architecture,
         "num_snps": num_snps,
@@ -189,25 +178,27 @@ def main() -> None:
                 yield row | {"older_gb": gigabytes, "older_samples_per_second": speed}
 
     def precisions() -> Iterator[Row]:
-        for name, precision, tf32 in (
-            ("bf16", "bf16", False),
-            ("fp32", "fp32", False),
-            ("tf32", "fp32", True),
-        ):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            torch.backends.cudnn.allow_tf32 = tf32
-            row = step(
-                rates,
-                main_size,
-                "cnn_transformer",
-                batch=main_batch,
-                precision=precision,
-                device=device,
-                compiled=compiled,
-                **seconds,
-            )
-            yield row | {"arithmetic": name}
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            for name, precision, tf32 in (
+                ("bf16", "bf16", False),
+                ("fp32", "fp32", False),
+                ("tf32", "fp32", True),
+            ):
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+                row = step(
+                    rates,
+                    main_size,
+                    "cnn_transformer",
+                    batch=main_batch,
+                    precision=precision,
+                    device=device,
+                    compiled=compiled,
+                    **seconds,
+                )
+                yield row | {"arithmetic": name}
+        finally:  # a part that is cut short must not leave TF32 to the next
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
     def ablations() -> Iterator[Row]:
         host = random_genotypes(4 * main_batch, main_size, device=torch.device("cpu"))
@@ -260,6 +251,8 @@ def main() -> None:
     report.part("slower formats", lambda: grid(("cnn_transformer",), ("fp32", "fp16")))
     if report.content["skipped"]:
         print("SKIPPED:", *report.content["skipped"], sep="\n")
+    if report.failed:
+        sys.exit(f"{len(report.failed)} parts failed")
 
 
 if __name__ == "__main__":

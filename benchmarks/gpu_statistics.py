@@ -306,7 +306,10 @@ def main() -> None:
     parser.add_argument("--scale", default="full", choices=tuple(SCALES))
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
-    text = json.dumps(run(arguments.device, arguments.scale), indent=2)
+    from machine import describe
+
+    results = {"machine": describe(), **run(arguments.device, arguments.scale)}
+    text = json.dumps(results, indent=2)
     print(text)
     if arguments.json is not None:
         arguments.json.write_text(text + "\n")

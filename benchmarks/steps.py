@@ -21,7 +21,8 @@ from snpdeconv.training.data import Batch, PackedLoader
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory import GPUMemoryManager
 from snpdeconv.training.memory_readings import GIB, PeakMemory
-from snpdeconv.training.precision import choose_precision
+from snpdeconv.training.precision import Precision, choose_precision
+from snpdeconv.training.run import Optimization, start_run
 from snpdeconv.training.window import WindowStep
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -63,6 +64,38 @@ def random_genotypes(num_people: int, num_snps: int, *, device: torch.device) ->
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
 
 
+def make_window(
+    model: torch.nn.Module, *, parallel: torch.nn.Module, precision: Precision, device: torch.device
+) -> WindowStep:
+    """What takes the steps of a training, with the optimiser that the program gives it."""
+    optimization = Optimization(
+        learning_rate=1e-4,
+        weight_decay=1e-5,
+        schedule="constant",
+        warmup_fraction=0.0,
+        plateau_factor=0.5,
+        plateau_patience=5,
+        gradient_clip=1.0,
+        accumulation=1,
+        seed=1,
+        monitor="val_loss",
+        direction="min",
+    )
+    run = start_run(
+        model,
+        parallel=parallel,
+        loss=make_loss("mse"),
+        precision=precision,
+        device=device,
+        optimization=optimization,
+        micro_batch_size=None,
+        num_epochs=1,
+        batches_per_epoch=None,
+        folder=None,
+    )
+    return run.window
+
+
 def measure_steps(
     num_snps: int,
     architecture: str,
@@ -100,17 +133,7 @@ def measure_steps(
             base.compile(**compiled)
         amp = chosen.dtype is not None
         model = GPUOptimizedSNPModel(base, use_amp=amp, amp_dtype=chosen.dtype or torch.bfloat16).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        window = WindowStep(
-            model,
-            loss=make_loss("mse"),
-            optimizer=optimizer,
-            precision=chosen,
-            scaler=chosen.make_scaler(),
-            gradient_clip=1.0,
-            device=device,
-            micro_batch_size=None,
-        )
+        window = make_window(model, parallel=model, precision=chosen, device=device)
         batches = _endless(loader)
         first = _timed(lambda: window.run([next(batches)]), device)
         for _ in range(2):
@@ -167,6 +190,11 @@ def counted(
         "parameters": parameters,
         "kept_bytes_a_sample": per_sample,
     }
+
+
+def floor_seconds(least: dict[str, float], rates: dict[str, float], *, precision: str) -> float:
+    """What a step takes at least: its arithmetic or its bytes, of `counted`, at the rates of a machine."""
+    return max(least["gflop"] / 1e3 / rates[f"{precision}_tflops"], least["gbyte"] / rates["copy_gbs"])
 
 
 def machine_rates(device: torch.device, *, precisions: tuple[str, ...] = tuple(DTYPES)) -> dict[str, float]:

@@ -107,12 +107,11 @@ def run_part(part: str, arguments: list[str]) -> None:
 
 def row(architecture: str, num_snps: int, batch: int, precision: str) -> dict[str, Any]:
     """A setting's speed and memory, and the share of its floor that it reaches."""
+    from steps import floor_seconds
+
     setting = (architecture, num_snps, batch, precision)
     taken, least = in_process("ours", *setting), in_process("floor", *setting)
     seconds = batch / taken["samples_per_second"]
-    floor_seconds = max(
-        least["gflop"] / 1e3 / taken[f"{precision}_tflops"], least["gbyte"] / taken["copy_gbs"]
-    )
     return {
         "architecture": architecture,
         "num_snps": num_snps,
@@ -120,7 +119,7 @@ def row(architecture: str, num_snps: int, batch: int, precision: str) -> dict[st
         "precision": precision,
         **taken,
         **least,
-        "floor_share": round(floor_seconds / seconds, 3),
+        "floor_share": round(floor_seconds(least, taken, precision=precision) / seconds, 3),
     }
 
 

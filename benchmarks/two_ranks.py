@@ -25,13 +25,11 @@ NUM_STEPS = 12
 
 def worker(num_snps: int, batch: int) -> None:
     """Steps of one of the ranks, or of the only one; the first rank prints what they took."""
-    from steps import make_model, random_genotypes
+    from steps import make_model, make_window, random_genotypes
 
     from snpdeconv.training import distributed
     from snpdeconv.training.data import PackedLoader
-    from snpdeconv.training.losses import make_loss
     from snpdeconv.training.precision import choose_precision
-    from snpdeconv.training.window import WindowStep
 
     torch.set_num_threads(1)
     distributed.init_from_environment(device=CPU)
@@ -47,16 +45,7 @@ def worker(num_snps: int, batch: int) -> None:
     )
     precision = choose_precision(CPU, requested="fp32")
     parallel = distributed.data_parallel(model, CPU)
-    window = WindowStep(
-        parallel,
-        loss=make_loss("mse"),
-        optimizer=torch.optim.AdamW(model.parameters(), fused=True),
-        precision=precision,
-        scaler=precision.make_scaler(),
-        gradient_clip=1.0,
-        device=CPU,
-        micro_batch_size=None,
-    )
+    window = make_window(model, parallel=parallel, precision=precision, device=CPU)
     seconds = []
     while len(seconds) < NUM_STEPS:
         for own in loader:

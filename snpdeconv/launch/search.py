@@ -136,8 +136,8 @@ def submit_search(
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError("is not empty", where=folder, mend="choose another --out for the search")
-        folder.mkdir(parents=True, exist_ok=True)
         Study(study_path(record.folder))  # before the jobs are: they would all make it at once
+        folder.mkdir(parents=True, exist_ok=True)
         frozen = None
         if space is not None:
             frozen = record.folder / "space.yaml"

@@ -225,11 +225,14 @@ def test_options_that_do_not_go_together(words, told, cohort, run):
     assert told in ran.err
 
 
-def test_without_optuna_the_message_says_what_to_install(cohort, run, monkeypatch):
+def test_without_optuna_the_message_says_what_to_install(cohort, run, monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = run("submit", "small_cpu", "--search", 2, "--data", cohort, "--cluster", "local")
     assert ran.code == 2
     assert "pip install 'snpdeconv[search]'" in ran.err
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_a_value_that_is_no_number_fails_the_trial(trial):
