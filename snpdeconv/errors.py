@@ -37,6 +37,10 @@ class InputError(UserError):
     """A file that cannot be read as what it claims to be, or tables that do not fit together."""
 
 
+class DamagedFile(InputError):
+    """A file of ours that is not as it was written: cut off, altered, or something else in its place."""
+
+
 class ConfigError(UserError):
     """A preset, key or value that does not exist or does not hold together."""
 

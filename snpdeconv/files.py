@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files of ours: written whole or not at all, by a rename; read if they are what they are said to be."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, DamagedFile, InputError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+RECORD_LIMIT = 64 * 2**20
+"""Bytes that a record of ours never reaches."""
+_adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 @contextlib.contextmanager
@@ -61,3 +71,73 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all; a number that is not finite is an error, as JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_whole(path: Path, *, limit: int, mend: str) -> bytes:
+    """The bytes of a regular file; never waits for a pipe, and never takes in more than `limit` bytes.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may hold.
+        mend: What the user can do where it is something else.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`; a folder on the way may be a file.
+        DamagedFile: It is no regular file, or too large.
+        InputError: The system does not let it be read.
+    """
+    try:
+        # Without O_NONBLOCK the opening of a pipe waits for a writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedFile("is a pipe or a device, not a file", where=path, mend=mend)
+            data = file.read(limit + 1)
+    except IsADirectoryError as error:
+        raise DamagedFile("is a folder, not a file", where=path, mend=mend) from error
+    except NotADirectoryError as error:
+        raise FileNotFoundError(*error.args) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, mend=mend) from error
+    if len(data) > limit:
+        raise DamagedFile(f"holds more than {limit} bytes", where=path, mend=mend)
+    return data
+
+
+def read_record(path: Path, kind: type[T], *, mend: str, limit: int = RECORD_LIMIT) -> T:
+    """A JSON file of ours, as what it was written from.
+
+    Args:
+        path: The file.
+        kind: What it holds: a dataclass, a pydantic model, or a type such as ``dict[str, int]``. Types are
+            strict, keys that a dataclass does not know (of a later version) are passed over.
+        mend: What the user can do if it is damaged.
+        limit: The most bytes that it may hold.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DamagedFile: It is cut off, altered, too large or no file.
+        InputError: The system does not let it be read.
+    """
+    return parse_record(read_whole(path, limit=limit, mend=mend), kind, where=path, mend=mend)
+
+
+def parse_record(data: bytes, kind: type[T], *, where: str | Path, mend: str) -> T:
+    """One JSON value, such as a line of a file of them, as what it was written from; see `read_record`."""
+    import pydantic
+    import pydantic_core
+
+    try:
+        json.dumps(pydantic_core.from_json(data), allow_nan=False)  # 1e999 is a number, and no finite one
+        adapter = _adapters.get(kind) or _adapters.setdefault(kind, pydantic.TypeAdapter(kind))
+        value: T = adapter.validate_json(data, strict=True)
+    except pydantic_core.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:100]
+        problem = f"{place}: {first['msg']}" if place else first["msg"]
+        raise DamagedFile(f"is damaged ({problem[:200]})", where=where, mend=mend) from error
+    except ValueError as error:
+        what = "is empty" if not data.strip() else f"is damaged ({str(error)[:200]})"
+        raise DamagedFile(what, where=where, mend=mend) from error
+    return value
