@@ -31,6 +31,7 @@ from snpdeconv.cli_options import (
     Preset,
     ResultsFolder,
     Trait,
+    refuse_repeated_options,
 )
 from snpdeconv.console import configure_logging, progress
 from snpdeconv.errors import ConfigError, ResourceError, UserError
@@ -184,6 +185,9 @@ def train(
         raise typer.Exit(143) from stop
     if result is None:
         return  # the first of several ranks speaks for all
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
     _print_test(result.test)
     print(f"run      {result.run_id or '(the tracking server has not named it yet)'}")
     print(f"ranking  {result.paths['ranking']}")
@@ -191,8 +195,6 @@ def train(
         f"model    {result.model}"
         + (f" version {result.version}" if result.version else " (not registered yet)")
     )
-    if as_json:
-        print(json.dumps(asdict(result)))
 
 
 @app.command()
@@ -267,9 +269,10 @@ def rank(
             genotypes=genotypes, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks
         )
         result = rank_cohort(config, inputs, method=method, out=out)
-    _print_ranking(result)
     if as_json:
         print(json.dumps(asdict(result)))
+        return
+    _print_ranking(result)
 
 
 @app.command()
@@ -291,12 +294,13 @@ def predict(
         from snpdeconv.pipelines.predict import predict as run
 
     result = run(config, model=model, genotypes=genotypes, covariates=covariates, out=out)
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
     print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
     for what, count in result.variants.items():
         if count:
             print(f"  {what.replace('_', ' ')}: {count:,}")
-    if as_json:
-        print(json.dumps(asdict(result)))
 
 
 @app.command()
@@ -331,15 +335,22 @@ def sync() -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    open_browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")
+    ] = True,
+) -> None:
     """Open the MLflow page with runs, curves and models."""
-    from snpdeconv.tracking.server import serve_ui
+    from snpdeconv.tracking.server import serve_ui, show_page
 
     # A kill by name or by a service manager must not leave the server behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     logger.info("starting the MLflow server, which takes up to half a minute")
     served = serve_ui(port)
-    print(f"the MLflow page is at {served.url}", flush=True)
+    print(f"the MLflow page is at {served.page}", flush=True)
+    if open_browser:
+        show_page(served.page)
     if served.process is not None:
         print("press Ctrl+C to stop it", flush=True)
         served.wait()
@@ -385,6 +396,7 @@ def _print_ranking(result: RankResult) -> None:
 
 cli_jobs.register(app)
 cli_models.register(app)
+refuse_repeated_options(app)
 
 
 def _print_test(test: dict[str, Any]) -> None:

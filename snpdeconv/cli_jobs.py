@@ -188,11 +188,12 @@ def tell_submitted(records: list[Record], *, wait: bool, as_json: bool) -> None:
     """Says what was submitted, and stays until the last has ended if so asked."""
     from snpdeconv.launch.table import submitted_lines
 
-    print("\n".join(line for record in records for line in submitted_lines(record)), flush=True)
-    if wait:
-        raise typer.Exit(max(_wait(record) for record in records))
     if as_json:
-        print(json.dumps(asdict(records[0]) if len(records) == 1 else list(map(asdict, records))))
+        print(json.dumps(asdict(records[0]) if len(records) == 1 else list(map(asdict, records))), flush=True)
+    else:
+        print("\n".join(line for record in records for line in submitted_lines(record)), flush=True)
+    if wait:
+        raise typer.Exit(max(_wait(record, quiet=as_json) for record in records))
 
 
 def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -> list[str]:
@@ -235,7 +236,7 @@ def _folders(inputs: Inputs, out: Path | None) -> list[Path]:
     return [(out or Path("run")).absolute().parent, *(Path(t).parent for t in tables if t is not None)]
 
 
-def _wait(record: Record) -> int:
+def _wait(record: Record, *, quiet: bool) -> int:
     """Tells each change until the job has ended; the exit code says how."""
     from snpdeconv.launch.status import read_status
     from snpdeconv.launch.table import detail_lines, progress_text
@@ -248,7 +249,8 @@ def _wait(record: Record) -> int:
             logger.info("%s: %s", record.id, line)
             told = line
         if not now.is_live:
-            print("\n".join(detail_lines(now)))
+            if not quiet:
+                print("\n".join(detail_lines(now)))
             return 0 if now.state == "done" else 2
         time.sleep(_WAIT_POLL_S)
 
@@ -265,12 +267,11 @@ def status(
 
     if job is not None:
         statuses = read_status([find_record(job)])
-        print("\n".join(detail_lines(statuses[0])))
+        lines = detail_lines(statuses[0])
     else:
         statuses = read_status(all_records() if everything else all_records()[-_NUM_SHOWN:])
-        print("\n".join(table_lines(statuses)) if statuses else "no jobs yet")
-    if as_json:
-        print(json.dumps([as_dict(one) for one in statuses]))
+        lines = table_lines(statuses) if statuses else ["no jobs yet"]
+    print(json.dumps([as_dict(one) for one in statuses]) if as_json else "\n".join(lines))
 
 
 def logs(

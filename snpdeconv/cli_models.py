@@ -49,7 +49,8 @@ def retrain(
     groups: Groups = None,
     preset: Preset = "small_cpu",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the training [./MODEL-DATE-TIME].")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the training [retrain/MODEL-DATE-TIME in the home]."),
     ] = None,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Train although nothing changed.")] = False,
@@ -79,6 +80,7 @@ def retrain(
     config = load_config(preset, overrides=[*(site.overrides if site else []), *(overrides or [])])
 
     from snpdeconv.pipelines.retrain import retrain as run
+    from snpdeconv.tracking.home import home
 
     inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
     if site is not None:
@@ -100,10 +102,13 @@ def retrain(
     if begin is not None or wait:
         option = "--begin" if begin is not None else "--wait"
         raise ConfigError("is for jobs, and this runs here and now", where=option, mend="name a --cluster")
-    folder = out or Path(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = out or home() / "retrain" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
     if decision is None:
         return  # the first of several ranks speaks for all
+    if as_json:
+        print(json.dumps(asdict(decision)))
+        return
     print(f"reason    {decision.reason}")
     if decision.difference is not None:
         print(
@@ -113,9 +118,8 @@ def retrain(
     if decision.challenger is not None:
         verdict = "promoted" if decision.promoted else "not promoted"
         print(f"trained   version {decision.challenger}, {verdict}")
+        print(f"results   {folder}")
     print(f"champion  version {decision.champion}")
-    if as_json:
-        print(json.dumps(asdict(decision)))
 
 
 def rollback(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperOption
+
+from snpdeconv.errors import ConfigError
 
 _GENOTYPES = typer.Option(
     metavar="COHORT", help="A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or an imported folder."
@@ -44,4 +48,23 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for scripts.")]
+
+
+class StrictCommand(TyperCommand):
+    """A command that refuses a second value of an option that takes one, where click takes the last."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parses as click does, after a look at what is given twice."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(given).items():
+            takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+            if count > 1 and takes_one:
+                raise ConfigError(f"is given {count} times", where=option.opts[0], mend="give it once")
+        return super().parse_args(ctx, args)
+
+
+def refuse_repeated_options(app: typer.Typer) -> None:
+    """Makes every command of the app strict; called once all are registered."""
+    for command in app.registered_commands:
+        command.cls = StrictCommand

@@ -225,7 +225,8 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     """A preset with overrides, validated.
 
     Args:
-        preset: Name of a preset, or path of a YAML file of the same form.
+        preset: Name of a preset, or path of a YAML file of the same form; with ``base: NAME`` of a preset it
+            may leave out what that says.
         overrides: Assignments ``section.key=value``; the value is read as YAML.
 
     Raises:
@@ -242,16 +243,30 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
         name = path.stem
     else:
         text, name = preset_text(preset), preset
-    settings = read_yaml(text, where=name)
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            "holds no settings", where=name, mend="see `snpdeconv presets small_cpu` for the form"
-        )
+    settings = _on_base(read_yaml(text, where=name), where=name)
     settings.setdefault("description", "")
     settings["preset"] = name
-    for assignment in overrides:
-        _override(settings, assignment)
-    return validate(settings, where=name)
+    return _validate(settings, where=name, changed=[_override(settings, one) for one in overrides])
+
+
+def _on_base(settings: Any, *, where: str) -> dict[str, Any]:
+    """A preset's settings, those that its file leaves out from the preset that it names as its base."""
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "holds no settings", where=where, mend="see `snpdeconv presets small_cpu` for the form"
+        )
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if base not in preset_names():
+        raise ConfigError(
+            f"there is no preset '{base}'", where=f"{where}: base", mend=nearest(str(base), preset_names())
+        )
+    whole: dict[str, Any] = read_yaml(preset_text(base), where=base)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+        whole[key] = whole[key] | value if both else value
+    return whole
 
 
 def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequence[str]) -> Config:
@@ -266,16 +281,17 @@ def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequenc
         ConfigError: Another setting, an unknown key, or a value out of range.
     """
     settings = config.model_dump(mode="json")
+    changed = []
     for assignment in overrides:
-        _override(settings, assignment)
-        key = assignment.partition("=")[0].strip()
+        key = _override(settings, assignment)
+        changed.append(key)
         if not any(key == one or key.startswith(f"{one}.") for one in allowed):
             raise ConfigError(
                 f"'{assignment}' would change what the model was trained with",
                 where="--set",
                 mend=f"beside a model only settings of {' and '.join(map(repr, allowed))} can be changed",
             )
-    return validate(settings, where=config.preset)
+    return _validate(settings, where=config.preset, changed=changed)
 
 
 def validate(settings: Mapping[str, Any], *, where: str) -> Config:
@@ -284,6 +300,11 @@ def validate(settings: Mapping[str, Any], *, where: str) -> Config:
     Raises:
         ConfigError: The first thing wrong, in one line.
     """
+    return _validate(settings, where=where, changed=[])
+
+
+def _validate(settings: Mapping[str, Any], *, where: str, changed: Sequence[str]) -> Config:
+    """As `validate`; what is wrong with a key that ``--set`` changed is said of ``--set``."""
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -295,7 +316,14 @@ def validate(settings: Mapping[str, Any], *, where: str) -> Config:
             ) from error
         problem = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], Mapping | BaseModel) else f" (given: {first['input']!r})"
-        raise ConfigError(f"{problem}{given}", where=f"{where}: {key}") from error
+        # What does not hold together is known by its section alone.
+        blamed = [one for one in changed if one == key or one.startswith(f"{key}.")]
+        missing = first["type"] == "missing"
+        raise ConfigError(
+            f"{problem}{given}",
+            where=f"--set {blamed[-1]}" if blamed and not missing else f"{where}: {key}",
+            mend="write it, or name a preset that has it: base: small_cpu" if missing else None,
+        ) from error
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -324,7 +352,8 @@ def _nearest_key(key: str) -> str:
     return f"did you mean '{close[0]}'?" if close else f"the sections are {', '.join(_sections())}"
 
 
-def _override(settings: dict[str, Any], assignment: str) -> None:
+def _override(settings: dict[str, Any], assignment: str) -> str:
+    """Makes an assignment; gives the key."""
     key, equals, value = assignment.partition("=")
     key = key.strip()
     if not equals and key in _all_keys():
@@ -342,3 +371,4 @@ def _override(settings: dict[str, Any], assignment: str) -> None:
     if not isinstance(settings.setdefault(section, {}), dict):
         raise ConfigError(f"section '{section}' holds no settings", where="the preset", mend="fill it in")
     settings[section][name] = parsed
+    return key

@@ -142,7 +142,7 @@ def _import_msprime() -> Any:
         raise ResourceError(
             "msprime, which simulates the genotypes, is not installed",
             where="simulate",
-            mend="pip install 'snpdeconv[simulate]'",
+            mend="pip install 'msprime>=1.3'",
         ) from error
     return msprime
 

@@ -36,7 +36,7 @@ class Study:
             from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
         except ImportError as error:
             raise ConfigError(
-                "a search needs Optuna", where="--search", mend="pip install 'snpdeconv[search]'"
+                "a search needs Optuna", where="--search", mend="pip install 'optuna>=4,<5'"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna

@@ -119,7 +119,7 @@ def retrain(
         if result is None:
             return None
         decision = _decide(config, plan, result)
-        write_json(out.with_name(f"{out.name}-decision.json"), asdict(decision))
+        write_json(out / "decision.json", asdict(decision))
         return decision
 
 
@@ -143,8 +143,8 @@ def _plan(config: Config, inputs: Inputs, *, model_name: str, out: Path, force: 
     )
     if not changed and not force:
         return _Plan(champion, None, inputs)
-    # Beside the run's folder, which belongs to the training alone.
-    held_out = out.with_name(f"{out.name}-held-out.tsv").absolute()
+    # The run's folder belongs to the training, which would refuse one that holds a file already.
+    held_out = home() / "retrain" / model_name / f"held-out-{champion}.tsv"
     held_out.parent.mkdir(parents=True, exist_ok=True)
     _bundle(model_name, champion).held_out.write_tsv(held_out)
     reason = f"changed: {', '.join(changed)}" if changed else "forced"

@@ -288,7 +288,7 @@ def _tracked(
     run = TrackedRun.open(
         key=folder.key,
         experiment=config.tracking.experiment,
-        name=model_name,
+        name=f"{model_name} {config.model.architecture} {time.strftime('%Y-%m-%d %H:%M')}",
         params=folder.settings,
         tags=tags,
     )

@@ -10,12 +10,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snpdeconv.errors import ResourceError
 from snpdeconv.tracking.connection import connect
 from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _START_TIMEOUT_S = 600.0
 
@@ -27,10 +32,18 @@ class Ui:
     Attributes:
         url: Address for a browser.
         process: The server that was started; None if one is running already, by MLFLOW_TRACKING_URI.
+        experiment: The one of the newest run, if there is a run.
     """
 
     url: str
     process: subprocess.Popen[bytes] | None
+    experiment: str | None = None
+
+    @property
+    def page(self) -> str:
+        """The page of the runs; without the parameter MLflow opens its view of language models."""
+        place = "" if self.experiment is None else f"/{self.experiment}/runs"
+        return f"{self.url}/#/experiments{place}?workflowType=machine_learning"
 
     def wait(self) -> None:
         """Waits until the server ends or the user interrupts, and stops it."""
@@ -67,7 +80,7 @@ def serve_ui(port: int) -> Ui:
     """
     uri = tracking_uri()
     if not is_database(uri):
-        return Ui(shown(uri), None)
+        return Ui(shown(uri).rstrip("/"), None)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -76,7 +89,7 @@ def serve_ui(port: int) -> Ui:
             raise ResourceError(
                 f"cannot be used ({error.strerror})", where=f"port {port}", mend="choose another with --port"
             ) from error
-    connect(uri)  # two workers that build a fresh database at once would break it
+    client = connect(uri)  # two workers that build a fresh database at once would break it
     log = home() / "ui.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -87,13 +100,27 @@ def serve_ui(port: int) -> Ui:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ui = Ui(f"http://127.0.0.1:{port}", process)
+    ui = Ui(f"http://127.0.0.1:{port}", process, _newest_experiment(client))
     try:
         _wait_until_healthy(ui, log=log)
     except BaseException:
         ui.stop()
         raise
     return ui
+
+
+def _newest_experiment(client: MlflowClient) -> str | None:
+    """ID of the experiment that the newest run belongs to."""
+    everything = [one.experiment_id for one in client.search_experiments()]
+    newest = client.search_runs(everything, max_results=1, order_by=["attributes.start_time DESC"])
+    return newest[0].info.experiment_id if newest else None
+
+
+def show_page(url: str) -> None:
+    """Opens a window of the user's browser, where there is a display or $BROWSER names one."""
+    has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if has_display or sys.platform == "darwin":  # one that draws into the terminal would take it over
+        webbrowser.open(url)
 
 
 def server_command(uri: str, *, port: int, artifacts: Path) -> list[str]:

@@ -54,7 +54,7 @@ def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohor
     tags = version_tags("height", 2)
     assert tags["snpdeconv.promotion"] == "promoted"
     assert tags["snpdeconv.compared_with"] == "1"
-    assert json.loads((tmp_path / "second-decision.json").read_text())["low"] == second.low
+    assert json.loads((tmp_path / "second" / "decision.json").read_text())["low"] == second.low
     predictions = pd.read_csv(tmp_path / "second" / "test_predictions.tsv", sep="\t", dtype={"IID": str})
     assert set(predictions["IID"]) == set(tested.iid)
 

@@ -200,7 +200,11 @@ def only_run(home: Path, *, name: str | None = None) -> mlflow.entities.Run:
     """The home's only run, or only one of a name; it must have ended well."""
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
-    (run,) = (r for r in client.search_runs([experiment.experiment_id]) if name in (None, r.info.run_name))
+    (run,) = (
+        r
+        for r in client.search_runs([experiment.experiment_id])
+        if name in (None, r.info.run_name.split()[0])
+    )
     assert run.info.status == "FINISHED"
     return run
 

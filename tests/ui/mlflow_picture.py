@@ -18,6 +18,7 @@ from PIL import Image
 
 from snpdeconv.tracking import resolve, serve_ui
 from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.server import Ui
 
 WIDTH, HEIGHT = 1400, 1180
 CURVES = "^(train/(epoch_loss|epoch_lr|gradient_norm)|val/(loss|pearson_r|r2))$"
@@ -54,10 +55,9 @@ def take(url: str, *, model: str) -> Shots:
     assert champion.run_id is not None
     experiment = connect(champion.uri).get_run(champion.run_id).info.experiment_id
     with open_browser(width=WIDTH, height=HEIGHT) as browser:
-        browser.open(url)
-        browser.wait_for_text("GenAI", "Model training")
-        # The page opens for users of language models.
-        assert browser.run(CLICK_TEXT, "Model training")
+        # The page that `snpdeconv ui` opens: the runs, not that for users of language models.
+        browser.open(Ui(url, None, experiment).page)
+        browser.wait_for_text("Run Name", f"{model} ")
         browser.wait(CLOSE_ASSISTANT)
         browser.open(f"{url}/#/experiments/{experiment}/runs/{champion.run_id}/model-metrics")
         browser.wait(TYPE, "Search metric charts", CURVES)
@@ -86,11 +86,6 @@ def page() -> Iterator[str]:
         ui.stop()
 
 
-CLICK_TEXT = """
-const found = [...document.querySelectorAll('[role=button]')].find(e => e.innerText === arguments[0]);
-found?.click();
-return Boolean(found);
-"""
 LINK_TO = "return [...document.querySelectorAll('a')].some(link => link.href.includes(arguments[0]))"
 # It opens by itself on the first visit, after a moment.
 CLOSE_ASSISTANT = """

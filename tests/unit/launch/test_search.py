@@ -231,7 +231,7 @@ def test_without_optuna_the_message_says_what_to_install(cohort, run, monkeypatc
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = run("submit", "small_cpu", "--search", 2, "--data", cohort, "--cluster", "local")
     assert ran.code == 2
-    assert "pip install 'snpdeconv[search]'" in ran.err
+    assert "pip install 'optuna>=4,<5'" in ran.err
     assert not list((tmp_path / "work").iterdir())
 
 
