@@ -15,12 +15,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from snpdeconv.device import GIB, PeakMemory
 from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.memory_readings import GIB, PeakMemory
 from snpdeconv.training.precision import Precision, choose_precision
 from snpdeconv.training.run import Optimization, start_run
 from snpdeconv.training.window import WindowStep

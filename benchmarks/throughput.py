@@ -52,7 +52,7 @@ def plain(patch: int) -> dict[str, Any]:
     """Steps of the plain peer: the same sizes, tokens of ``patch`` SNPs."""
     from plain import train
 
-    from snpdeconv.training.memory_readings import GIB, PeakMemory
+    from snpdeconv.device import GIB, PeakMemory
 
     with PeakMemory(CPU) as memory:
         genotypes = torch.randint(0, 3, (NUM_PEOPLE, NUM_SNPS), dtype=torch.int8)

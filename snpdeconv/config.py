@@ -28,7 +28,10 @@ Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
 
 
 class Section(BaseModel):
-    """A group of settings; all are required (the presets hold the values) and unknown keys are errors."""
+    """A group of settings; unknown keys are errors, and the presets hold all values.
+
+    A setting that came later has the value that it stands for in files from before.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,6 +62,7 @@ class ModelConfig(Section):
     num_heads: int = Field(ge=1)
     patch: int = Field(ge=4, multiple_of=4)
     dropout: float = Field(ge=0.0, lt=1.0)
+    ridge_max_samples: int = Field(default=10_000, ge=100)
 
     @field_validator("channels", mode="before")
     @classmethod
@@ -123,6 +127,7 @@ class InterpretationConfig(Section):
     rank_by: Method
     coverage: float = Field(ge=0.5, lt=1.0)
     pairs: bool | Literal["auto"]
+    max_pair_tests: float = Field(default=3e12, gt=0.0)
     normal_scores: bool | Literal["auto"]
     decoys: int = Field(ge=0, le=100)
     gradient_steps: int = Field(ge=2)

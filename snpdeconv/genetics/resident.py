@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snpdeconv.device import available_bytes, with_index
 from snpdeconv.genetics.encoding import MISSING
 from snpdeconv.genetics.genotypes import PackedGenotypes
 
@@ -32,7 +33,7 @@ def where_it_fits(genotypes: PackedGenotypes, device: torch.device) -> torch.dev
     """
     if device.type != "cuda":
         return device
-    free, _ = torch.cuda.mem_get_info(device)
+    free = available_bytes(device)
     if genotypes.packed.nbytes <= _MOST_OF_FREE * free:
         return device
     logger.warning(
@@ -57,6 +58,7 @@ def resident(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
     Returns:
         (N, B) uint8.
     """
+    device = with_index(device)
     held = _held.get(device)
     if held is not None and held[0]() is genotypes:
         return held[1]

@@ -30,7 +30,6 @@ Kind = Literal["quantitative", "binary", "multiclass"]
 CHUNK_SLOTS = 4096
 # Ratios of noise to genetic variance that are tried; 1e-4 is all but interpolation, 1e3 all but the mean.
 PENALTIES = np.geomspace(1e-4, 1e3, 22)
-MAX_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def fit_linear(
     *,
     kind: Kind,
     sparse: SparseScores | None = None,
+    max_samples: int = 10_000,
     seed: int = 0,
 ) -> LinearFit:
     """Fills the wide path of a model with a ridge regression on all SNPs (GBLUP; Meuwissen et al. 2001).
@@ -101,17 +101,17 @@ def fit_linear(
         covariates: (N, num_covariates), where the model has them.
         kind: What the trait is.
         sparse: A sparse fit to the same samples, if there is one.
-        seed: Of the random choice of ``MAX_SAMPLES`` samples, where there are more: the work grows with N
-            cubed.
+        max_samples: Of more samples so many are drawn: the work grows with N cubed, memory with N squared.
+        seed: Of that draw.
 
     Returns:
         The chosen penalty and how well the fit predicts samples left out.
     """
     everyone = len(genotypes)
     chosen = torch.arange(everyone)
-    if everyone > MAX_SAMPLES:
-        chosen = torch.randperm(len(genotypes), generator=torch.Generator().manual_seed(seed))[:MAX_SAMPLES]
-        logger.info("linear fit on %d of %d training samples", MAX_SAMPLES, len(genotypes))
+    if everyone > max_samples:
+        chosen = torch.randperm(len(genotypes), generator=torch.Generator().manual_seed(seed))[:max_samples]
+        logger.info("linear fit on %d of %d training samples", max_samples, len(genotypes))
         genotypes, target = genotypes[chosen], target[chosen]
         covariates = None if covariates is None else covariates[chosen]
     device = model.wide.weight.device
@@ -231,8 +231,9 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor, *, with_fixed:
             A sample's own value moves the intercept fitted to the others the other way: where genotypes tell
             little, a logistic regression would read the value off that.
     """
-    basis = torch.linalg.svd(fixed, full_matrices=False)
-    q = basis.U[:, 1e-8 * basis.S[0] < basis.S]
+    u, size, vt = torch.linalg.svd(fixed, full_matrices=False)
+    kept = 1e-8 * size[0] < size
+    q, back = u[:, kept], vt[kept].t() / size[kept]
 
     def project(values: Tensor) -> Tensor:
         along: Tensor = q @ (q.t() @ values)
@@ -256,7 +257,8 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor, *, with_fixed:
     error, penalty, loo_error, coefficients = best
     dual = project(vectors @ coefficients)
     explained = response if with_fixed else torch.zeros_like(response)
-    fixed_effects = torch.linalg.lstsq(fixed, explained - relationship @ dual, driver="gelsd").solution
+    # Least squares of the smallest norm: CUDA's own solver takes no fixed effects that depend on each other.
+    fixed_effects = back @ (q.t() @ (explained - relationship @ dual))
     spread = float(response.var(0, correction=0).mean())
     fitted = relationship @ dual + fixed @ fixed_effects
     loo = response - loo_error

@@ -11,9 +11,9 @@ import logging
 import torch
 from torch import Tensor
 
+from snpdeconv.device import GIB, Allocations, available_bytes
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.out_of_memory import is_out_of_memory
-from snpdeconv.training.memory_readings import GIB, Allocations, available_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from snpdeconv.config import InterpretationConfig
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.phenotypes import TraitKind
-from snpdeconv.genetics.resident import where_it_fits
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.block_pve import BlockPVE, block_pve
 from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
@@ -37,15 +36,16 @@ from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
 from snpdeconv.interpret.ranking import Posterior, write_tsv
 from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 from snpdeconv.pipelines.dataset import Study
+from snpdeconv.pipelines.inference import statistics_device
 from snpdeconv.training import distributed
 
 logger = logging.getLogger(__name__)
 
 TABLES = ("credible_sets", "pairs", "blocks")
 
-# People times pairs of SNPs, in all looks at them, up to which `interpretation.pairs=auto` looks: 2 minutes
-# of one core for each 1e12.
-MOST_PAIR_OPERATIONS = {"cpu": 3e12, "cuda": 3e15}
+# What a CPU core takes for people times pairs of SNPs, of those that work together.
+SECONDS_A_PAIR_TEST = 1.2e-10
+LONG_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,21 @@ class Findings:
         posterior: Of each variant.
         share: Explained variance of each block.
         tables: The tables of :data:`TABLES`, by name.
+        looked_for_pairs: Whether all pairs of SNPs were looked at.
     """
 
     deconvolution: Deconvolution
     posterior: Posterior
     share: BlockPVE
     tables: Mapping[str, pd.DataFrame]
+    looked_for_pairs: bool
 
     @property
     def metrics(self) -> dict[str, float]:
         """The findings in numbers, as a run logs them."""
         return {
             "credible_sets": float(len(self.tables["credible_sets"])),
+            "pairs_searched": float(self.looked_for_pairs),
             "pairs": float((self.tables["pairs"]["pip"] > 0.5).sum()),
             "sum_of_pips": float(self.posterior.pip.sum()),
             "pve": self.share.total,
@@ -128,14 +131,16 @@ def deconvolve_people(
     """
     started = time.monotonic()
     people = _with_normal_scores(people, wanted=settings.normal_scores)
-    device = where_it_fits(people.genotypes, device)
+    device = statistics_device(people.genotypes, device)
+    pairs = people.kind != "multiclass" and looks_for_pairs(
+        settings, people.genotypes, num_looks=1 + settings.decoys, device=device
+    )
     how: dict[str, Any] = {
         "chrom": people.variants.chrom,
         # A copy: torch warns of arrays that are read-only, as those of a table are.
         "position_bp": people.variants.position_bp.copy(),
         "covariates": people.covariates,
-        "pairs": people.kind != "multiclass"
-        and looks_for_pairs(settings.pairs, people.genotypes, num_looks=1 + settings.decoys, device=device),
+        "pairs": pairs,
         "settings": Settings(device=str(device)),
     }
     found = distributed.first_rank_does(
@@ -182,7 +187,9 @@ def deconvolve_people(
         credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
         q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, how=how),
     )
-    return Findings(deconvolution=found, posterior=posterior, share=share, tables=tables)
+    return Findings(
+        deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
+    )
 
 
 def write_tables(findings: Findings, folder: Path) -> dict[str, Path]:
@@ -206,28 +213,38 @@ def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> Pe
 
 
 def looks_for_pairs(
-    wanted: bool | Literal["auto"], genotypes: PackedGenotypes, *, num_looks: int, device: torch.device
+    settings: InterpretationConfig, genotypes: PackedGenotypes, *, num_looks: int, device: torch.device
 ) -> bool:
-    """Whether all pairs of SNPs are looked at: as asked, or where it takes minutes.
+    """Whether all pairs of SNPs are looked at: by the settings and the cohort's size alone; a collective.
+
+    No device and no memory has a say, so that the same command is the same science everywhere.
 
     Args:
-        wanted: `interpretation.pairs`.
+        settings: `pairs`, and `max_pair_tests` where that is auto.
         genotypes: The people and variants.
         num_looks: How often, as for each draw of decoys.
-        device: Where to compute.
+        device: Where to compute, for a word on how long it takes.
     """
-    if wanted != "auto":
-        return wanted
     num_variants = genotypes.num_variants
-    num_operations = num_looks * genotypes.num_samples * num_variants * (num_variants - 1) / 2
-    most = MOST_PAIR_OPERATIONS[device.type]
-    if num_operations > most:
-        logger.info(
-            "no pairs of SNPs are looked for: %d times makes %.2g people × pairs, and auto stops at %.0g on "
-            "a %s; --set interpretation.pairs=true looks all the same",
-            num_looks, num_operations, most, "CPU" if device.type == "cpu" else "GPU",
-        )  # fmt: skip
-    return num_operations <= most
+    num_tests = num_looks * genotypes.num_samples * num_variants * (num_variants - 1) / 2
+    most = settings.max_pair_tests
+    looks = distributed.from_first_rank(num_tests <= most if settings.pairs == "auto" else settings.pairs)
+    why = f"pairs={str(settings.pairs).lower()}"
+    if settings.pairs == "auto":
+        why += f" with max_pair_tests={most:.3g}"
+    logger.info(
+        "pairs of SNPs are %slooked for: %d times they make %.3g people × pairs, and interpretation.%s%s",
+        "" if looks else "not ", num_looks, num_tests, why,
+        "" if looks else "; --set interpretation.pairs=true looks for them",
+    )  # fmt: skip
+    seconds = num_tests * SECONDS_A_PAIR_TEST / torch.get_num_threads()
+    if looks and device.type == "cpu" and seconds > LONG_S:
+        logger.warning(
+            "pairs of SNPs take about %.0f hours on this CPU; a GPU takes minutes, and "
+            "--set interpretation.pairs=false none",
+            seconds / 3600,
+        )
+    return looks
 
 
 def _q_values(

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snpdeconv.errors import ResourceError
+from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.resident import where_it_fits
 from snpdeconv.out_of_memory import Pieces
+from snpdeconv.training import distributed
 from snpdeconv.training.precision import Precision
 
 
@@ -65,4 +68,14 @@ def choose_device(requested: str) -> torch.device:
             where="resources.device",
             mend="--set resources.device=auto takes the CPU then",
         )
-    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cpu") if requested == "cpu" else distributed.default_device()
+
+
+def statistics_device(genotypes: PackedGenotypes, device: torch.device) -> torch.device:
+    """Where single effects and pairs are computed: on all ranks' GPUs, or on the CPU of each; a collective.
+
+    The two round otherwise. Ranks that took the one here and the other there would compare decoys and folds
+    with a fit of another rounding.
+    """
+    fits = where_it_fits(genotypes, device)
+    return torch.device("cpu") if distributed.any_rank(fits.type != device.type, device) else fits

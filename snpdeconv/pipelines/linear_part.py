@@ -25,7 +25,6 @@ from snpdeconv.config import Config
 from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.genetics.resident import where_it_fits
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.interpret.deconvolution import deconvolve
 from snpdeconv.interpret.single_effects import Settings
@@ -34,6 +33,7 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines.dataset import Dataset
 from snpdeconv.pipelines.deconvolution import looks_for_pairs
+from snpdeconv.pipelines.inference import statistics_device
 from snpdeconv.training import distributed
 from snpdeconv.version import __version__
 
@@ -101,6 +101,7 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
                 torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
                 kind=kind,
                 sparse=sparse,
+                max_samples=config.model.ridge_max_samples,
             )
         )
 
@@ -164,10 +165,10 @@ class _Fits:
     @classmethod
     def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
-        device = where_it_fits(genotypes, device)
+        device = statistics_device(genotypes, device)
         # Once for everyone, and once for each fold of the cross-fit at most.
         num_looks = 1 + max(folds for _, folds in FOLDS)
-        pairs = looks_for_pairs(config.interpretation.pairs, genotypes, num_looks=num_looks, device=device)
+        pairs = looks_for_pairs(config.interpretation, genotypes, num_looks=num_looks, device=device)
         return cls(genotypes, dataset, pairs, device)
 
     @property

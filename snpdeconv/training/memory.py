@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from snpdeconv.device import GIB, Allocations, available_bytes, release_memory, used_bytes
 from snpdeconv.errors import ResourceError
 from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training.data import Batch
 from snpdeconv.training.distributed import default_device
-from snpdeconv.training.memory_readings import GIB, Allocations, available_bytes, release_memory, used_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.training.memory_readings import GIB, available_bytes
+from snpdeconv.device import GIB, available_bytes
 
 if TYPE_CHECKING:
     from snpdeconv.training.data import Batch

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snpdeconv.device import GIB, PeakMemory
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.training import distributed
 from snpdeconv.training.checkpoint import find_checkpoint, read_state
 from snpdeconv.training.data import epoch_batches, num_batches, seed_epoch, windows
 from snpdeconv.training.losses import make_loss
-from snpdeconv.training.memory_readings import GIB, PeakMemory
 from snpdeconv.training.precision import choose_precision, requested_precision
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.training.run import Optimization, Run, start_run

@@ -129,18 +129,19 @@ def test_pairs_that_interact_are_found_unless_not_asked_for(run, interacting, tm
     assert not len(table(tmp_path / "b", "pairs"))
 
 
-def test_pairs_of_a_cohort_too_large_are_left_out_and_it_is_told(
-    run, interacting, tmp_path, monkeypatch, caplog
-):
-    from snpdeconv.pipelines import deconvolution
-
-    monkeypatch.setitem(deconvolution.MOST_PAIR_OPERATIONS, "cpu", 1e6)
-    done = run(*words(interacting, tmp_path / "auto"))
+def test_pairs_of_a_cohort_too_large_are_left_out_and_it_is_told(run, interacting, tmp_path):
+    limit = ("--set", "interpretation.max_pair_tests=1e6")
+    done = run(*words(interacting, tmp_path / "auto", *limit))
     assert done.code == 0, done.err
-    assert "--set interpretation.pairs=true" in done.err
+    assert "max_pair_tests=1e+06; --set interpretation.pairs=true" in done.err
     assert not len(table(tmp_path / "auto", "pairs"))
-    ranked(run, interacting, tmp_path / "asked", "--set", "interpretation.pairs=true")
+    ranked(run, interacting, tmp_path / "asked", *limit, "--set", "interpretation.pairs=true")
     assert len(table(tmp_path / "asked", "pairs"))
+    searched = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["single_effects"]["pairs_searched"]
+        for name in ("auto", "asked")
+    ]
+    assert searched == [0.0, 1.0]
 
 
 def test_plain_association_asks_no_single_effects_and_leaves_no_tables_of_others(

@@ -14,6 +14,7 @@ from snpdeconv.launch.records import all_records
 PACKAGE = Path(snpdeconv.__file__).parent
 FLOOR = {
     "errors": 0,
+    "device": 0,
     "out_of_memory": 0,
     "version": 0,
     "files": 0,

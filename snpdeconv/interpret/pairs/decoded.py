@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snpdeconv.device import available_bytes
 from snpdeconv.interpret.pairs.columns import Dosages
 
 # Decoded tiles that stay: 256 MiB, or a share of a GPU's free memory.
@@ -67,4 +68,4 @@ class DecodedTiles:
 def _kept_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 4 * KEPT_ELEMENTS_CPU
-    return int(KEPT_SHARE_GPU * torch.cuda.mem_get_info(device)[0])
+    return int(KEPT_SHARE_GPU * available_bytes(device))

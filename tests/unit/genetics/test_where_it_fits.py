@@ -10,7 +10,10 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 def test_a_cohort_that_a_gpu_does_not_hold_is_worked_on_by_the_cpu(monkeypatch, caplog):
     cohort = PackedGenotypes(np.zeros((100, 10), dtype=np.uint8), 40)
     free = [2000]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0] - 1000, 10**9))
+    # What torch holds and nobody uses is free too.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
     assert where_it_fits(cohort, GPU) == GPU
     assert not caplog.text
     free[0] = 1999

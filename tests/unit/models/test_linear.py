@@ -97,13 +97,10 @@ def test_the_offset_turns_the_fit_into_predictions_of_samples_left_out(
         assert abs(left_out[i] - expected) < 1e-4
 
 
-def test_samples_that_were_not_sampled_need_no_offset(
-    cohort: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-):
+def test_samples_that_were_not_sampled_need_no_offset(cohort: tuple[torch.Tensor, torch.Tensor]):
     codes, trait = cohort
-    monkeypatch.setattr(linear, "MAX_SAMPLES", 100)
 
-    offset = fit_linear(model_of(codes), codes, trait, kind="quantitative").offset
+    offset = fit_linear(model_of(codes), codes, trait, kind="quantitative", max_samples=100).offset
 
     assert offset.shape == (300, 1)
     assert int((offset != 0).sum()) == 100
@@ -201,16 +198,13 @@ def test_classes_of_unequal_size_are_told_apart():
     assert f1_score(label[~train], found, average="macro") > 0.95
 
 
-def test_a_large_cohort_is_sampled(
-    cohort: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_large_cohort_is_sampled(cohort: tuple[torch.Tensor, torch.Tensor]):
     codes, trait = cohort
-    monkeypatch.setattr(linear, "MAX_SAMPLES", 100)
     covariates = torch.zeros(300, 1)
     first, second = model_of(codes, num_covariates=1), model_of(codes, num_covariates=1)
 
-    fit = fit_linear(first, codes, trait, covariates, kind="quantitative")
-    fit_linear(second, codes, trait, covariates, kind="quantitative")
+    fit = fit_linear(first, codes, trait, covariates, kind="quantitative", max_samples=100)
+    fit_linear(second, codes, trait, covariates, kind="quantitative", max_samples=100)
 
     assert fit.num_samples == 100
     assert torch.equal(first.wide.weight, second.wide.weight)

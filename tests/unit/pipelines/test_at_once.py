@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from snpdeconv.device import Allocations
 from snpdeconv.interpret.attribution import integrated_gradients
 from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
 from snpdeconv.pipelines import at_once
 from snpdeconv.pipelines.at_once import bytes_a_person, people_at_once
 from snpdeconv.training.data import PackedLoader
-from snpdeconv.training.memory_readings import Allocations
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from snpdeconv.config import Config, load_config
+from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.simulate import simulate
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
+from snpdeconv.pipelines.deconvolution import looks_for_pairs
 from snpdeconv.pipelines.fit import build_model
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
@@ -189,3 +191,15 @@ def test_families_stay_together_in_a_fold(kind):
     assert any(len(np.unique(alone[family == one])) > 1 for one in range(60))
     if kind == "binary":
         assert np.ptp([target[alone == one].sum() for one in range(4)]) <= 1
+
+
+@pytest.mark.parametrize(("limit", "looks"), [("44850e2", True), ("44849e2", False)])
+def test_no_device_decides_whether_pairs_are_looked_for(limit, looks, caplog):
+    settings = load_config("small_cpu", overrides=[f"interpretation.max_pair_tests={limit}"]).interpretation
+    genotypes = PackedGenotypes(np.zeros((10, 75), dtype=np.uint8), 300)
+    caplog.set_level("INFO")
+    for device in ("cpu", "cuda", "cuda:1"):  # 10 × 44,850 pairs × 10 looks
+        found = looks_for_pairs(settings, genotypes, num_looks=10, device=torch.device(device))
+        assert found is looks
+        assert f"max_pair_tests={float(limit):.3g}" in caplog.text
+        caplog.clear()

@@ -9,12 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from snpdeconv.device import GIB
 from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.memory_readings import GIB
 from snpdeconv.training.precision import choose_precision
 from snpdeconv.training.window import WindowStep
 

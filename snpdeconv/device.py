@@ -1,6 +1,6 @@
-"""Owns what memory there is and how much of it a piece of work takes, on a GPU or on the host.
+"""What the hardware holds: devices by their full name, memory that is free, and what a piece of work takes.
 
-Reads counters; what to do about them is for others.
+Reads counters; what to do about them is for others. Knows no model and no training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
 
 GIB = 2**30
@@ -23,6 +22,14 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _SAMPLING_INTERVAL_S = 0.002
 _PHASE = "snpdeconv: end of a phase"
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """The device as tensors on it name it: ``cuda`` is the process's present GPU, ``cuda:0`` for example."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class PeakMemory:
@@ -132,6 +139,8 @@ def used_bytes(device: torch.device) -> int:
     """What torch holds of a GPU, or this process of the host, now."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    import psutil  # a machine for statistics on a GPU alone may lack it
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -141,6 +150,8 @@ def available_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
+    import psutil
+
     return min(int(psutil.virtual_memory().available), control_group_bytes())
 
 
@@ -210,6 +221,8 @@ def _high_water_mark() -> int:
 class _ResidentSampler(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
+        import psutil
+
         self._process = psutil.Process()
         self._is_over = threading.Event()
         self.peak_bytes = int(self._process.memory_info().rss)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from snpdeconv.training import memory_readings
-from snpdeconv.training.memory_readings import (
+from snpdeconv import device
+from snpdeconv.device import (
     Allocations,
     PeakMemory,
     available_bytes,
@@ -20,7 +20,7 @@ MIB = 2**20
 @pytest.mark.parametrize("can_reset", [True, False])
 def test_the_peak_is_of_what_was_held_within_the_block(monkeypatch, can_reset):
     if not can_reset:  # as on systems without /proc
-        monkeypatch.setattr(memory_readings, "_CLEAR_REFS", Path("/nowhere/clear_refs"))
+        monkeypatch.setattr(device, "_CLEAR_REFS", Path("/nowhere/clear_refs"))
     torch.ones(100 * MIB // 4)  # before the block
     release_memory()
     with PeakMemory(CPU) as memory:
@@ -72,7 +72,7 @@ def test_control_groups_of_version_1_and_none(tmp_path):
 
 def test_available_memory_is_within_the_machine_and_the_group(monkeypatch):
     assert 0 < available_bytes(CPU) < 2**50
-    monkeypatch.setattr(memory_readings, "control_group_bytes", lambda: 12345)
+    monkeypatch.setattr(device, "control_group_bytes", lambda: 12345)
     assert available_bytes(CPU) == 12345
 
 
