@@ -20,11 +20,15 @@ FAST_WORDS = [word for setting in FAST for word in ("--set", setting)]
 
 
 def train_words(folder: Path, out: Path, *more: object) -> list[object]:
-    """The train command on a simulated cohort's folder, with quick settings."""
-    return [
-        "train", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
-        "--trait", "trait", "--out", out, *FAST_WORDS, *more,
-    ]  # fmt: skip
+    """The train command on a simulated cohort's folder, with quick settings; an option in `more` replaces."""
+    usual = {
+        "--genotypes": folder / "cohort.bed",
+        "--phenotypes": folder / "phenotypes.tsv",
+        "--trait": "trait",
+        "--out": out,
+    }
+    kept = [word for option in usual.items() if option[0] not in more for word in option]
+    return ["train", *kept, *FAST_WORDS, *more]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ Sums and divisions are the window's: that alone makes accumulation, splitting an
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snpdeconv.errors import ConfigError, nearest
+from snpdeconv.errors import ConfigError, InputError, nearest
 
 # B batch, O outputs
 
@@ -96,6 +97,40 @@ def make_loss(name: str, *, class_weights: Tensor | None = None) -> nn.Module:
     raise ConfigError(
         f"no loss is called '{name}'", where="loss", mend=nearest(name, ["focal", "cross_entropy", "mse"])
     )
+
+
+def check_target(loss: object, logits: Tensor, target: Tensor) -> None:
+    """Refuses targets that a loss of this module would take for something else, as a height for a class.
+
+    Args:
+        loss: One of this module; what others take is theirs to say.
+        logits: (B, O) or (B,).
+        target: (B,); NaN is left to the look for inputs that are not finite.
+
+    Raises:
+        InputError: A value is no class of the model, or there is not one value for each sample and output.
+    """
+    if not isinstance(loss, (FocalLoss, CrossEntropyLoss, SquaredErrorLoss)):
+        return
+    is_quantity = isinstance(loss, SquaredErrorLoss)
+    values = target.detach().reshape(-1).float().cpu().numpy()
+    if len(values) != (logits.numel() if is_quantity else len(logits)):
+        raise InputError(
+            f"{len(values)} values for logits of shape {tuple(logits.shape)}",
+            where="target",
+            mend="give one value a sample, and the model one output for a binary trait or a quantity",
+        )
+    if is_quantity:
+        return
+    num_classes = 2 if _is_binary(logits) else logits.shape[1]
+    wrong = (values < 0) | (values >= num_classes) | (values != np.floor(values)) & ~np.isnan(values)
+    if wrong.any():
+        raise InputError(
+            f"the value {values[wrong][0]:g} is none of the {num_classes} classes, "
+            f"which are the whole numbers from 0 to {num_classes - 1}",
+            where="target",
+            mend="give loss='mse' for a quantity, or the model num_outputs for several classes",
+        )
 
 
 def balanced_class_weights(target: Tensor, num_classes: int) -> Tensor:

@@ -52,7 +52,8 @@ class MultiGPUSNPTrainer:
         val_loader: Likewise, for validation after every epoch.
         use_amp: Mixed precision; False is fp32.
         amp_dtype: torch.bfloat16, or torch.float16 with a gradient scaler; GPUs without bf16 units get fp16.
-        loss: `focal`, `cross_entropy`, `mse`, or a callable that gives (B,) losses of (logits, target).
+        loss: `focal` or `cross_entropy` (targets are the numbers of classes, 0 and 1 where the model has one
+            output), `mse` (values), or a callable that gives (B,) losses of (logits, target).
         learning_rate: Of AdamW, at its highest.
         weight_decay: Of AdamW.
         schedule: `cosine` with warm-up, `plateau` or `constant`.

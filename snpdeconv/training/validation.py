@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from snpdeconv.errors import InputError, TrainingError
 from snpdeconv.training import distributed
 from snpdeconv.training.data import as_batch
+from snpdeconv.training.losses import check_target
 from snpdeconv.training.precision import Precision
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
@@ -62,6 +63,8 @@ def validate(
             given = on_device.tensors()
             with precision.autocast():
                 predicted = model(given[0], *given[2:])
+            if batch.target.device.type == "cpu":
+                check_target(loss, predicted, batch.target)
             sums[0] += loss(predicted, on_device.target).sum()
             sums[1] += len(batch)
             logits.append(predicted.float().reshape(len(batch), -1))

@@ -19,6 +19,7 @@ from snpdeconv.errors import TrainingError
 from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training import distributed
 from snpdeconv.training.data import Batch
+from snpdeconv.training.losses import check_target
 from snpdeconv.training.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class WindowStep:
         self._device = device
         self._num_ranks = distributed.world_size() if isinstance(model, DistributedDataParallel) else 1
         self._is_rehearsed = self._num_ranks == 1
+        self._is_checked = False
 
     def run(self, window: list[Batch]) -> StepResult:
         """Accumulates a window's gradient and takes a step.
@@ -158,6 +160,10 @@ class WindowStep:
                 with contextlib.nullcontext() if is_exchanged else self._alone():
                     with self._precision.autocast():
                         logits = self._forward(batch)
+                    # A look at values on a GPU waits for all that was sent there: only the first is taken.
+                    if piece.target.device.type == "cpu" or not self._is_checked:
+                        check_target(self._loss, logits, piece.target)
+                        self._is_checked = True
                     # Without samples the rank's gradient is zero, but it takes part in the exchange.
                     total = self._loss(logits, batch.target).sum() if pieces else logits.sum() * 0.0
                     self._scaler.scale(total * scale).backward()  # type: ignore[no-untyped-call]

@@ -269,7 +269,6 @@ def test_structure_is_told_and_components_take_it_out(run, tmp_path):
         (["--method", "single_effect"], "did you mean 'single_effects'?"),
         (["--set", "interpretation.coverage=2"], "interpretation.coverage: Input should be less than 1"),
         (["--preset", "smal_cpu"], "did you mean 'small_cpu'?"),
-        (["--trait", "trai"], "did you mean 'trait'?"),
         (["--run", "0" * 32, "--model", "m"], "both --run and --model are given"),
         (["--run", "0" * 32, "--preset", "small_cpu"], "a trained network has its own settings"),
         (["--run", "0" * 32, "--blocks", "b.bed"], "a trained network has its own blocks"),
@@ -293,3 +292,12 @@ def test_without_anything_to_rank_and_into_the_folder_of_a_run(run, additive, tm
     done = run(*words(additive, tmp_path))
     assert done.code == 2
     assert "is the folder of a training run" in done.err
+
+
+def test_a_misspelt_trait_is_one_line(run, additive, tmp_path):
+    given = words(additive, tmp_path / "out")
+    given[given.index("trait")] = "trai"
+    done = run(*given)
+    assert done.code == 2
+    assert "did you mean 'trait'?" in done.err
+    assert not (tmp_path / "out").exists()

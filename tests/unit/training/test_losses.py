@@ -2,15 +2,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, log_softmax
+from torch.utils.data import DataLoader, TensorDataset
 
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.training.losses import (
     CrossEntropyLoss,
     FocalLoss,
     SquaredErrorLoss,
     balanced_class_weights,
+    check_target,
     make_loss,
 )
+from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.0, 0.7, 6.0], dtype=torch.float64)
 TARGET = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
@@ -82,3 +85,43 @@ def test_names():
     assert isinstance(make_loss("mse"), SquaredErrorLoss)
     with pytest.raises(ConfigError, match="did you mean 'focal'"):
         make_loss("fokal")
+
+
+@pytest.mark.parametrize("name", ["focal", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("num_outputs", "value", "told"),
+    [
+        (1, 170.0, "the value 170 is none of the 2 classes"),
+        (1, -1.0, "the value -1 is none of the 2 classes"),
+        (1, 0.5, "the value 0.5 is none"),
+        (3, 3, "the value 3 is none of the 3 classes, which are the whole numbers from 0 to 2"),
+        (3, 1.5, "the value 1.5 is none"),
+    ],
+)
+def test_a_target_that_is_no_class_is_refused(name, num_outputs, value, told):
+    target = torch.tensor([0, 1, value])
+    with pytest.raises(InputError, match=f"^target: {told}.*loss='mse'"):
+        check_target(make_loss(name), torch.zeros(3, num_outputs), target)
+    check_target(make_loss(name), torch.zeros(3, num_outputs), torch.tensor([0.0, 1.0, torch.nan]))
+    check_target(torch.nn.BCEWithLogitsLoss(reduction="none"), torch.zeros(3, num_outputs), target)
+
+
+@pytest.mark.parametrize(("name", "num_outputs"), [("mse", 3), ("focal", 1)])
+def test_a_target_of_another_shape_is_refused(name, num_outputs):
+    with pytest.raises(InputError, match=r"target: 4 values for logits of shape \(2, "):
+        check_target(make_loss(name), torch.zeros(2, num_outputs), torch.zeros(4))
+
+
+def test_heights_are_refused_by_the_trainer_s_default_loss():
+    x = torch.randn(8, 4)
+    late = torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 170])
+    whole = torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1])
+
+    def trainer(train: torch.Tensor, val: torch.Tensor, **how: str) -> MultiGPUSNPTrainer:
+        loaders = [DataLoader(TensorDataset(x, y), batch_size=2) for y in (train, val)]
+        return MultiGPUSNPTrainer(torch.nn.Linear(4, 1), *loaders, use_amp=False, device="cpu", **how)
+
+    for train, val in ((late, whole), (whole, late)):
+        with pytest.raises(InputError, match="the value 170 is none of the 2 classes"):
+            trainer(train, val).train(1)
+    trainer(late, late, loss="mse").train(1)
