@@ -17,6 +17,7 @@ from pathlib import Path
 from snpdeconv.cli import main as snpdeconv
 from snpdeconv.errors import UserError
 from snpdeconv.launch.site import Site, load_site
+from snpdeconv.tracking.registry import check_model_name
 
 
 def main() -> None:
@@ -26,6 +27,10 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--every", metavar="TIME", help="as sbatch counts it: 12hours, 7days")
     known, rest = parser.parse_known_args()
+    try:
+        check_model_name(known.name)  # it becomes part of a job's name and of a file's
+    except UserError as error:
+        sys.exit(f"error: {error}")
     if known.every is not None:
         try:
             site = load_site(known.cluster)
@@ -47,7 +52,7 @@ def queue_next(site: Site, *, name: str, every: str) -> None:
         print(f"next      waits already (SLURM {waiting[0]})")
         return
     facts = {"partition": site.partition, "account": site.account, "qos": site.qos}
-    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), *sys.argv[1:]]
     queued = subprocess.run(
         [
             "sbatch", "--parsable", f"--begin=now+{every}", f"--job-name={name}", "--ntasks=1", "--mem=1G",

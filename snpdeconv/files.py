@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snpdeconv.errors import ConfigError, DamagedFile, InputError
+from snpdeconv.errors import ConfigError, DamagedFile, InputError, ResourceError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -51,6 +52,34 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def private_folder(path: Path) -> Path:
+    """A folder for its owner alone, made when it is missing; one that is there stays as it is."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def others_may_write(path: Path) -> bool:
+    """Whether group or others may change a file, or what is in a folder."""
+    return bool(path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def require_own(path: Path) -> None:
+    """Refuses what another user could have written, before something in it is run.
+
+    Raises:
+        ResourceError: It belongs to neither this user nor root, or group or others may write it.
+    """
+    problem = "what is in it would run as you"
+    if path.stat().st_uid not in (0, os.geteuid()):
+        raise ResourceError(
+            f"belongs to another user, and {problem}", where=path, mend="give the path of a file of your own"
+        )
+    if others_may_write(path):
+        raise ResourceError(
+            f"others may write it, and {problem}", where=path, mend=f"chmod go-w {shlex.quote(str(path))}"
+        )
 
 
 def sync_to_disk(path: Path) -> None:

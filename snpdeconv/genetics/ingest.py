@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -179,7 +180,9 @@ def _import(
     if len(reader.samples) == 0:
         raise InputError("no samples", where=files.paths[-1])
     reader.samples.require_unique(where=files.paths[-1])
-    with StoreWriter(out, samples=reader.samples) as writer:
+    # A store is never more readable than what it was made from.
+    private = not all(path.stat().st_mode & stat.S_IROTH for path in files.paths)
+    with StoreWriter(out, samples=reader.samples, private=private) as writer:
         done = _append_all(reader, writer, progress=progress)
         kept = writer.choose()
         report = {**reader.report, "skipped_unplaced": kept.num_unplaced}

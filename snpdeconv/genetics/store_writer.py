@@ -62,11 +62,13 @@ class StoreWriter:
     Args:
         path: The store to make; its folder is created if need be.
         samples: N samples, at least one.
+        private: Whether only the owner may look into it.
     """
 
-    def __init__(self, path: Path, *, samples: Samples) -> None:
+    def __init__(self, path: Path, *, samples: Samples, private: bool = True) -> None:
         self._path = path = path.absolute()  # The folder "." has no name.
         self._samples = samples
+        self._private = private
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._panel_bytes: list[int] = []
         self._panel = np.empty((0, 0), dtype=np.uint8)
@@ -78,7 +80,7 @@ class StoreWriter:
         with writing_to(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self._path)
-            self._partial.mkdir()
+            self._partial.mkdir(mode=0o700 if self._private else 0o777)
             self._panels = (self._partial / _PANELS).open("wb+")
             self._variants = VariantSpool(self._partial / _VARIANT_SPOOL)
         return self

@@ -9,11 +9,12 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,16 @@ logger = logging.getLogger(__name__)
 _CONTROLLER = "import sys; from submitit.local.local import Controller; Controller(sys.argv[1]).run(10**6)"
 
 
+_ENTRY = "-P -u -m snpdeconv.launch.entry"
+"""Without -P a module of the working folder would take the place of ours."""
+
+
 class _Slurm(SlurmExecutor):
     """submitit's, also where there is no SLURM: to show the script."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} {_ENTRY} {shlex.quote(str(self.folder))}"
 
     @classmethod
     def affinity(cls) -> int:
@@ -45,6 +54,10 @@ class _Slurm(SlurmExecutor):
 
 class _Detached(LocalExecutor):
     """submitit's, with a controller that outlives the terminal and keeps none of its streams open."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} {_ENTRY} {shlex.quote(str(self.folder))}"
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         given = self.parameters
@@ -60,7 +73,7 @@ class _Detached(LocalExecutor):
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "CUDA_VISIBLE_DEVICES": _local_gpus(given["gpus_per_node"]),
         }
-        words = [sys.executable, "-c", _CONTROLLER, str(self.folder)]
+        words = [sys.executable, "-P", "-c", _CONTROLLER, str(self.folder)]
         script = " && ".join([*given["setup"], f"exec {shlex.join(words)}"])
         process = subprocess.Popen(
             ["/bin/bash", "-c", script],
@@ -86,7 +99,7 @@ class Plan:
     """How a job, or each element of an array, is to run.
 
     Attributes:
-        name: For people.
+        name: For people: `job_name` of it is what the scheduler gets.
         request: What it asks for; on this machine the memory is not looked at.
         site: Where it goes.
         folder: Where its output goes.
@@ -100,6 +113,11 @@ class Plan:
     folder: Path
     needs: tuple[Path, ...] = ()
     after: tuple[str, ...] = ()
+
+
+def job_name(name: str) -> str:
+    """A name as schedulers, scripts and paths take it; it may come from a trait or from a server."""
+    return re.sub(r"[^\w.+-]", "-", name)
 
 
 def sbatch_script(plan: Plan, *, num_elements: int = 1) -> str:
@@ -214,7 +232,7 @@ def _slurm(plan: Plan) -> _Slurm:
     if plan.after:
         further |= {"dependency": "afterok:" + ":".join(plan.after), "kill-on-invalid-dep": "yes"}
     parameters: dict[str, Any] = {
-        "job_name": plan.name,
+        "job_name": job_name(plan.name),
         "nodes": request.nodes,
         "ntasks_per_node": request.tasks_per_node,
         "cpus_per_task": request.cpus_per_task,
@@ -240,8 +258,27 @@ def _slurm(plan: Plan) -> _Slurm:
     }
     if site.container.runtime != "none":
         parameters["teardown"] = _requeue_lines(plan.folder)
+    # A line break in what becomes a comment for sbatch would begin a command.
+    for value in (*_texts({k: v for k, v in parameters.items() if k != "setup"}), str(plan.folder)):
+        if not value.isprintable():
+            raise ConfigError(
+                "holds a line break or another character that is not printable",
+                where=repr(value),
+                mend="leave it out of paths, names and options of a job",
+            )
     executor.update_parameters(**parameters)
     return executor
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in nested values."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
 
 
 def _gpus(plan: Plan) -> dict[str, Any]:
@@ -265,6 +302,7 @@ def _variables(plan: Plan) -> dict[str, str]:
         "SNPDECONV_HOME": str(home()),
         "OMP_NUM_THREADS": str(plan.request.cpus_per_task),
         "OMP_WAIT_POLICY": "passive",
+        "PYTHONSAFEPATH": "1",  # of what the job starts in its turn
     }
     uri = plan.site.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     # An address with a password in it is left to the environment: others may read the script.

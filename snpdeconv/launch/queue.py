@@ -47,7 +47,7 @@ def launch(
         UserError: It cannot be queued.
     """
     plan = Plan(
-        name=f"snpdeconv-{record.model.replace('/', '-').replace(' ', '-')}",
+        name=f"snpdeconv-{record.model}",
         request=target.request,
         site=target.site,
         folder=record.log_folder,
@@ -85,7 +85,7 @@ def make_record(
     """
     return new_record(
         Record(
-            id="-".join([model.partition("/")[0].replace(" ", "-"), *([kind] if kind in _NAMED else [])]),
+            id=executor.job_name("-".join([model.partition("/")[0], *([kind] if kind in _NAMED else [])])),
             kind=kind,
             preset=config.preset,
             model=model,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snpdeconv.errors import InputError, nearest
-from snpdeconv.files import write_json
+from snpdeconv.files import private_folder, write_json
 from snpdeconv.tracking.home import home
 
 Kind = Literal["train", "predict", "rank", "register", "retrain", "search"]
@@ -122,9 +122,10 @@ def new_record(record: Record) -> Record:
     for number in range(1, 1000):
         named = replace(record, id=stem if number == 1 else f"{stem}-{number}", host=socket.gethostname())
         try:
-            named.log_folder.mkdir(parents=True)
+            (private_folder(jobs_dir()) / named.id).mkdir(mode=0o700)
         except FileExistsError:
             continue
+        named.log_folder.mkdir(mode=0o700)
         return named
     raise AssertionError(stem)
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 import snpdeconv
 from snpdeconv.errors import ConfigError, nearest
+from snpdeconv.files import require_own
 from snpdeconv.yaml_text import read_yaml
 
 Runtime = Literal["none", "apptainer", "pyxis", "charliecloud"]
@@ -93,6 +94,14 @@ class Site(_Facts):
     def _numbers_are_text(cls, value: Any) -> Any:
         return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
+    @field_validator("environment")
+    @classmethod
+    def _names_are_words(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:  # the script of a job takes them as they are
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f"{name!r} cannot name a variable")
+        return value
+
     @property
     def overrides(self) -> list[str]:
         """Settings of a preset that the site changes."""
@@ -111,8 +120,8 @@ def load_site(name: str | None) -> Site:
     """Reads a site.
 
     Args:
-        name: ``local``, the NAME of a ``jobs/clusters/NAME.yaml`` in this folder or in the project's, the
-            path of a YAML file, or None for whatever is here.
+        name: ``local``, the NAME of a ``jobs/clusters/NAME.yaml`` in the project's folder, else in this one,
+            the path of a YAML file, or None for whatever is here.
 
     Raises:
         ConfigError: There is no such file, or it does not hold together.
@@ -138,9 +147,9 @@ def load_site(name: str | None) -> Site:
 
 
 def known_sites() -> dict[str, Path]:
-    """The cluster files in reach, by name; those of this folder come before the project's."""
+    """The cluster files in reach, by name; the project's come before those of this folder."""
     project = Path(snpdeconv.__file__).parent.parent
-    places = [Path.cwd() / "jobs" / "clusters", project / "jobs" / "clusters"]
+    places = [project / "jobs" / "clusters", Path.cwd() / "jobs" / "clusters"]
     return {path.stem: path for place in reversed(places) for path in sorted(place.glob("*.yaml"))}
 
 
@@ -152,6 +161,8 @@ def _find(name: str) -> Path:
             where="--cluster",
             mend=f"{nearest(name, [*known, 'local'])}, or give the path of a YAML file",
         )
+    # Its lines of `setup` will run, and a name does not say whose file it is.
+    require_own(known[name])
     return known[name]
 
 

@@ -239,7 +239,7 @@ def show_script(config: Config, *, site: Site, name: str, needs: Sequence[Path],
         name=f"snpdeconv-{name}",
         request=make_request(config, one_process=num_elements > 0),
         site=site,
-        folder=jobs_dir() / f"{name}-DATE-TIME" / "log",
+        folder=jobs_dir() / f"{executor.job_name(name)}-DATE-TIME" / "log",
         needs=tuple(needs),
     )
     return executor.sbatch_script(plan, num_elements=num_elements)

@@ -15,7 +15,7 @@ from typing import Any
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, ResourceError
-from snpdeconv.files import write_json
+from snpdeconv.files import private_folder, write_json
 
 _STATE = "run.json"
 _LOCK = ".lock"
@@ -45,7 +45,7 @@ class RunFolder:
         self._refuse_strangers()
         self._is_new = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path)
             self._lock = (self.path / _LOCK).open("w")
         except OSError as error:
             raise ResourceError(

@@ -78,6 +78,7 @@ def _build(path: Path) -> None:
         return
     half = path.with_name(path.name + ".new")
     half.unlink(missing_ok=True)
+    half.touch(mode=0o600)
     upgrade.callback(f"sqlite:///{half}")
     half.rename(path)
 

@@ -6,12 +6,18 @@ Imports nothing of MLflow, so that every command may ask.
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import os
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.files import others_may_write, private_folder
+
+logger = logging.getLogger(__name__)
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _REMOTE = ("http", "https", *_DATABASES[1:])
@@ -30,22 +36,34 @@ def home() -> Path:
     root = Path(os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv").expanduser().absolute()
     mend = "set SNPDECONV_HOME to a folder that you may write"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        private_folder(root)
     except OSError as error:
         raise ResourceError(f"cannot be made ({error.strerror})", where=root, mend=mend) from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise ResourceError("is not writable", where=root, mend=mend)
+    _warn_if_shared(root)
     return root
+
+
+@functools.cache
+def _warn_if_shared(root: Path) -> None:
+    """Once a process: whoever can write into the home can have jobs run what they like."""
+    if others_may_write(root):
+        logger.warning(
+            "%s: other users may write here, and could run programs as you; chmod go-w %s",
+            root,
+            shlex.quote(str(root)),
+        )
 
 
 def artifacts_dir() -> Path:
     """Where the embedded store keeps artifacts."""
-    return home() / "artifacts"
+    return private_folder(home() / "artifacts")
 
 
 def cache_dir() -> Path:
     """Where imported cohorts and downloaded models are kept; safe to delete."""
-    return home() / "cache"
+    return private_folder(home() / "cache")
 
 
 def spool_dir() -> Path:
@@ -53,9 +71,7 @@ def spool_dir() -> Path:
 
     An address in a spool may hold a password.
     """
-    folder = home() / "spool"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    return private_folder(home() / "spool")
 
 
 def tracking_uri() -> str:

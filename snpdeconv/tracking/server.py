@@ -91,11 +91,13 @@ def serve_ui(port: int) -> Ui:
             ) from error
     client = connect(uri)  # two workers that build a fresh database at once would break it
     log = home() / "ui.log"
+    log.touch(mode=0o600)
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            server_command(uri, port=port, artifacts=artifacts_dir()),
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            cwd=home(),
+            server_command(port=port, artifacts=artifacts_dir()),
+            env=os.environ | _environment(uri),
+            # uvicorn imports from its working folder before all others: nobody but root writes here.
+            cwd="/",
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -123,13 +125,22 @@ def show_page(url: str) -> None:
         webbrowser.open(url)
 
 
-def server_command(uri: str, *, port: int, artifacts: Path) -> list[str]:
-    """The command that serves a database and a folder of artifacts on the loopback address."""
+def _environment(uri: str) -> dict[str, str]:
+    """What the server is told where no list of processes shows it: the address may hold a password."""
+    return {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def server_command(*, port: int, artifacts: Path) -> list[str]:
+    """The command that serves artifacts, and the database of `_environment`, on the loopback address."""
     names = ("127.0.0.1", "localhost")
     hosts = [*names, *(f"{name}:{port}" for name in names)]
     return [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", uri, "--artifacts-destination", str(artifacts)),
+        *("--artifacts-destination", str(artifacts)),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "2"),
         *("--allowed-hosts", ",".join(hosts)),
     ]

@@ -22,7 +22,7 @@ def me(monkeypatch):
 
 
 def dry_run(run, cohort, home, preset: str, *more: object) -> str:
-    what: list[object] = ["--data", cohort, "--name", "height"]
+    what: list[object] = ["--data", cohort, *(() if "--name" in more else ("--name", "height"))]
     if preset == "production":
         cohorts = (cohort / "cohort.bed", cohort / "holdout" / "cohort.bed")
         what = ["--model", "height@champion", "--genotypes", *cohorts]
@@ -60,6 +60,16 @@ def test_options_reach_the_script(run, cohort, home):
         assert f"#SBATCH {line}\n" in script
     assert "module load cuda\n" in script
     assert "export NCCL_SOCKET_IFNAME=ib0\n" in script
+
+
+def test_names_with_line_breaks_are_no_commands(run, cohort, home):
+    site = HERE / "clusters" / "none.yaml"
+    script = dry_run(run, cohort, home, "small_cpu", "--cluster", site, "--name", "a\ntouch ran #/../$(id)")
+    assert "\n#SBATCH --job-name=snpdeconv-a-touch-ran---..---id-\n" in script
+    assert "touch ran" not in script
+    ran = run("submit", "small_cpu", "--data", cohort, "--cluster", site, "--partition", "a\nid", "--dry-run")
+    assert ran.code == 2
+    assert "'a\\nid': holds a line break" in ran.err
 
 
 def test_a_password_stays_out_of_the_script(run, cohort, home, monkeypatch):

@@ -3,16 +3,21 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from submitit.core.utils import DelayedSubmission, cloudpickle_dump
 from toy_jobs import Counting, Deaf, Failing, Summing
 
 from snpdeconv.config import load_config
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, DamagedFile, ResourceError
 from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.entry import load_job
+from snpdeconv.launch.jobs import InTurn
 from snpdeconv.launch.logs import log_file, read_log
 from snpdeconv.launch.queue import launch, make_record
 from snpdeconv.launch.records import Record
@@ -156,3 +161,70 @@ def test_an_array_goes_one_after_the_other_and_past_failures(start, tmp_path):
 def test_several_nodes_need_slurm(start):
     with pytest.raises(ConfigError, match="asks for 2 nodes, and there is no SLURM here"):
         start(Summing, {}, asking=request(nodes=2))
+
+
+def test_a_job_imports_nothing_from_the_working_folder(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("submitit", "mlflow", "numpy", "snpdeconv"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'a').write(__name__)\nraise SystemExit(1)\n")
+    assert ended(start(Counting, {"out": str(tmp_path / "out"), "steps": 1, "step_s": 0.0})).state == "done"
+    assert not (tmp_path / "ran").exists()
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_names_jobs_of_ours_and_nothing_else(tmp_path):
+    job = Counting(record="r", settings="s", notice_s=1, in_container=False, out="o")
+    good, bad, torn = (tmp_path / f"{name}.pkl" for name in ("good", "bad", "torn"))
+    cloudpickle_dump(DelayedSubmission(InTurn((job,))), good)
+    cloudpickle_dump(DelayedSubmission(_Touch(tmp_path / "ran")), bad)
+    torn.write_bytes(good.read_bytes()[:50])
+    tmp_path.chmod(0o700)
+    assert load_job(good).function.jobs == (job,)
+    with pytest.raises(DamagedFile, match=r"bad.pkl: holds no job \(it names .*; submit it again"):
+        load_job(bad)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(DamagedFile, match=r"torn.pkl: holds no job"):
+        load_job(torn)
+
+
+def test_a_job_that_others_could_have_written_is_not_loaded(tmp_path, monkeypatch):
+    good = tmp_path / "good.pkl"
+    cloudpickle_dump(DelayedSubmission(print), good)
+    tmp_path.chmod(0o770)
+    with pytest.raises(ResourceError, match=r"others may write it.*; chmod go-w /"):
+        load_job(good)
+    tmp_path.chmod(0o700)
+    os.chown(good, 12345, -1)
+    with pytest.raises(ResourceError, match=r"good.pkl: belongs to another user"):
+        load_job(good)
+
+
+def test_folders_of_jobs_are_their_owners_alone(start, home, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "out"), "steps": 1, "step_s": 0.0})
+    assert ended(record).state == "done"
+    for folder in (home, home / "jobs", record.folder, record.log_folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_altered_job_says_so_and_ends(start, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "out"), "steps": 1, "step_s": 0.0})
+    assert ended(record).state == "done"
+    pickle = next(record.log_folder.glob("*_submitted.pkl"))
+    cloudpickle_dump(DelayedSubmission(_Touch(tmp_path / "ran")), pickle)
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "snpdeconv.launch.entry", str(record.log_folder)],
+        env=os.environ | {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": record.scheduler_id,
+                          "SUBMITIT_LOCAL_NTASKS": "1", "SUBMITIT_LOCAL_GLOBALID": "0"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert "error: " in process.stderr
+    assert "holds no job (it names pathlib" in process.stderr
+    assert not (tmp_path / "ran").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.launch.site import known_sites, load_site
 
 EXAMPLES = Path(__file__).parents[3] / "jobs" / "clusters"
@@ -29,12 +29,18 @@ def test_here_and_this_machine():
     assert load_site("local").scheduler == "local"
 
 
-def test_names_are_found_beside_the_user_and_in_the_project(tmp_path, monkeypatch):
+def test_names_are_the_projects_before_those_of_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert {"slurm", "apptainer", "pyxis"} <= set(known_sites())
     (tmp_path / "jobs" / "clusters").mkdir(parents=True)
-    (tmp_path / "jobs" / "clusters" / "slurm.yaml").write_text("partition: mine\n")
-    assert load_site("slurm").partition == "mine"
+    for name in ("slurm", "mine"):
+        (tmp_path / "jobs" / "clusters" / f"{name}.yaml").write_text("partition: mine\nsetup: [touch ran]\n")
+    assert load_site("mine").partition == "mine"
+    assert load_site("slurm").partition != "mine"
+    assert load_site("jobs/clusters/slurm.yaml").partition == "mine"  # by its path, whose it is, is plain
+    (tmp_path / "jobs" / "clusters" / "mine.yaml").chmod(0o666)
+    with pytest.raises(ResourceError, match=r"mine.yaml: others may write it.*; chmod go-w"):
+        load_site("mine")
     with pytest.raises(ConfigError, match=r"there is no cluster 'slrm'; did you mean 'slurm'\?"):
         load_site("slrm")
 
@@ -67,6 +73,7 @@ def test_partition_by_gpus(tmp_path):
         ("container: {image: x.sif}\n", r"mine.yaml: container: an image needs a runtime"),
         ("container: {imge: x}\n", r"container.imge: there is no such fact; did you mean 'image'\?"),
         ("max_requeues: -1\n", r"max_requeues: .*greater than or equal to 0 \(given: -1\)"),
+        ("environment: {'A=1; touch ran #': x}\n", r"environment: .* cannot name a variable"),
         ("partition: a\npartition: b\n", r"key 'partition' stands twice"),
         ("- a\n", r"holds no facts of a cluster"),
     ],

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Ran
 
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.tracking import home, tracking_uri
-from snpdeconv.tracking.home import is_database, shown, spool_dir
+from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.home import artifacts_dir, cache_dir, is_database, shown, spool_dir
 
 
 def test_home_is_made_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +39,25 @@ def test_home_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SNPDECONV_HOME", "/proc/self")  # not even root writes there
     with pytest.raises(ResourceError, match="is not writable"):
         home()
+
+
+def test_a_new_home_and_all_in_it_is_its_owners_alone(no_home: Path) -> None:
+    no_home.rmdir()
+    connect(tracking_uri())
+    for folder in (home(), cache_dir(), artifacts_dir()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert (no_home / "mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_home_that_others_may_write_gets_a_warning_that_mends_it(
+    mode: int, no_home: Path, run: Callable[..., Ran]
+) -> None:
+    no_home.chmod(mode)
+    (line,) = run("status").err.splitlines()
+    assert f"{no_home}: other users may write here" in line
+    subprocess.run(line.rpartition("; ")[2], shell=True, check=True)
+    assert home().stat().st_mode & 0o022 == 0
 
 
 def test_spools_are_private_since_addresses_may_hold_passwords(no_home: Path) -> None:

@@ -17,6 +17,7 @@
 export SNPDECONV_HOME=/home/me
 export OMP_NUM_THREADS=8
 export OMP_WAIT_POLICY=passive
+export PYTHONSAFEPATH=1
 export MPLCONFIGDIR=/home/me/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor
 export TRITON_CACHE_DIR=/home/me/cache/triton
@@ -25,7 +26,7 @@ export USER=me
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --container-image=/images/snpdeconv.sqsh --container-mounts=/scratch:/scratch,/data/cohort:/data/cohort,/home/me:/home/me --container-env=SNPDECONV_HOME,OMP_NUM_THREADS,OMP_WAIT_POLICY,MPLCONFIGDIR,TORCHINDUCTOR_CACHE_DIR,TRITON_CACHE_DIR,LOGNAME,USER python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --container-image=/images/snpdeconv.sqsh --container-mounts=/scratch:/scratch,/data/cohort:/data/cohort,/home/me:/home/me --container-env=SNPDECONV_HOME,OMP_NUM_THREADS,OMP_WAIT_POLICY,PYTHONSAFEPATH,MPLCONFIGDIR,TORCHINDUCTOR_CACHE_DIR,TRITON_CACHE_DIR,LOGNAME,USER python -P -u -m snpdeconv.launch.entry /home/me/jobs/height-DATE-TIME/log
 
 
 # teardown

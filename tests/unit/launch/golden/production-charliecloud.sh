@@ -17,6 +17,7 @@
 export SNPDECONV_HOME=/home/me
 export OMP_NUM_THREADS=8
 export OMP_WAIT_POLICY=passive
+export PYTHONSAFEPATH=1
 export MPLCONFIGDIR=/home/me/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor
 export TRITON_CACHE_DIR=/home/me/cache/triton
@@ -25,7 +26,7 @@ export USER=me
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%A_%a_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 ch-run --bind /data/cohort --bind /home/me --env-no-expand --set-env --set-env=SNPDECONV_HOME=/home/me --set-env=OMP_NUM_THREADS=8 --set-env=OMP_WAIT_POLICY=passive --set-env=MPLCONFIGDIR=/home/me/cache/matplotlib --set-env=TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor --set-env=TRITON_CACHE_DIR=/home/me/cache/triton --set-env=LOGNAME=me --set-env=USER=me /images/snpdeconv -- python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%A_%a_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 ch-run --bind /data/cohort --bind /home/me --env-no-expand --set-env --set-env=SNPDECONV_HOME=/home/me --set-env=OMP_NUM_THREADS=8 --set-env=OMP_WAIT_POLICY=passive --set-env=PYTHONSAFEPATH=1 --set-env=MPLCONFIGDIR=/home/me/cache/matplotlib --set-env=TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor --set-env=TRITON_CACHE_DIR=/home/me/cache/triton --set-env=LOGNAME=me --set-env=USER=me /images/snpdeconv -- python -P -u -m snpdeconv.launch.entry /home/me/jobs/height-DATE-TIME/log
 
 
 # teardown

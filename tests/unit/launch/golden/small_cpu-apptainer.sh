@@ -16,6 +16,7 @@
 export SNPDECONV_HOME=/home/me
 export OMP_NUM_THREADS=4
 export OMP_WAIT_POLICY=passive
+export PYTHONSAFEPATH=1
 export MPLCONFIGDIR=/home/me/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor
 export TRITON_CACHE_DIR=/home/me/cache/triton
@@ -24,7 +25,7 @@ export USER=me
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 apptainer exec --bind /scratch --bind /etc/site:/etc/site --bind /data/cohort --bind /home/me /images/snpdeconv.sif python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 apptainer exec --bind /scratch --bind /etc/site:/etc/site --bind /data/cohort --bind /home/me /images/snpdeconv.sif python -P -u -m snpdeconv.launch.entry /home/me/jobs/height-DATE-TIME/log
 
 
 # teardown

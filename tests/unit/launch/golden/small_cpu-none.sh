@@ -22,9 +22,10 @@ module load cuda
 export SNPDECONV_HOME=/home/me
 export OMP_NUM_THREADS=4
 export OMP_WAIT_POLICY=passive
+export PYTHONSAFEPATH=1
 export MLFLOW_TRACKING_URI=http://mlflow.example.org:5000
 export NCCL_SOCKET_IFNAME=ib0
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 /venv/python -u -m submitit.core._submit /home/me/jobs/height-DATE-TIME/log
+srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 /venv/python -P -u -m snpdeconv.launch.entry /home/me/jobs/height-DATE-TIME/log
