@@ -48,7 +48,7 @@ def people_at_once(
         return max(1, SLOTS_AT_ONCE // model.n_snps)
     try:
         each = bytes_a_person(model, genotypes, covariates, device=device)
-    except RuntimeError as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         return 1

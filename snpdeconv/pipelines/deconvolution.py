@@ -35,6 +35,7 @@ from snpdeconv.interpret.effect_tables import (
 from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
 from snpdeconv.interpret.ranking import Posterior, write_tsv
 from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
+from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.dataset import Study
 from snpdeconv.pipelines.inference import statistics_device
 from snpdeconv.training import distributed
@@ -141,11 +142,13 @@ def deconvolve_people(
         "position_bp": people.variants.position_bp.copy(),
         "covariates": people.covariates,
         "pairs": pairs,
-        "settings": Settings(device=str(device)),
     }
-    found = distributed.first_rank_does(
-        lambda: deconvolve(people.genotypes, people.target, kind=people.kind, **how)
-    )
+
+    def fitted(device: torch.device) -> Deconvolution:
+        settings = Settings(device=str(device))
+        return deconvolve(people.genotypes, people.target, kind=people.kind, settings=settings, **how)
+
+    found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
     sets = joint_credible_sets(found.fits, people.genotypes, coverage=settings.coverage)
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
@@ -185,7 +188,7 @@ def deconvolve_people(
         pip=found.pip,
         effect=found.effect,
         credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
-        q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, how=how),
+        q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
     )
     return Findings(
         deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
@@ -248,16 +251,25 @@ def looks_for_pairs(
 
 
 def _q_values(
-    people: People, found: Deconvolution, *, num_draws: int, seed: int, how: Mapping[str, Any]
+    people: People,
+    found: Deconvolution,
+    *,
+    num_draws: int,
+    seed: int,
+    device: torch.device,
+    how: Mapping[str, Any],
 ) -> NDArray[np.float64]:
     """(V,) false discovery rates counted from decoys; NaN where none are asked for."""
     if not num_draws:
         return np.full(len(people.variants), np.nan)
     started = time.monotonic()
     share = range(distributed.rank(), num_draws, distributed.world_size())
-    decoys = distributed.every_rank_does(
-        lambda: decoy_scores(people.genotypes, people.target, found, **how, draws=share, seed=seed)
-    )
+
+    def drawn(device: torch.device) -> NDArray[np.float64]:
+        ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
+        return decoy_scores(people.genotypes, people.target, found, **ways)
+
+    decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
     q_value = q_values(people.genotypes, found, np.concatenate(decoys))
     logger.info(
         "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",

@@ -26,11 +26,12 @@ from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.terms import Terms
-from snpdeconv.interpret.deconvolution import deconvolve
+from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
 from snpdeconv.interpret.single_effects import Settings
 from snpdeconv.models.linear import LinearFit, SparseScores, fit_linear
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.sparse import SparsePart
+from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.dataset import Dataset
 from snpdeconv.pipelines.deconvolution import looks_for_pairs
 from snpdeconv.pipelines.inference import statistics_device
@@ -93,9 +94,9 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
     train, kind = dataset.split.train, dataset.trait.kind
 
     def fitted(sparse: SparseScores | None) -> LinearFit:
-        return distributed.first_rank_does(
-            lambda: fit_linear(
-                model,
+        def on(where: torch.device) -> LinearFit:
+            return fit_linear(
+                model.to(where),
                 torch.from_numpy(dataset.packed[train]),
                 torch.from_numpy(dataset.target[train]),
                 torch.from_numpy(dataset.covariates[train]) if dataset.covariates.shape[1] else None,
@@ -103,7 +104,10 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
                 sparse=sparse,
                 max_samples=config.model.ridge_max_samples,
             )
-        )
+
+        fit = distributed.first_rank_does(lambda: or_on_the_cpu(on, device, what="the ridge regression"))
+        model.to(device)
+        return fit
 
     if config.model.linear == "ridge":
         return fitted(None).offset
@@ -219,6 +223,10 @@ class _Fits:
 
     def terms(self, rows: NDArray[np.int64]) -> Terms:
         """Of the fit to some people, without its crumbs."""
+        fit = or_on_the_cpu(lambda device: self._fit(rows, device), self.device, what="single effects")
+        return fit.terms.without_crumbs(self.dataset.frequency)
+
+    def _fit(self, rows: NDArray[np.int64], device: torch.device) -> Deconvolution:
         return deconvolve(
             self.genotypes,
             self.target[rows],
@@ -228,8 +236,8 @@ class _Fits:
             rows=rows,
             covariates=self.covariates[rows],
             pairs=self.pairs,
-            settings=Settings(device=str(self.device)),
-        ).terms.without_crumbs(self.dataset.frequency)
+            settings=Settings(device=str(device)),
+        )
 
     def predict(self, terms: Terms, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, O) linear predictors of some people."""

@@ -252,7 +252,7 @@ class GPUMemoryManager:
         try:
             profile = self.profile(model, batch, dtype=dtype)
             return round(profile.peak_gib * GIB)
-        except RuntimeError as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             logger.info("out of memory with %d samples while measuring", len(batch))

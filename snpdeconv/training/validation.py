@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from snpdeconv.errors import InputError, TrainingError
+from snpdeconv.out_of_memory import Pieces
 from snpdeconv.training import distributed
-from snpdeconv.training.data import as_batch
+from snpdeconv.training.data import Batch, as_batch
 from snpdeconv.training.losses import check_target
 from snpdeconv.training.precision import Precision
 
@@ -51,25 +52,38 @@ def validate(
     Raises:
         InputError: No rank has a sample.
         TrainingError: The loss is not finite.
+        ResourceError: There is no memory for a single sample.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     logits: list[Tensor] = []
     targets: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in (piece for item in loader for piece in as_batch(item).split(micro_batch_size)):
-            on_device = batch.to(device)
-            given = on_device.tensors()
-            with precision.autocast():
-                predicted = model(given[0], *given[2:])
-            if batch.target.device.type == "cpu":
-                check_target(loss, predicted, batch.target)
-            sums[0] += loss(predicted, on_device.target).sum()
-            sums[1] += len(batch)
-            logits.append(predicted.float().reshape(len(batch), -1))
-            targets.append(on_device.target)
-    model.train(was_training)
+    pieces = Pieces(micro_batch_size)
+
+    def look(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        on_device = batch.to(device)
+        given = on_device.tensors()
+        with precision.autocast():
+            predicted = model(given[0], *given[2:])
+        if batch.target.device.type == "cpu":
+            check_target(loss, predicted, batch.target)
+        total = loss(predicted, on_device.target).sum()
+        return total, predicted.float().reshape(len(batch), -1), on_device.target
+
+    try:
+        with torch.inference_mode():
+            for batch in map(as_batch, loader):
+
+                def of(rows: slice, batch: Batch = batch) -> tuple[Tensor, Tensor, Tensor]:
+                    return look(Batch(*(tensor[rows] for tensor in batch.tensors())))
+
+                for total, predicted, target in pieces.each(of, num_samples=len(batch)):
+                    sums += torch.stack([total.double(), torch.full_like(total, len(target)).double()])
+                    logits.append(predicted)
+                    targets.append(target)
+    finally:
+        model.train(was_training)
     loss_sum, num_samples = distributed.sum_over_ranks(sums).tolist()
     if num_samples == 0:
         raise InputError("the validation loader gave no sample", where="val_loader")

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from snpdeconv.errors import TrainingError
-from snpdeconv.out_of_memory import is_out_of_memory
+from snpdeconv.out_of_memory import is_out_of_memory, reason_of
 from snpdeconv.training import distributed
 from snpdeconv.training.data import Batch
 from snpdeconv.training.losses import check_target
@@ -105,11 +105,11 @@ class WindowStep:
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_clip)
         try:
             self._scaler.step(self._optimizer)
-        except RuntimeError as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             # Some weights may have moved: there is no going back, and smaller batches would not help either.
-            raise _no_memory("for the optimiser's state", str(error)) from error
+            raise _no_memory("for the optimiser's state", reason_of(error)) from error
         self._scaler.update()
         return StepResult(losses.total, num_samples, losses.inputs_are_finite, norm)
 
@@ -141,10 +141,10 @@ class WindowStep:
             self._optimizer.zero_grad(set_to_none=True)
             try:
                 return self._accumulate(window, scale=scale, exchange=exchange)
-            except RuntimeError as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = reason_of(error)
             # Outside the handler: there, the error's traceback still holds the activations.
             restore()
             self._halve(window, reason)
@@ -167,7 +167,7 @@ class WindowStep:
                     # Without samples the rank's gradient is zero, but it takes part in the exchange.
                     total = self._loss(logits, batch.target).sum() if pieces else logits.sum() * 0.0
                     self._scaler.scale(total * scale).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
+            except Exception as error:
                 if is_exchanged and self._num_ranks > 1 and is_out_of_memory(error):
                     raise _lost_to_others(len(piece)) from error
                 raise
@@ -232,7 +232,7 @@ def _placeholder(batch: Batch) -> Batch:
 
 def _no_memory(what: str, reason: str) -> TrainingError:
     mend = "use fewer SNPs, a smaller model, checkpointed activations or a larger device"
-    return TrainingError(f"no memory {what} ({reason.splitlines()[0]})", where="training", mend=mend)
+    return TrainingError(f"no memory {what} ({reason})", where="training", mend=mend)
 
 
 def _lost_to_others(size: int) -> TrainingError:

@@ -17,6 +17,7 @@ from torch import Tensor
 from snpdeconv.interpret.half_products import product
 from snpdeconv.interpret.pairs.columns import CODES_A_BYTE, Dosages
 from snpdeconv.interpret.pairs.decoded import DecodedTiles, Tile
+from snpdeconv.out_of_memory import Halving
 
 # Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU, beside decoded tiles that stay.
 TILE_ELEMENTS_CPU = 2**27 // 5
@@ -148,18 +149,49 @@ def screen(
         min_carriers: Smallest expected number of carriers of both minor alleles.
         t_min: Smallest absolute t kept.
         keep: Most pairs kept.
-        tile: b, a multiple of four; by default as many as fit the memory budget above.
+        tile: b, a multiple of four; by default as many as fit the memory budget above. Where memory runs out
+            the screen begins anew with half as many; no result depends on it.
         dtype: Of the products' inputs; sums are float32.
     """
+    of_memory = _tile_size(dosages.num_samples, on_gpu=dosages.device.type == "cuda")
+
+    def by_tiles(size: int) -> Screened:
+        return _screen(
+            dosages,
+            residual,
+            variance=variance,
+            place=_Place(chrom_code, position_bp, min_distance_bp=min_distance_bp, device=dosages.device),
+            min_carriers=min_carriers,
+            t_min=t_min,
+            keep=keep,
+            size=max(CODES_A_BYTE, size // CODES_A_BYTE * CODES_A_BYTE),
+            dtype=dtype,
+        )
+
+    return Halving(tile or of_memory, smallest=16 * CODES_A_BYTE, what="SNPs of a tile").do(by_tiles)
+
+
+def _screen(
+    dosages: Dosages,
+    residual: Tensor,
+    *,
+    variance: Tensor | None,
+    place: _Place,
+    min_carriers: float,
+    t_min: float,
+    keep: int,
+    size: int,
+    dtype: torch.dtype,
+) -> Screened:
+    """The screen with tiles of ``size`` variants."""
     num_variants = dosages.genotypes.num_variants
     device = dosages.device
-    size = tile or _tile_size(dosages.num_samples, on_gpu=device.type == "cuda")
     tiles = DecodedTiles(dosages, size=size, dtype=dtype)
     test = _Test(
         num_samples=dosages.num_samples,
         carrier=torch.from_numpy((1 - (1 - dosages.maf) ** 2).astype(np.float32)).to(device),
         kurtosis=torch.from_numpy(dosages.kurtosis.astype(np.float32)).to(device),
-        place=_Place(chrom_code, position_bp, min_distance_bp=min_distance_bp, device=device),
+        place=place,
         min_carriers=min_carriers,
         floor=None if variance is not None else float(residual.square().sum()),
     )

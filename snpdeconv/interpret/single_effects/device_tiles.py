@@ -18,6 +18,7 @@ from torch import Tensor
 from snpdeconv.genetics.genotypes import MISSING
 from snpdeconv.genetics.resident import codes_by_slot, codes_of, count_codes, in_order
 from snpdeconv.interpret.half_products import NUM_TERMS, bfloat16_terms, product
+from snpdeconv.out_of_memory import Halving
 
 # Genotypes decoded at once: with all that is made of them about 1 GiB.
 TILE_GENOTYPES = 2**27
@@ -35,7 +36,7 @@ class DeviceTiles:
         packed: (N, B) uint8 on the device.
         counts: (4, V) of each code there, of :func:`~snpdeconv.genetics.resident.count_codes`.
         has_missing: Whether any genotype is missing; without, indicators of it are not multiplied.
-        tile_genotypes: Genotypes decoded at once.
+        tile_genotypes: Genotypes decoded at once; fewer where memory runs out, by which sums round otherwise.
     """
 
     def __init__(
@@ -43,19 +44,17 @@ class DeviceTiles:
     ) -> None:
         self._packed, self._counts, self._has_missing = packed, counts, has_missing
         self._num_variants = counts.shape[1]
-        self._tile_genotypes = tile_genotypes
+        self._tile = Halving(tile_genotypes, smallest=4 * packed.shape[1], what="genotypes of a tile")
         called = counts[:MISSING].sum(dim=0).clamp(min=1).double()
         self._means = torch.stack([counts[1] + 2 * counts[2], counts[1]]).double() / called
 
     @classmethod
     def of(cls, packed: Tensor, *, num_variants: int, tile_genotypes: int = TILE_GENOTYPES) -> DeviceTiles:
         """Counts the codes first."""
-        counts = count_codes(packed, num_variants=num_variants, tile_genotypes=tile_genotypes)
+        tile = Halving(tile_genotypes, smallest=4 * packed.shape[1], what="genotypes of a tile")
+        counts = tile.do(lambda size: count_codes(packed, num_variants=num_variants, tile_genotypes=size))
         return cls(
-            packed,
-            counts=counts,
-            has_missing=bool((counts[MISSING] > 0).any()),
-            tile_genotypes=tile_genotypes,
+            packed, counts=counts, has_missing=bool((counts[MISSING] > 0).any()), tile_genotypes=tile.size
         )
 
     @cached_property
@@ -79,11 +78,11 @@ class DeviceTiles:
 
     def products(self, vectors: Tensor, *, het: bool) -> Tensor:
         """As :meth:`Tiles.products <snpdeconv.interpret.single_effects.tiles.Tiles.products>`."""
-        return self._imputed(*self._products(vectors, het=het))
+        return self._tile.do(lambda _: self._imputed(*self._products(vectors, het=het)))
 
     def squares(self, weight: Tensor) -> Tensor:
         """As :meth:`Tiles.squares <snpdeconv.interpret.single_effects.tiles.Tiles.squares>`."""
-        found, of_missing = self._products(weight[:, None], het=True)
+        found, of_missing = self._tile.do(lambda _: self._products(weight[:, None], het=True))
         (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
         called = torch.stack([2 * dosage - het, het, het])
         return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
@@ -91,16 +90,24 @@ class DeviceTiles:
     def combine(self, weight: Tensor) -> Tensor:
         """As :meth:`Tiles.combine <snpdeconv.interpret.single_effects.tiles.Tiles.combine>`."""
         right = self._slots(weight)
-        return torch.cat([self._sum_of(tile, right) for _, tile in self._tiles(num=len(weight))])
+
+        def summed(_: int) -> Tensor:
+            return torch.cat([self._sum_of(tile, right) for _, tile in self._tiles(num=len(weight))])
+
+        return self._tile.do(summed)
 
     def gram_times(self, weight: Tensor, *, beside: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`Tiles.gram_times <snpdeconv.interpret.single_effects.tiles.Tiles.gram_times>`."""
         right, num = self._slots(weight), len(weight)
-        total, sums = beside.clone(), self._no_sums(1, num=num)
-        for rows, tile in self._tiles(num=num):
-            total[rows] += self._sum_of(tile, right)
-            self._add(sums, total[None, rows], tile)
-        return total, self._imputed(*self._by_variant(sums, num=num))
+
+        def summed(_: int) -> tuple[Tensor, Tensor]:
+            total, sums = beside.clone(), self._no_sums(1, num=num)
+            for rows, tile in self._tiles(num=num):
+                total[rows] += self._sum_of(tile, right)
+                self._add(sums, total[None, rows], tile)
+            return total, self._imputed(*self._by_variant(sums, num=num))
+
+        return self._tile.do(summed)
 
     def _products(self, vectors: Tensor, *, het: bool) -> tuple[Tensor, Tensor]:
         left, num = vectors.T, 1 + het
@@ -119,7 +126,7 @@ class DeviceTiles:
         there are any; a missing genotype has dosage 0.
         """
         width = max(1, 4 * self._packed.shape[1])
-        step = max(1, min(MOST_ROWS, self._tile_genotypes // width))
+        step = max(1, min(MOST_ROWS, self._tile.size // width))
         for start in range(0, len(self._packed), step):
             rows = slice(start, min(start + step, len(self._packed)))
             codes = codes_by_slot(self._packed[rows])

@@ -227,7 +227,7 @@ def test_out_of_memory_halves_the_batches_and_changes_nothing(aggregate, caplog)
 
 
 def test_no_memory_for_one_sample_is_a_clear_error_and_other_errors_pass():
-    with pytest.raises(ResourceError, match=r"no memory for a single sample \(CUDA out of memory"):
+    with pytest.raises(ResourceError, match=r"no memory for a single sample \(GPU: CUDA out of memory"):
         attention_scores(Tight(None, room=0), batches(some_codes()), device="cpu")
     with pytest.raises(RuntimeError, match="Expected size"):
         integrated_gradients(
