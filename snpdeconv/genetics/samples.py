@@ -1,4 +1,4 @@
-"""The people of a cohort by family and individual ID, in the order of the genotype rows.
+"""The people of a cohort by family and individual ID, in the order of the genotype rows, or by hashes.
 
 Knows no traits and no genotypes; joining to tables by ID is done by the phenotypes module.
 """
@@ -6,6 +6,10 @@ Knows no traits and no genotypes; joining to tables by ID is done by the phenoty
 from __future__ import annotations
 
 import csv
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from snpdeconv.errors import InputError
 
 NO_FAMILY = "0"
+
+_SALT_BYTES = 16
+_HASH_BYTES = 16
+_SCRYPT = {"n": 2**8, "r": 8, "p": 1}
+"""0.6 ms a person: a cohort of 100,000 takes a minute of one core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +145,51 @@ class Samples:
         except ValueError as error:
             raise InputError(f"not a table of samples ({str(error).strip()})", where=path) from error
         return cls.build(frame["IID"].astype(object), fid=frame["#FID"].astype(object))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashedSamples:
+    """Samples that can be recognised by whoever has their IDs, and read by nobody: salted hashes, sorted.
+
+    Whoever can list the IDs that there may be, such as 1 to 5000, can try them all, at 0.6 ms an ID.
+
+    Attributes:
+        salt: In hexadecimal, drawn for this table alone.
+        individuals: Of the individual IDs.
+        pairs: Of family and individual ID; empty where there are no family IDs.
+    """
+
+    salt: str
+    individuals: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, samples: Samples) -> HashedSamples:
+        """Hashes samples, under a new salt."""
+        salt = os.urandom(_SALT_BYTES)
+        pairs = _hashes(_pairs(samples), salt=salt) if samples.has_fid else []
+        individuals = _hashes(samples.iid, salt=salt)
+        return cls(salt=salt.hex(), individuals=tuple(sorted(individuals)), pairs=tuple(sorted(pairs)))
+
+    def __len__(self) -> int:
+        return len(self.individuals)
+
+    def among(self, others: Samples) -> NDArray[np.bool_]:
+        """As :meth:`Samples.among`: which of (n,) others are of this table."""
+        by_pair = bool(self.pairs) and others.has_fid
+        known = set(self.pairs if by_pair else self.individuals)
+        names = _hashes(_pairs(others) if by_pair else others.iid, salt=bytes.fromhex(self.salt))
+        return np.array([name in known for name in names], dtype=bool)
+
+
+def _pairs(samples: Samples) -> list[str]:
+    return [f"{fid}\t{iid}" for fid, iid in zip(samples.fid, samples.iid, strict=True)]
+
+
+def _hashes(names: Iterable[str], *, salt: bytes) -> list[str]:
+    def one(name: str) -> str:
+        return hashlib.scrypt(name.encode(), salt=salt, dklen=_HASH_BYTES, **_SCRYPT).hex()
+
+    # hashlib lets go of the interpreter's lock meanwhile.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(one, map(str, names)))

@@ -1,7 +1,7 @@
 """A trained model as a folder: weights in safetensors, everything else as text, nothing that runs code.
 
 model.safetensors, config.json and variants.tsv hold all that prediction on another cohort needs;
-held_out.tsv names the people that it was tested on, so that a later model can be compared on them.
+held_out.json holds hashes of the people that it was tested on, so that a later model can be compared on them.
 Shapes: V variants, S slots, C covariates and components.
 """
 
@@ -27,17 +27,19 @@ from snpdeconv.files import replacing, sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import TraitKind
-from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.structure import Components
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.inputs import Inputs, read_held_out
 from snpdeconv.training.calibration import Calibration
 from snpdeconv.version import __version__
 
 FORMAT = 1
-_WEIGHTS, _CONFIG, _VARIANTS, _HELD_OUT = "model.safetensors", "config.json", "variants.tsv", "held_out.tsv"
+_WEIGHTS, _CONFIG, _VARIANTS, _HELD_OUT = "model.safetensors", "config.json", "variants.tsv", "held_out.json"
+_HELD_OUT_IN_CLEAR = "held_out.tsv"
+"""In bundles from before there were hashes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Bundle:
     covariate_encoder: CovariateEncoder | None
     components: Components | None
     inputs: Inputs
-    held_out: Samples
+    held_out: Samples | HashedSamples
     config: Config
 
 
@@ -103,7 +105,7 @@ def make_bundle(
         components=components,
         # The table it may have come from is gone by the time that another cohort is asked for.
         inputs=replace(dataset.inputs, held_out=None),
-        held_out=dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test]),
+        held_out=HashedSamples.of(dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test])),
         config=config,
     )
 
@@ -120,13 +122,20 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         frame = bundle.variants.to_frame()
         frame["frequency"], frame["block"] = bundle.frequency, bundle.block
         frame.to_csv(temporary / _VARIANTS, sep="\t", index=False)
-        bundle.held_out.write_tsv(temporary / _HELD_OUT)
+        assert isinstance(bundle.held_out, HashedSamples)
+        write_json(temporary / _HELD_OUT, asdict(bundle.held_out))
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def held_out_path(folder: Path) -> Path:
+    """The file of a bundle that says whom the model was tested on."""
+    in_clear = folder / _HELD_OUT_IN_CLEAR
+    return in_clear if in_clear.exists() else folder / _HELD_OUT
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -179,7 +188,7 @@ def _read_bundle(folder: Path) -> Bundle:
         covariate_encoder=about["covariates"] and CovariateEncoder.from_dict(about["covariates"]),
         components=_components(tensors),
         inputs=Inputs(**about["inputs"]),
-        held_out=Samples.read_tsv(folder / _HELD_OUT),
+        held_out=read_held_out(held_out_path(folder)),
         config=validate({"preset": about["settings"]["preset"], **settings}, where=str(folder / _CONFIG)),
     )
 

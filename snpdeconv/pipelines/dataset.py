@@ -24,12 +24,11 @@ from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait
 from snpdeconv.genetics.quality import filter_samples, filter_variants
-from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.splits import Split, split, split_beside
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.structure import Components, fit_components
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.inputs import Inputs, read_held_out
 from snpdeconv.tracking.home import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -257,7 +256,7 @@ def _split(
     how |= {"val_fraction": data.validation_fraction, "seed": seed}
     if inputs.held_out is None:
         return split(**how, test_fraction=data.test_fraction)
-    held_out = Samples.read_tsv(Path(inputs.held_out)).among(people)
+    held_out = read_held_out(Path(inputs.held_out)).among(people)
     if not held_out.any():
         raise InputError(
             f"names none of the {len(people)} people with a trait in {inputs.genotypes}",

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from snpdeconv.errors import InputError
+from snpdeconv.files import read_record
+from snpdeconv.genetics.samples import HashedSamples, Samples
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Inputs:
         covariates: Table of covariates.
         blocks: Table of LD blocks or haploblocks.
         groups: Column of the phenotype table that names families or other groups.
-        held_out: Table of the people to test on; drawn from the cohort where there is none.
+        held_out: Table of the people to test on, or their hashes; drawn from the cohort where there is none.
     """
 
     genotypes: str
@@ -75,3 +77,14 @@ class Inputs:
                 with Path(content[table]).open("rb") as file:
                     content[table] = hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_held_out(path: Path) -> Samples | HashedSamples:
+    """The people to test on: a table of IDs, or the hashes that a model carries.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if path.suffix != ".json":
+        return Samples.read_tsv(path)
+    return read_record(path, HashedSamples, mend="give a table with the columns #FID IID")

@@ -21,7 +21,7 @@ from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.files import write_json
 from snpdeconv.genetics.phenotypes import Trait, load_trait
 from snpdeconv.genetics.store import Cohort
-from snpdeconv.pipelines.bundle import Bundle, load_bundle
+from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle
 from snpdeconv.pipelines.cohort_input import cohort_input
 from snpdeconv.pipelines.dataset import open_cohort
 from snpdeconv.pipelines.evaluation import predictions_from
@@ -143,11 +143,8 @@ def _plan(config: Config, inputs: Inputs, *, model_name: str, out: Path, force: 
     )
     if not changed and not force:
         return _Plan(champion, None, inputs)
-    # The run's folder belongs to the training, which would refuse one that holds a file already.
-    held_out = home() / "retrain" / model_name / f"held-out-{champion}.tsv"
-    held_out.parent.mkdir(parents=True, exist_ok=True)
-    _bundle(model_name, champion).held_out.write_tsv(held_out)
     reason = f"changed: {', '.join(changed)}" if changed else "forced"
+    held_out = held_out_path(_folder(model_name, champion))
     return _Plan(champion, reason, replace(inputs, held_out=str(held_out)))
 
 
@@ -160,8 +157,12 @@ def _changes(config: Config, inputs: Inputs, cohort: Cohort, *, tags: Mapping[st
     return [what for what, (tag, value) in now.items() if tags.get(tag) != value]
 
 
+def _folder(model_name: str, version: int) -> Path:
+    return download(resolve(f"{model_name}/{version}"), cache_dir=cache_dir())
+
+
 def _bundle(model_name: str, version: int) -> Bundle:
-    return load_bundle(download(resolve(f"{model_name}/{version}"), cache_dir=cache_dir()))
+    return load_bundle(_folder(model_name, version))
 
 
 def _decide(config: Config, plan: _Plan, result: TrainResult) -> Decision:

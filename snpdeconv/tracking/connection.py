@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snpdeconv.errors import ResourceError
+from snpdeconv.errors import ConfigError, ResourceError, UserError
 from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, sqlite_path
 from snpdeconv.tracking.locks import locked
 
@@ -20,16 +20,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = {
+_DEFAULTS = {
     # With MLflow's own values one call to a dead server blocks for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+# Whatever the user has set: with other values points are lost in silence, a server decides how long a command
+# waits or where files come from, or the home's own store refuses for good what it should take.
+_FORCED = {
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "2048",
+    "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": None,
+    "MLFLOW_READ_REPLICA_BACKEND_STORE_URI": None,
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+}
+# MLflow raises at every call where such a one is out of range.
+_NUMBERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": (0, 10),
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": (0, 120),
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": (1, 600),
 }
 _TRANSFER_TIMEOUT_S = "300"
 _transfer_guard = threading.Lock()
@@ -38,12 +56,30 @@ _transfer_guard = threading.Lock()
 # bare 400, 403 or 404 comes from a proxy whose server is away, or from a login that has run out.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 _TOO_LARGE = 413
+_REASON_CHARS = 400
 
 
 def prepare_environment() -> None:
-    """Sets what MLflow reads from the environment where the user has not; call it before threads start."""
-    for name, value in _SETTINGS.items():
+    """Sets what MLflow reads from the environment; call it before threads start.
+
+    Raises:
+        ConfigError: The user has set a number that MLflow cannot work with.
+    """
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name, (low, high) in _NUMBERS.items():
+        given = os.environ[name]
+        if not (given.isascii() and given.isdigit() and low <= int(given[:9]) <= high):
+            raise ConfigError(
+                f"'{given[:40]}' is no whole number from {low} to {high}",
+                where=name,
+                mend="correct or unset it",
+            )
+    for name, forced in _FORCED.items():
+        if forced is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = forced
 
 
 def connect(uri: str) -> MlflowClient:
@@ -55,6 +91,9 @@ def connect(uri: str) -> MlflowClient:
     prepare_environment()
     import mlflow
 
+    from snpdeconv.tracking.http_limits import set_limits
+
+    set_limits()
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     path = sqlite_path(uri)
@@ -118,41 +157,50 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """A failure in one short line, without the store's password."""
-    lines = str(error).strip().splitlines()
-    return shown(lines[0])[:300] if lines else type(error).__name__
+    """A failure in one short line, without the store's password; the end of a long one names the cause."""
+    lines = shown(str(error).strip()).splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= _REASON_CHARS else f"{text[:100]} … {text[103 - _REASON_CHARS :]}"
 
 
 @contextlib.contextmanager
 def answering(uri: str) -> Iterator[MlflowClient]:
     """Connects to a store, and turns the failures of one that does not work into one line for the user.
 
+    The block holds calls to the store and what is read from its answers, nothing else: whatever fails there
+    is the store's failure.
+
     Yields:
         A client of the store at `uri`.
 
     Raises:
-        ResourceError: The store cannot be reached or opened, does not answer, or answers with an error of
-            its own.
+        ResourceError: The store cannot be reached or opened, does not answer in time, or answers with an
+            error of its own or with nonsense.
     """
     prepare_environment()
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
+    from snpdeconv.tracking.http_limits import command_deadline
 
-    try:
-        client = connect(uri)
-    except (ImportError, OSError, sqlite3.Error, MlflowException, SQLAlchemyError) as error:
-        raise _no_answer(uri, error) from error
-    try:
-        yield client
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
-        if is_refusal(error):
+    with command_deadline():
+        try:
+            client = connect(uri)
+        except UserError:
             raise
-        raise _no_answer(uri, error) from error
+        except Exception as error:
+            raise _no_answer(uri, error) from error
+        try:
+            yield client
+        except UserError:
+            raise
+        except Exception as error:
+            if is_refusal(error):
+                raise
+            raise _no_answer(uri, error) from error
 
 
 def _no_answer(uri: str, error: Exception) -> ResourceError:
     what = "needs a Python package that is missing" if isinstance(error, ImportError) else "does not answer"
+    if isinstance(error, ValueError | TypeError | KeyError | AttributeError | RecursionError):
+        what = f"answers with nonsense: {type(error).__name__}"
     return ResourceError(
         f"the tracking store {what} ({reason(error)})",
         where=shown(uri),
@@ -165,8 +213,10 @@ def _no_answer(uri: str, error: Exception) -> ResourceError:
 @contextlib.contextmanager
 def transfer() -> Iterator[None]:
     """Gives the store minutes instead of seconds to answer, for a file on its way through it."""
+    from snpdeconv.tracking.http_limits import transferring
+
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    with _transfer_guard:
+    with _transfer_guard, transferring():
         before = os.environ[name]
         os.environ[name] = str(max(int(before), int(_TRANSFER_TIMEOUT_S)))
         try:

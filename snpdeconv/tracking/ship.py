@@ -113,13 +113,13 @@ class Shipper:
         found = client.search_runs([experiment], f"tags.`snpdeconv.key` = '{self.spool.key}'", max_results=1)
         if found:
             run = found[0]
-            client.log_batch(run.info.run_id, tags=[RunTag(*item) for item in tags.items()])
+            client.log_batch(run.info.run_id, tags=[RunTag(*item) for item in tags.items()], synchronous=True)
         else:
             run = client.create_run(experiment, start_time=event.time_ms, tags=tags, run_name=data["name"])
         # MLflow refuses to change a parameter: what stands, stands.
         params = [Param(*item) for item in data["params"].items() if item[0] not in run.data.params]
         for chunk in _chunks(params, _PARAMS_PER_CALL):
-            client.log_batch(run.info.run_id, params=chunk)
+            client.log_batch(run.info.run_id, params=chunk, synchronous=True)
         return str(run.info.run_id)
 
     def _metrics(self, client: MlflowClient, batch: list[Event]) -> None:
@@ -131,13 +131,13 @@ class Shipper:
             for name, value in event.data["values"].items()
         ]
         for chunk in _chunks(points, _METRICS_PER_CALL):
-            client.log_batch(self._run_id, metrics=chunk)
+            client.log_batch(self._run_id, metrics=chunk, synchronous=True)
 
     def _tags(self, client: MlflowClient, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         for chunk in _chunks([RunTag(*item) for item in tags.items()], _PARAMS_PER_CALL):
-            client.log_batch(self._run_id, tags=chunk)
+            client.log_batch(self._run_id, tags=chunk, synchronous=True)
 
     def _artifact(self, client: MlflowClient, event: Event) -> None:
         path, folder = Path(event.data["path"]), event.data["folder"] or None

@@ -9,6 +9,7 @@ from command_line import FAST
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
+from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.pipelines.bundle import load_bundle
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.retrain import retrain
@@ -34,10 +35,15 @@ def noisy(cohort, tmp_path):
     return inputs_of(cohort, tmp_path / "noisy.tsv")
 
 
-def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohort, noisy, tmp_path):
+def people_tested(run):
+    """Individual IDs of the people that a run tested its model on."""
+    return set(pd.read_csv(run / "test_predictions.tsv", sep="\t", dtype={"IID": str})["IID"])
+
+
+def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohort, noisy, tmp_path, home):
     first = retrain(CONFIG, noisy, model_name="height", out=tmp_path / "first")
     assert (first.reason, first.champion, first.promoted) == ("there was no champion", 1, True)
-    tested = load_bundle(tmp_path / "first" / "model").held_out
+    tested = people_tested(tmp_path / "first")
 
     again = retrain(CONFIG, noisy, model_name="height", out=tmp_path / "again")
     assert (again.retrained, again.reason) == (False, "nothing changed")
@@ -50,13 +56,15 @@ def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohor
     assert (second.champion, second.challenger) == (2, 2)
     assert resolve("height@champion").version == 2
     assert second.num_held_out == len(tested) == 36
-    assert set(load_bundle(tmp_path / "second" / "model").held_out.iid) == set(tested.iid)
+    assert people_tested(tmp_path / "second") == tested
+    everybody = load_cohort(cohort / "cohort.bed", cache_dir=tmp_path / "cache").samples
+    hashed = load_bundle(tmp_path / "second" / "model").held_out
+    assert set(everybody.iid[hashed.among(everybody)]) == tested
+    assert not list(home.rglob("*held-out*"))
     tags = version_tags("height", 2)
     assert tags["snpdeconv.promotion"] == "promoted"
     assert tags["snpdeconv.compared_with"] == "1"
     assert json.loads((tmp_path / "second" / "decision.json").read_text())["low"] == second.low
-    predictions = pd.read_csv(tmp_path / "second" / "test_predictions.tsv", sep="\t", dtype={"IID": str})
-    assert set(predictions["IID"]) == set(tested.iid)
 
 
 def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort, tmp_path):
@@ -78,9 +86,9 @@ def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort,
     assert model.aliases == {"champion": 1, "challenger": 3}
 
 
-def test_a_cohort_without_the_people_that_the_champion_was_tested_on(cohort, noisy, tmp_path):
+def test_a_cohort_without_the_people_that_the_champion_was_people_tested(cohort, noisy, tmp_path):
     retrain(CONFIG, noisy, model_name="height", out=tmp_path / "first")
-    held_out = set(load_bundle(tmp_path / "first" / "model").held_out.iid)
+    held_out = people_tested(tmp_path / "first")
     table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype={"IID": str})
     table[~table["IID"].isin(held_out)].to_csv(tmp_path / "others.tsv", sep="\t", index=False)
     others = inputs_of(cohort, tmp_path / "others.tsv")

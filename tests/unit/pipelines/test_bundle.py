@@ -10,7 +10,7 @@ import torch
 from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
@@ -42,7 +42,7 @@ def bundle():
         calibration=Calibration(kind="quantitative", scale=1.0, bias=(0.0,)),
         covariate_encoder=None,
         components=None,
-        held_out=Samples(fid=np.array(["f"], dtype=object), iid=np.array(["i"], dtype=object)),
+        held_out=HashedSamples.of(Samples.build(["i", "j"], fid=["f", "g"])),
         inputs=Inputs(genotypes="/a.bed", phenotypes="/p.tsv", trait="height"),
         config=load_config("small_cpu"),
     )
@@ -60,11 +60,31 @@ def test_names_that_look_like_numbers_stay_as_they_are(bundle, tmp_path):
     assert loaded.config == bundle.config
 
 
+def test_people_tested_on_travel_as_hashes(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "model")
+    text = "".join(path.read_text(errors="replace") for path in (tmp_path / "model").glob("held_out*"))
+    loaded = load_bundle(tmp_path / "model").held_out
+    assert loaded == bundle.held_out
+    assert "\t" not in text
+    assert len(loaded) == 2
+    assert loaded.salt != HashedSamples.of(Samples.build(["i"])).salt
+    with_families = Samples.build(["j", "i", "j"], fid=["g", "g", "f"])
+    assert loaded.among(with_families).tolist() == [True, False, False]
+    assert loaded.among(Samples.build(["j", "k", "i"])).tolist() == [True, False, True]  # as a VCF names them
+
+
+def test_a_model_from_before_there_were_hashes_knows_whom_it_was_tested_on(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "model")
+    (tmp_path / "model" / "held_out.json").unlink()
+    Samples.build(["i"], fid=["f"]).write_tsv(tmp_path / "model" / "held_out.tsv")
+    assert load_bundle(tmp_path / "model").held_out.iid.tolist() == ["i"]
+
+
 def test_a_model_from_before_there_were_windows_attends_to_every_token(bundle, tmp_path):
     # 300 tokens: two windows, were it built today.
     model = InterpretableSNPModel(1200, "cnn_transformer", encoding_dim=1, width=8, num_heads=2, patch=4)
     save_bundle(replace(bundle, model=model.eval()), tmp_path / "model")
-    (about_path,) = (path for path in (tmp_path / "model").glob("*.json") if "window" in path.read_text())
+    about_path = tmp_path / "model" / "config.json"
     about = json.loads(about_path.read_text())
     assert load_bundle(tmp_path / "model").model.body.num_windows == 2
     del about["model"]["window"]
