@@ -6,12 +6,18 @@ Knows nothing of what the files mean.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from snpdeconv.errors import InputError
+from snpdeconv.files import read_whole
 
 CHECKSUMS = "SHA256SUMS"
-_MEND = "delete a cached copy to fetch it anew, or train the model again"
+MEND = "delete a cached copy to fetch it anew, or train the model again"
+MOST_BYTES = 2 * 2**30
+"""Bytes that the files of a model may have together; one of a million SNPs has 100 million."""
+_MOST_FILES = 100
+_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\x00-\x1f\\]{1,300})")
 
 
 def seal(folder: Path) -> str:
@@ -38,9 +44,11 @@ def verify(folder: Path, *, digest: str) -> None:
     Raises:
         InputError: A file is missing, changed or new.
     """
-    listed_text = (folder / CHECKSUMS).read_text() if (folder / CHECKSUMS).is_file() else ""
-    listed = _table(listed_text)
-    found = _table(_checksums(folder))
+    sums = folder / CHECKSUMS
+    text = read_whole(sums, limit=2**20, mend=MEND) if sums.is_file() else b""
+    of_sums = hashlib.sha256(text).hexdigest()
+    listed = _table(text.decode(errors="replace"), where=sums)
+    found = _table(_checksums(folder), where=sums)
     for name in sorted(listed.keys() | found.keys()):
         if listed.get(name) != found.get(name):
             what = (
@@ -53,14 +61,25 @@ def verify(folder: Path, *, digest: str) -> None:
             raise InputError(
                 f"{what}: SHA-256 {found.get(name, 'none')}, in {CHECKSUMS} {listed.get(name, 'none')}",
                 where=folder / name,
-                mend=_MEND,
+                mend=MEND,
             )
-    if hashlib.sha256(listed_text.encode()).hexdigest() != digest:
-        raise InputError(
-            f"is not the one that was registered (digest {digest[:12]})",
-            where=folder / CHECKSUMS,
-            mend=_MEND,
-        )
+    if of_sums != digest:
+        raise _another(sums, digest)
+
+
+def listed(text: bytes, *, where: str, digest: str) -> list[str]:
+    """The names in a list of checksums that came from a store.
+
+    Raises:
+        InputError: It is not the list that was sealed, or names what is no file of a model.
+    """
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise _another(where, digest)
+    return list(_table(text.decode(errors="replace"), where=where))
+
+
+def _another(where: str | Path, digest: str) -> InputError:
+    return InputError(f"is not the one that was registered (digest {digest[:12]})", where=where, mend=MEND)
 
 
 def _checksums(folder: Path) -> str:
@@ -73,5 +92,13 @@ def _checksums(folder: Path) -> str:
     return "".join(lines)
 
 
-def _table(text: str) -> dict[str, str]:
-    return {line[66:]: line[:64] for line in text.splitlines()}
+def _table(text: str, *, where: str | Path) -> dict[str, str]:
+    table = {}
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line)
+        if match is None or any(part in ("", ".", "..") for part in match["name"].split("/")):
+            raise InputError(f"is no list of checksums ({line[:100]!r})", where=where, mend=MEND)
+        table[match["name"]] = match["digest"]
+    if len(table) > _MOST_FILES:
+        raise InputError(f"lists {len(table)} files", where=where, mend=MEND)
+    return table

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snpdeconv.errors import ConfigError, ResourceError, UserError
+from snpdeconv.errors import ConfigError, InputError, ResourceError, UserError
 from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, sqlite_path
 from snpdeconv.tracking.locks import locked
 
@@ -176,6 +176,7 @@ def answering(uri: str) -> Iterator[MlflowClient]:
     Raises:
         ResourceError: The store cannot be reached or opened, does not answer in time, or answers with an
             error of its own or with nonsense.
+        InputError: It refuses what the block asks, and the block does not say why.
     """
     prepare_environment()
     from snpdeconv.tracking.http_limits import command_deadline
@@ -193,7 +194,11 @@ def answering(uri: str) -> Iterator[MlflowClient]:
             raise
         except Exception as error:
             if is_refusal(error):
-                raise
+                raise InputError(
+                    f"the tracking store refuses this ({reason(error)})",
+                    where=shown(uri),
+                    mend="see what is there in `snpdeconv ui`",
+                ) from error
             raise _no_answer(uri, error) from error
 
 
@@ -211,12 +216,16 @@ def _no_answer(uri: str, error: Exception) -> ResourceError:
 
 
 @contextlib.contextmanager
-def transfer() -> Iterator[None]:
-    """Gives the store minutes instead of seconds to answer, for a file on its way through it."""
+def transfer(*, most: int = 2**20) -> Iterator[None]:
+    """Gives the store minutes instead of seconds to answer, for a file on its way through it.
+
+    Args:
+        most: Bytes that it may send.
+    """
     from snpdeconv.tracking.http_limits import transferring
 
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    with _transfer_guard, transferring():
+    with _transfer_guard, transferring(most=most):
         before = os.environ[name]
         os.environ[name] = str(max(int(before), int(_TRANSFER_TIMEOUT_S)))
         try:

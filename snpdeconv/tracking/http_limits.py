@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.utils import request_utils
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -26,8 +26,6 @@ COMMAND_S = 45.0
 """Seconds that all calls of a command's look-up may take together."""
 CALL_BYTES = 16 * 2**20
 """Bytes that an answer other than a file may have; JSON takes twenty times as much memory."""
-TRANSFER_BYTES = 2 * 2**30
-"""Bytes that a transfer of files may have."""
 _TRANSFER_SPEED = 64 * 2**10  # bytes a second; a server that is slower for long is taken for a sick one
 
 
@@ -38,8 +36,8 @@ class ServerLimit(Exception):
 class _Transfer:
     """Files on their way: over all requests and threads, as MLflow fetches files in threads of its own."""
 
-    def __init__(self) -> None:
-        self.started, self.bytes = time.monotonic(), 0
+    def __init__(self, most: int) -> None:
+        self.started, self.bytes, self.most = time.monotonic(), 0, most
 
     def deadline(self) -> float:
         return self.started + COMMAND_S + self.bytes / _TRANSFER_SPEED
@@ -62,11 +60,15 @@ def command_deadline() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def transferring() -> Iterator[None]:
-    """Lets requests take as long as files take that keep coming, of this thread and of others."""
+def transferring(*, most: int) -> Iterator[None]:
+    """Lets requests take as long as files take that keep coming, of this thread and of others.
+
+    Args:
+        most: Bytes that may come.
+    """
     global _transfer
     with _one_transfer:
-        _transfer = _Transfer()
+        _transfer = _Transfer(most)
         try:
             yield
         finally:
@@ -75,7 +77,7 @@ def transferring() -> Iterator[None]:
 
 def _patience() -> float:
     """The user's, in seconds."""
-    return float(MLFLOW_HTTP_REQUEST_TIMEOUT.get())
+    return float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
 
 
 class _Limits:
@@ -107,10 +109,11 @@ class _Limits:
 
     def count(self, number: int) -> None:
         self.bytes += number
+        most = CALL_BYTES
         if self.transfer is not None:
             self.transfer.bytes += number
-        most = CALL_BYTES if self.transfer is None else TRANSFER_BYTES
-        if max(self.bytes, 0 if self.transfer is None else self.transfer.bytes) > most:
+            most = self.transfer.most
+        if self.bytes > most:
             raise ServerLimit(f"the server sends more than {most} bytes")
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snpdeconv.errors import InputError, nearest
+from snpdeconv.tracking.artifacts import check_place
+from snpdeconv.tracking.bundle import MOST_BYTES
 from snpdeconv.tracking.connection import answering, is_refusal, transfer
 from snpdeconv.tracking.home import shown, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class RunInfo:
             if path not in there:
                 mend = nearest(path, there) if there else "it has none there"
                 raise InputError(f"run {self.run_id} has no such artifact", where=path, mend=mend)
-            with transfer():
+            check_place(client.get_run(self.run_id).info.artifact_uri, uri=self.uri)
+            with transfer(most=MOST_BYTES):
                 return Path(client.download_artifacts(self.run_id, path, str(into)))
 
 
@@ -69,6 +76,7 @@ def get_run_info(run_id: str) -> RunInfo:
     with answering(uri) as client:
         try:
             run = client.get_run(run_id)
+            return _info(run, run_id=run_id, uri=uri)
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -77,6 +85,11 @@ def get_run_info(run_id: str) -> RunInfo:
                 where="run",
                 mend="copy the run ID from `snpdeconv train --json` or from `snpdeconv ui`",
             ) from error
+
+
+def _info(run: Run, *, run_id: str, uri: str) -> RunInfo:
+    if run.info.run_id != run_id:
+        raise ValueError(f"tells of run {run.info.run_id[:100]!r}")
     return RunInfo(
         run_id=run.info.run_id,
         name=run.info.run_name,

@@ -15,7 +15,7 @@ from snpdeconv.errors import InputError, nearest
 from snpdeconv.tracking.connection import answering
 from snpdeconv.tracking.home import home, tracking_uri
 from snpdeconv.tracking.locks import locked
-from snpdeconv.tracking.registry import list_models
+from snpdeconv.tracking.registry import find_model, no_champion
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def champion_of(name: str) -> int | None:
     Raises:
         ResourceError: The store does not answer.
     """
-    return next((model.aliases.get("champion") for model in list_models() if model.name == name), None)
+    model = find_model(name)
+    return None if model is None else model.aliases.get("champion")
 
 
 def promote(
@@ -95,24 +96,31 @@ def rollback(name: str, *, to: int | None = None) -> Promotion:
         InputError: There is no such model, no champion, none before it, or no such version.
         ResourceError: The store does not answer.
     """
-    model = next((model for model in list_models() if model.name == name), None)
-    stands = None if model is None else model.aliases.get("champion")
-    if model is None or stands is None:
+    model = find_model(name)
+    if model is None:
         raise InputError("has no champion", where=name, mend="train and register it first")
+    stands = model.aliases.get("champion")
+    if stands is None and to is None:
+        raise no_champion(model, where=name)
     if to is not None and to not in model.versions:
         raise InputError(f"has no version {to}", where=name, mend=nearest(str(to), map(str, model.versions)))
     with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
-        before = to or client.get_model_version(name, str(stands)).tags.get(PREVIOUS)
-        if not before:
+        before = to or int(client.get_model_version(name, str(stands)).tags.get(PREVIOUS) or 0)
+        if before not in model.versions:
             raise InputError(
-                f"no champion is on record before version {stands}",
+                f"the champion before version {stands}, version {before}, was deleted"
+                if before
+                else f"no champion is on record before version {stands}",
                 where=name,
-                mend="choose a version with --to",
+                mend=f"choose one of {', '.join(map(str, model.versions))} with --to",
             )
-        if to is not None and to != int(stands):  # so that a rollback without `to` undoes this one
+        if stands is not None and to is not None and to != stands:
+            # So that a rollback without `to` undoes this one.
             client.set_model_version_tag(name, str(to), PREVIOUS, str(stands))
         client.set_registered_model_alias(name, "champion", str(before))
-        client.set_model_version_tag(name, str(stands), "snpdeconv.promotion", f"rolled back at {_now()}")
+        if stands is not None:
+            told = f"rolled back at {_now()}"
+            client.set_model_version_tag(name, str(stands), "snpdeconv.promotion", told)
     logger.info("%s: champion is version %s, before it was %s", name, before, stands)
     return Promotion(champion=int(before), done=True)
 

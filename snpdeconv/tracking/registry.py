@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from snpdeconv.errors import InputError, nearest
-from snpdeconv.tracking import bundle
-from snpdeconv.tracking.connection import answering, error_code, is_refusal, transfer
+from snpdeconv.errors import InputError, UserError, nearest
+from snpdeconv.tracking import artifacts, bundle
+from snpdeconv.tracking.connection import answering, error_code, is_refusal
 from snpdeconv.tracking.home import home, shown, tracking_uri
 from snpdeconv.tracking.locks import locked
 from snpdeconv.tracking.lookup import get_run_info
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SPEC = re.compile(r"(?P<name>[^@:/]+)(@(?P<alias>[\w-]+)|[:/](?P<version>\d{1,9}))?")
 _NAME = re.compile(r"\w[\w .+-]{0,199}")
+_MOST_ENTRIES = 200_000
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,17 @@ def register_bundle(
     if version is None:
         # A second model of the run must not change the files of the first.
         place = "model" if not known else f"model-{digest[:12]}"
-        with transfer():
-            client.log_artifacts(run_id, str(folder), place)
+        root = artifacts.upload(client, folder, uri=uri, run_id=run_id, folder=place)
         version = _create_version(
             client,
             name=name,
-            source=f"{client.get_run(run_id).info.artifact_uri}/{place}",
+            source=f"{root}/{place}",
             run_id=run_id,
             tags={**tags, "snpdeconv.key": key, "snpdeconv.sha256": digest},
         )
-    _set_aliases(client, name=name, version=int(version.version), champion_if_none=champion_if_none)
-    return _ref(version, uri=uri)
+    ref = _ref(version, name=name, uri=uri)
+    _set_aliases(client, name=name, version=ref.version, champion_if_none=champion_if_none)
+    return ref
 
 
 def _create_version(
@@ -138,9 +139,9 @@ def _create_version(
 
 def _set_aliases(client: MlflowClient, *, name: str, version: int, champion_if_none: bool) -> None:
     with locked(home() / "registry.lock"):
-        aliases = client.get_registered_model(name).aliases
+        aliases = _aliases(client.get_registered_model(name))
         # A replay comes late: it must not take the alias from a newer version.
-        if int(aliases.get("challenger", 0)) < version:
+        if aliases.get("challenger", 0) < version:
             client.set_registered_model_alias(name, "challenger", str(version))
         if champion_if_none and "champion" not in aliases:
             client.set_registered_model_alias(name, "champion", str(version))
@@ -165,9 +166,10 @@ def resolve(spec: str) -> ModelRef:
     uri = tracking_uri()
     with answering(uri) as client:
         try:
-            version = number or client.get_registered_model(name).aliases.get(alias or "champion")
+            version = number or _aliases(client.get_registered_model(name)).get(alias or "champion")
             if version is not None:
-                return _ref(client.get_model_version(name, str(int(version))), uri=uri)
+                found = client.get_model_version(name, str(int(version)))
+                return _ref(found, name=name, number=int(version), uri=uri)
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -189,11 +191,29 @@ def _unknown(spec: str, *, name: str, alias: str, number: str | None) -> InputEr
     if number is not None:
         mend = nearest(number, map(str, model.versions))
         return InputError(f"'{name}' has no version {int(number)}", where=spec, mend=mend)
-    versions = ", ".join(f"{name}/{version}" for version in model.versions)
+    if alias == "champion":
+        return no_champion(model, where=spec)
     known = nearest(alias, model.aliases) if model.aliases else "it has no alias"
     return InputError(
-        f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {versions})"
+        f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {_versions(model)})"
     )
+
+
+def no_champion(model: RegisteredModel, *, where: str) -> InputError:
+    """What to tell where nobody is champion, such as after that version was deleted in the page."""
+    newest = f"{model.name}/{model.versions[-1]}" if model.versions else None
+    return InputError(
+        f"'{model.name}' has no champion" + (f" (its versions: {_versions(model)})" if newest else ""),
+        where=where,
+        mend=f"name one, such as {newest}, or `snpdeconv rollback {model.name} --to {model.versions[-1]}`"
+        if newest
+        else "train and register it first",
+    )
+
+
+def _versions(model: RegisteredModel) -> str:
+    shown_ = [f"{model.name}/{version}" for version in model.versions]
+    return ", ".join(shown_ if len(shown_) <= 12 else [*shown_[:2], "…", *shown_[-9:]])
 
 
 def resolve_run(run_id: str) -> ModelRef:
@@ -208,15 +228,17 @@ def resolve_run(run_id: str) -> ModelRef:
     """
     run = get_run_info(run_id)
     with answering(run.uri) as client:
-        versions = client.search_model_versions(f"run_id = '{run.run_id}'")
-    if not versions:
-        raise InputError(
-            f"run {run.run_id} ({run.status}) has registered no model",
-            where="run",
-            mend="choose another run, or `snpdeconv sync` if its results are unsent",
-        )
-    newest = max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))
-    return _ref(newest, uri=run.uri)
+        versions = [
+            (entry.creation_timestamp or 0, _ref(entry, uri=run.uri))
+            for entry in client.search_model_versions(f"run_id = '{run.run_id}'")
+        ]
+        if versions:
+            return max(versions, key=lambda version: (version[0], version[1].version))[1]
+    raise InputError(
+        f"run {run.run_id} ({run.status}) has registered no model",
+        where="run",
+        mend="choose another run, or `snpdeconv sync` if its results are unsent",
+    )
 
 
 def version_tags(name: str, version: int) -> Mapping[str, str]:
@@ -238,25 +260,37 @@ def list_models() -> list[RegisteredModel]:
     uri = tracking_uri()
     with answering(uri) as client:
         versions: dict[str, list[int]] = {}
-        for entry in _pages(client.search_model_versions, size=1000):
-            versions.setdefault(entry.name, []).append(int(entry.version))
-        aliases = {
-            entry.name: {alias: int(version) for alias, version in entry.aliases.items()}
-            for entry in _pages(client.search_registered_models, size=100)
-        }
+        for entry in _pages(client.search_model_versions, size=500):
+            versions.setdefault(entry.name, []).append(_number(entry.version))
+        aliases = {entry.name: _aliases(entry) for entry in _pages(client.search_registered_models, size=100)}
     return [
-        RegisteredModel(name, tuple(sorted(versions[name])), aliases[name])
+        RegisteredModel(name, tuple(sorted(set(versions[name]))), aliases[name])
         for name in sorted(versions.keys() & aliases.keys())
+        if name.isprintable()
     ]
+
+
+def find_model(name: str) -> RegisteredModel | None:
+    """One model by its name; None where there is none.
+
+    Raises:
+        ResourceError: The store does not answer.
+    """
+    return next((model for model in list_models() if model.name == name), None)
 
 
 def _pages(search: Callable[..., Any], *, size: int) -> Iterator[Any]:
     token: str | None = None
-    while True:
+    seen: set[str | None] = set()
+    number = 0
+    while token not in seen and number <= _MOST_ENTRIES:
+        seen.add(token)
         page = search(max_results=size, page_token=token)
+        number += len(page)
         yield from page
         if not (token := page.token):
             return
+    raise ValueError(f"a list without an end, {number} entries long")
 
 
 def download(ref: ModelRef, *, cache_dir: Path) -> Path:
@@ -276,13 +310,25 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
     spec = f"{ref.name}/{ref.version}"
     if ref.sha256 is None:
         raise InputError("was not registered by snpdeconv", where=spec, mend="choose a version that was")
-    place = cache_dir / "models" / quote(ref.name) / f"{ref.version}-{ref.sha256[:16]}"
+    place = cache_dir / "models" / quote(ref.name, safe="") / f"{ref.version}-{ref.sha256[:16]}"
     if place.is_dir():
         bundle.verify(place, digest=ref.sha256)
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=place.parent) as temporary:
-        folder = _fetch(ref, into=Path(temporary), spec=spec)
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        with answering(ref.uri):
+            try:
+                artifacts.fetch_sealed(
+                    ref.source, uri=ref.uri, run_id=ref.run_id, digest=ref.sha256, into=folder
+                )
+            except Exception as error:
+                if isinstance(error, UserError) or not artifacts.is_missing(error):
+                    raise
+                raise InputError(
+                    f"its files are not in the store ({ref.source[:200]})", where=spec, mend="train it again"
+                ) from error
         bundle.verify(folder, digest=ref.sha256)
         try:
             folder.rename(place)
@@ -291,29 +337,34 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
     return place
 
 
-def _fetch(ref: ModelRef, *, into: Path, spec: str) -> Path:
-    with answering(ref.uri):
-        from mlflow.artifacts import download_artifacts
+def _ref(version: ModelVersion, *, uri: str, name: str | None = None, number: int | None = None) -> ModelRef:
+    """What a store says of a version.
 
-        try:
-            with transfer():
-                got = download_artifacts(artifact_uri=ref.source, dst_path=str(into), tracking_uri=ref.uri)
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if isinstance(error, FileNotFoundError) or status == 404 or is_refusal(error):
-                raise InputError(
-                    f"its files are not in the store ({ref.source})", where=spec, mend="train it again"
-                ) from error
-            raise
-    return Path(got)
-
-
-def _ref(version: ModelVersion, *, uri: str) -> ModelRef:
+    Raises:
+        ValueError: It says what cannot be, or tells of another than it was asked for.
+    """
+    found, digest, run_id = _number(version.version), version.tags.get("snpdeconv.sha256"), version.run_id
+    if name not in (None, version.name) or number not in (None, found) or not _NAME.fullmatch(version.name):
+        raise ValueError(f"tells of {version.name[:100]!r}/{found}")
+    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"a digest {digest[:100]!r}")
+    if run_id and not re.fullmatch(r"[\w-]{1,64}", run_id):
+        raise ValueError(f"a run {run_id[:100]!r}")
     return ModelRef(
         name=version.name,
-        version=int(version.version),
-        run_id=version.run_id,
+        version=found,
+        run_id=run_id,
         source=str(version.source),
-        sha256=version.tags.get("snpdeconv.sha256"),
+        sha256=digest,
         uri=uri,
     )
+
+
+def _number(version: object) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", str(version)):
+        raise ValueError(f"a version {str(version)[:100]!r}")
+    return int(str(version))
+
+
+def _aliases(model: Any) -> dict[str, int]:
+    return {str(alias): _number(version) for alias, version in model.aliases.items()}

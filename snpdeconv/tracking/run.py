@@ -19,7 +19,7 @@ from typing import Any, Literal
 from snpdeconv.errors import ResourceError
 from snpdeconv.tracking import bundle
 from snpdeconv.tracking.connection import prepare_environment
-from snpdeconv.tracking.home import embedded_uri, spool_dir, tracking_uri
+from snpdeconv.tracking.home import embedded_uri, home, spool_dir, tracking_uri
 from snpdeconv.tracking.registry import ModelRef, check_model_name
 from snpdeconv.tracking.sender import Sender
 from snpdeconv.tracking.ship import Shipper
@@ -170,7 +170,7 @@ class TrackedRun:
             path: What to upload; it must stay in place until it was sent.
             folder: Where to put it among the run's artifacts.
         """
-        self._say("artifact", {"path": str(path.absolute()), "folder": folder})
+        self._say("artifact", {**_place(path), "folder": folder})
 
     def register(
         self,
@@ -198,7 +198,7 @@ class TrackedRun:
             "register",
             {
                 "name": model_name,
-                "path": str(folder.absolute()),
+                **_place(folder),
                 "digest": bundle.seal(folder),
                 "tags": _texts(tags or {}, longest=_TAG_CHARS),
                 "champion_if_none": champion_if_none,
@@ -261,6 +261,12 @@ class TrackedRun:
                     "%s: cannot be written (%s); results are lost", self._spool.folder, error.strerror
                 )
             self._num_lost += 1
+
+
+def _place(path: Path) -> dict[str, str]:
+    """Where a file is, also as seen from the home: inside and outside of a container its path differs."""
+    path = path.absolute()
+    return {"path": str(path), "from_home": os.path.relpath(path, home())}
 
 
 def _clean(name: str) -> str:

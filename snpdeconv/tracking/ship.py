@@ -7,15 +7,17 @@ times, files are written over. So a kill between sending and noting it down lose
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snpdeconv.errors import InputError
-from snpdeconv.tracking import registry
-from snpdeconv.tracking.connection import connect, experiment_id, is_refusal, reason, transfer
-from snpdeconv.tracking.spool import Event, Spool
+from snpdeconv.tracking import artifacts, registry
+from snpdeconv.tracking.connection import connect, experiment_id, is_refusal, reason
+from snpdeconv.tracking.home import home, shown
+from snpdeconv.tracking.spool import Event, Sent, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +31,10 @@ _PARAMS_PER_CALL = 100
 
 class _Rejected(Exception):
     """An event that no repetition will bring through."""
+
+
+class _RunIsGone(Exception):
+    """The run is no longer in the store."""
 
 
 class Shipper:
@@ -58,6 +64,24 @@ class Shipper:
         Raises:
             Exception: Whatever the store, the network or MLflow raised; what was sent before it is noted.
         """
+        made_anew = False
+        while True:
+            try:
+                self._ship(stopped)
+            except _RunIsGone:
+                if made_anew:
+                    raise ConnectionError("the run is deleted as soon as it is made") from None
+                # All that it has said is on disk: it is made once more, from its first word.
+                logger.warning(
+                    "run %s was deleted for good in %s; it is made anew", self.spool.key, shown(self.uri)
+                )
+                made_anew = True
+                self.sent = Sent(self.uri)
+                self.spool.commit(self.sent)
+            else:
+                return
+
+    def _ship(self, stopped: Callable[[], bool]) -> None:
         for batch in _batches(self.spool.read(self.sent.offset)):
             if stopped():
                 return
@@ -65,7 +89,7 @@ class Shipper:
             # Outside: what fails here is the way to the store, never its verdict on an event.
             client = self._connected()
             try:
-                self._apply(client, batch)
+                self._apply_or_revive(client, batch)
             except _Rejected as error:
                 rejected = self._reject(batch, str(error))
             except Exception as error:
@@ -74,6 +98,37 @@ class Shipper:
                 rejected = self._reject(batch, reason(error))
             self.sent = replace(self.sent, offset=batch[-1].end, rejected=self.sent.rejected + rejected)
             self.spool.commit(self.sent)
+
+    def _apply_or_revive(self, client: MlflowClient, batch: list[Event]) -> None:
+        """Sends a batch; a run that somebody deleted in the page is brought back, so that nothing is lost."""
+        if batch[0].kind in ("register", "status") and self.sent.run_id is not None:
+            self._revive(client)  # MLflow takes these of a deleted run too
+        try:
+            self._apply(client, batch)
+        except Exception as error:
+            if not is_refusal(error) or self.sent.run_id is None or not self._revive(client):
+                raise
+            self._apply(client, batch)
+
+    def _revive(self, client: MlflowClient) -> bool:
+        """Brings the run back from the bin, and its experiment; says whether it was there.
+
+        Raises:
+            _RunIsGone: It was deleted for good.
+        """
+        try:
+            run = client.get_run(self._run_id)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            raise _RunIsGone from error
+        if run.info.lifecycle_stage != "deleted":
+            return False
+        logger.warning("run %s was deleted in %s; it is restored", self._run_id, shown(self.uri))
+        if client.get_experiment(run.info.experiment_id).lifecycle_stage == "deleted":
+            client.restore_experiment(run.info.experiment_id)
+        client.restore_run(self._run_id)
+        return True
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
@@ -105,14 +160,17 @@ class Shipper:
                 raise _Rejected("the line is damaged")
 
     def _create(self, client: MlflowClient, event: Event) -> str:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param, RunTag, ViewType
 
         data = event.data
         tags = {**data["tags"], **_process_tags(event), "snpdeconv.key": self.spool.key}
         experiment = experiment_id(client, uri=self.uri, name=data["experiment"])
-        found = client.search_runs([experiment], f"tags.`snpdeconv.key` = '{self.spool.key}'", max_results=1)
+        query = f"tags.`snpdeconv.key` = '{self.spool.key}'"
+        found = client.search_runs([experiment], query, run_view_type=ViewType.ALL, max_results=1)
         if found:
             run = found[0]
+            if run.info.lifecycle_stage == "deleted":
+                client.restore_run(run.info.run_id)
             client.log_batch(run.info.run_id, tags=[RunTag(*item) for item in tags.items()], synchronous=True)
         else:
             run = client.create_run(experiment, start_time=event.time_ms, tags=tags, run_name=data["name"])
@@ -140,25 +198,35 @@ class Shipper:
             client.log_batch(self._run_id, tags=chunk, synchronous=True)
 
     def _artifact(self, client: MlflowClient, event: Event) -> None:
-        path, folder = Path(event.data["path"]), event.data["folder"] or None
+        path = self._here(event)
         if not path.exists():
             raise _Rejected(f"{path}: is gone and was not sent")
-        with transfer():
-            if path.is_dir():
-                client.log_artifacts(self._run_id, str(path), folder)
-            else:
-                client.log_artifact(self._run_id, str(path), folder)
+        try:
+            artifacts.upload(
+                client, path, uri=self.uri, run_id=self._run_id, folder=event.data["folder"] or None
+            )
+        except InputError as error:
+            raise _Rejected(str(error)) from error
+
+    def _here(self, event: Event) -> Path:
+        """The file or folder of an event, where it lies by its own path or beside the home."""
+        path = Path(event.data["path"])
+        beside = (
+            Path(os.path.normpath(home() / event.data["from_home"])) if "from_home" in event.data else path
+        )
+        return path if path.exists() else beside
 
     def _register(self, client: MlflowClient, event: Event) -> None:
         data = event.data
         try:
+            registry.check_model_name(data["name"])
             ref = registry.register_bundle(
                 client,
                 uri=self.uri,
                 run_id=self._run_id,
                 key=self.spool.key,
                 name=data["name"],
-                folder=Path(data["path"]),
+                folder=self._here(event),
                 digest=data["digest"],
                 tags=data["tags"],
                 champion_if_none=data["champion_if_none"],

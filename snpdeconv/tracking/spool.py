@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snpdeconv.errors import DamagedFile, InputError
+from snpdeconv.files import read_record
 from snpdeconv.tracking.locks import FileLock
 
 KEEP_DONE_DAYS = 30
+_LONGEST_LINE = 16 * 2**20
 _EVENTS = "events.jsonl"
 
 
@@ -108,7 +112,13 @@ class Spool:
         if done.is_dir() and not self.folder.exists():
             done.rename(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.events_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+        try:
+            self._descriptor = os.open(self.events_path, flags, 0o600)
+            _require_regular(self._descriptor, self.events_path)
+        except BaseException:
+            self._lock.release()
+            raise
         self.size = _whole_lines(self.events_path)
         os.ftruncate(self._descriptor, self.size)
         return True
@@ -142,11 +152,18 @@ class Spool:
     def sent(self, uri: str) -> Sent:
         """How far the store at `uri` has this spool; from the start if it was another store."""
         try:
-            state = Sent(**json.loads((self.folder / "sent.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            state = read_record(self.folder / "sent.json", Sent, mend="it is written anew")
+        except (FileNotFoundError, InputError):
             # Never written, or emptied by a power cut: sending all again changes nothing in the store.
             return Sent(uri)
-        return state if state.uri == uri else Sent(uri)
+        return state if state.uri == uri and self._is_end_of_line(state.offset) else Sent(uri)
+
+    def _is_end_of_line(self, offset: int) -> bool:
+        if offset <= 0:
+            return offset == 0
+        with self.events_path.open("rb") as stream:
+            stream.seek(offset - 1)
+            return stream.read(1) == b"\n"
 
     def commit(self, sent: Sent) -> None:
         """Notes how far the store has the spool, all or nothing."""
@@ -181,11 +198,16 @@ class Spool:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
-    """Yields the events of a spool's file from a line's start on, without holding the spool."""
-    with path.open("rb") as stream:
+    """Yields the events of a spool's file from a line's start on, without holding the spool.
+
+    Raises:
+        DamagedFile: It is a pipe or a device.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        _require_regular(stream.fileno(), path)
         stream.seek(offset)
-        for line in stream:
-            if not line.endswith(b"\n"):
+        while line := stream.readline(_LONGEST_LINE):
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                 return
             offset += len(line)
             yield _parse(line, offset)
@@ -196,12 +218,21 @@ def peek(path: Path) -> History:
     return _add_up(read_events(path))
 
 
+def _require_regular(descriptor: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise DamagedFile("is no regular file", where=path, mend="remove the folder that it is in")
+
+
 def _parse(line: bytes, end: int) -> Event:
+    """An event whose data have the form of its kind; what is damaged may be anything."""
+    from snpdeconv.tracking import events
+
     try:
         data = json.loads(line)
-        return Event(str(data.pop("kind")), int(data.pop("time_ms")), data, end)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return Event("unreadable", 0, {"line": line.decode(errors="replace")[:1000]}, end)
+        kind, time_ms = str(data.pop("kind")), int(data.pop("time_ms"))
+        return Event(kind, time_ms, events.checked(kind, time_ms, data), end)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return Event("unreadable", 0, {"line": line[:1000].decode(errors="replace")}, end)
 
 
 def _add_up(events: Iterator[Event]) -> History:

@@ -30,14 +30,15 @@ class SpoolReport:
     Attributes:
         key: The run's key.
         name: The run's name.
-        outcome: sent (the store has all of it), skipped (still alive) or failed (try again later).
+        outcome: sent (the store has all of it), incomplete (all but the problems, for good), skipped (still
+            alive) or failed (try again later).
         note: Why, in one line.
         problems: Events that the store refused for good, or files that are gone.
     """
 
     key: str
     name: str
-    outcome: Literal["sent", "skipped", "failed"]
+    outcome: Literal["sent", "incomplete", "skipped", "failed"]
     note: str = ""
     problems: tuple[str, ...] = ()
 
@@ -100,8 +101,13 @@ def _sync_one(spool: Spool, history: History, failures: Counter[str]) -> SpoolRe
         note = f"{store} does not take it ({reason(error)})"
         return SpoolReport(spool.key, name, "failed", note, tuple(shipper.problems))
     failures[store] = 0
+    refused = shipper.sent.rejected
     spool.archive()
-    return SpoolReport(spool.key, name, "sent", note, tuple(shipper.problems))
+    if not refused:
+        return SpoolReport(spool.key, name, "sent", note)
+    told = f"{refused} of what it said could not be sent, for good"
+    note = f"{note}; {told}" if note else told
+    return SpoolReport(spool.key, name, "incomplete", note, tuple(shipper.problems))
 
 
 def _may_live_elsewhere(history: History) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from snpdeconv.errors import ConfigError
 from snpdeconv.tracking.bundle import seal
-from snpdeconv.tracking.connection import connect, is_refusal
+from snpdeconv.tracking.connection import connect, is_refusal, reason
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.ship import Shipper
 from snpdeconv.tracking.spool import Sent, Spool
@@ -148,6 +149,97 @@ def test_what_the_store_refuses_for_good_does_not_hold_up_the_rest(
     (run,) = runs()
     assert points(run.info.run_id, "loss") == [(1, 7, 1.0)]
     assert len((spool.folder / "rejected.jsonl").read_text().splitlines()) == 4
+
+
+def delete_for_good(run_id: str) -> None:
+    """As `mlflow gc` does."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    connect(tracking_uri()).delete_run(run_id)
+    _get_store(tracking_uri())._hard_delete_run(run_id)
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("when", ["in training", "before the model"])
+def test_a_run_deleted_in_the_page_comes_back_with_all_it_said(
+    spool: Spool, model_folder: Path, when: str, for_good: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(spool)
+    spool.append("metrics", {"step": 0, "values": {"loss": 2.0}}, time_ms=5)
+    shipper = Shipper(spool, uri=tracking_uri())
+    shipper.ship()
+    (run,) = runs()
+    if for_good:
+        delete_for_good(run.info.run_id)
+    else:
+        connect(tracking_uri()).delete_run(run.info.run_id)
+    if when == "in training":
+        spool.append("metrics", {"step": 1, "values": {"loss": 1.0}}, time_ms=7)
+    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    spool.append("register", model | {"tags": {}, "champion_if_none": True})
+    spool.append("status", {"status": "FINISHED"}, time_ms=9)
+    shipper.ship()
+    assert shipper.problems == []
+    assert shipper.sent.rejected == 0
+    assert "made anew" in caplog.text if for_good else "restored" in caplog.text
+    (alive,) = runs()
+    assert (alive.info.run_id == run.info.run_id) is not for_good
+    assert alive.info.status == "FINISHED"
+    steps = [(0, 5, 2.0)] + [(1, 7, 1.0)] * (when == "in training")
+    assert points(alive.info.run_id, "loss") == steps
+    assert shipper.registered["height"].run_id == alive.info.run_id
+    (version,) = connect(tracking_uri()).search_model_versions("name = 'height'")
+    assert version.run_id == alive.info.run_id
+
+
+def test_a_run_in_the_bin_is_found_again_by_its_key(spool: Spool) -> None:
+    create(spool)
+    Shipper(spool, uri=tracking_uri()).ship()
+    (run,) = runs()
+    connect(tracking_uri()).delete_run(run.info.run_id)
+    (spool.folder / "sent.json").unlink()
+    Shipper(spool, uri=tracking_uri()).ship()
+    assert [again.info.run_id for again in runs()] == [run.info.run_id]
+
+
+def test_no_variable_of_mlflows_makes_points_get_lost(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "600",
+        "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",
+        "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "3",
+        "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "nothing",
+        "MLFLOW_READ_REPLICA_BACKEND_STORE_URI": "sqlite:////nowhere/x.db",
+        "MLFLOW_RUN_ID": "0" * 32,
+        "MLFLOW_EXPERIMENT_NAME": "another",
+        "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    }.items():
+        monkeypatch.setenv(name, value)
+    create(spool)
+    for step in range(2000):
+        spool.append("metrics", {"step": step, "values": {"loss": 1.0}}, time_ms=step)
+    shipper = Shipper(spool, uri=tracking_uri())
+    shipper.ship()
+    assert shipper.problems == []
+    (run,) = runs()
+    assert len(points(run.info.run_id, "loss")) == 2000
+
+
+@pytest.mark.parametrize("value", ["11", "-1", "2.5", "many", "", "٣"])
+def test_a_number_that_mlflow_cannot_work_with_is_refused(
+    tracking_home: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", value)
+    with pytest.raises(ConfigError, match=r"_MAX_RETRIES: .* from 0 to 10; correct or unset"):
+        connect(tracking_uri())
+
+
+def test_the_cause_of_a_failure_stands_at_the_end_of_its_line() -> None:
+    cause = "Failed to establish a new connection: [Errno 111] Connection refused'))"
+    told = reason(Exception(f"request to https://me:secret@host/{'x' * 2000} failed: {cause}\nand more"))
+    assert told.startswith("request to https://host/xxx")
+    assert told.endswith(cause)
+    assert len(told) <= 410
 
 
 def test_without_a_run_nothing_else_can_be_sent(spool: Spool) -> None:

@@ -5,14 +5,17 @@ import os
 import resource
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snpdeconv.errors import DamagedFile
 from snpdeconv.tracking.spool import KEEP_DONE_DAYS, Sent, Spool, peek
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -94,9 +97,14 @@ def test_a_damaged_line_does_not_hide_the_next(tmp_path: Path) -> None:
     again.release()
 
 
+CREATED = {
+    "uri": "", "host": "here", "pid": 1, "experiment": "e", "name": "run", "params": {}, "tags": {}
+}  # fmt: skip
+
+
 def test_history_adds_up(tmp_path: Path) -> None:
     spool = held(tmp_path)
-    spool.append("create", {"name": "run", "host": "a", "pid": 1, "uri": ""}, time_ms=1000)
+    spool.append("create", {**CREATED, "host": "a"}, time_ms=1000)
     spool.append("metrics", {"step": 7, "values": {"loss": 1.0, "acc": 0.5}}, time_ms=2000)
     spool.append("metrics", {"step": 5, "values": {"loss": 2.0}}, time_ms=3000)
     spool.append("status", {"status": "KILLED"}, time_ms=4000)
@@ -111,10 +119,14 @@ def test_history_adds_up(tmp_path: Path) -> None:
 
 def test_what_was_sent_is_remembered_for_one_store_only(tmp_path: Path) -> None:
     spool = held(tmp_path)
-    sent = Sent("http://a", run_id="r", offset=10, rejected=1)
+    spool.append("tags", {"tags": {"a": "1"}})
+    sent = Sent("http://a", run_id="r", offset=spool.size, rejected=1)
     spool.commit(sent)
     assert spool.sent("http://a") == sent
     assert spool.sent("http://b") == Sent("http://b")
+    for offset in (spool.size + 1, spool.size - 1, -1):  # no line ends there
+        spool.commit(replace(sent, offset=offset))
+        assert spool.sent("http://a") == Sent("http://a")
     (spool.folder / "sent.json").write_text("")  # as a power cut leaves it
     assert spool.sent("http://a") == Sent("http://a")
     spool.release()
@@ -154,4 +166,54 @@ def test_refused_events_are_kept_beside_the_spool(tmp_path: Path) -> None:
     spool.reject(event, reason="why")
     line = json.loads((spool.folder / "rejected.jsonl").read_text())
     assert line == {"reason": "why", "kind": "tags", "time_ms": 9, "tags": {"a": "1"}}
+    spool.release()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("create", {"name": "run"}),
+        ("open", {"uri": "", "host": 5, "pid": 1}),
+        ("metrics", {"step": 10**30, "values": {"loss": 1.0}}),
+        ("metrics", {"step": 1, "values": {"loss": "high"}}),
+        ("metrics", {"step": 1, "values": [1]}),
+        ("tags", {"tags": "a"}),
+        ("artifact", {"path": None, "folder": ""}),
+        ("register", {"name": "x", "path": "/x", "digest": "../..", "tags": {}, "champion_if_none": True}),
+        ("status", {"status": "SOLD"}),
+        ("nonsense", {}),
+    ],
+)
+def test_an_altered_line_passes_for_no_event(tmp_path: Path, kind: str, data: dict[str, object]) -> None:
+    spool = held(tmp_path)
+    spool.append("create", CREATED)
+    spool.append(kind, data)
+    spool.append("status", {"status": "FINISHED"})
+    assert [event.kind for event in spool.read()] == ["create", "unreadable", "status"]
+    assert spool.history().status == "FINISHED"
+    spool.release()
+
+
+def test_a_line_without_an_end_and_a_pipe_are_no_trap(tmp_path: Path) -> None:
+    spool = held(tmp_path)
+    spool.append("create", CREATED)
+    spool.release()
+    with spool.events_path.open("ab") as file:
+        file.truncate(spool.size + 100 * 2**20)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + spool.events_path.read_bytes()[: spool.size])
+    tracemalloc.start()
+    events = [event.kind for event in spool.read()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (events[0], events[-1], set(events[1:-1])) == ("create", "create", {"unreadable"})
+    assert peak < 100 * 2**20
+    spool.events_path.unlink()
+    os.mkfifo(spool.events_path)
+    with pytest.raises(DamagedFile, match="no regular file"):
+        list(spool.read())
+    with pytest.raises(DamagedFile, match="no regular file"):
+        spool.acquire()
+    spool.events_path.unlink()
+    assert spool.acquire()  # the lock was given back
     spool.release()

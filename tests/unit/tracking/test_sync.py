@@ -83,7 +83,7 @@ def test_artifacts_that_are_gone_are_told_and_nothing_else_is_lost(
     spool.append("status", {"status": "FINISHED"})
     spool.release()
     (report,) = sync().spools
-    assert (report.outcome, report.note) == ("sent", "")
+    assert (report.outcome, report.note) == ("incomplete", "1 of what it said could not be sent, for good")
     assert report.problems == (f"{tmp_path}/gone.png: is gone and was not sent",)
     run_id = Spool(tracking_home / "spool" / "done", "a" * 32).sent(tracking_uri()).run_id
     info = get_run_info(str(run_id))

@@ -1,0 +1,156 @@
+"""Files on their way to a store and back: where they may lie, and what is taken from there.
+
+An address comes from the server, where others may have written it: it is followed to the server itself, to
+cloud stores and to folders that are plainly a run's, and never with a login to another host.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from snpdeconv.errors import InputError
+from snpdeconv.files import read_whole
+from snpdeconv.tracking import bundle
+from snpdeconv.tracking.connection import error_code, is_refusal, transfer
+from snpdeconv.tracking.home import artifacts_dir, embedded_uri, is_database, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CLOUD = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "dbfs", "ftp", "sftp")
+_MEND = "ask whoever runs the server or registered the model"
+_SUMS_BYTES = 2**20
+
+
+def upload(client: MlflowClient, path: Path, *, uri: str, run_id: str, folder: str | None) -> str:
+    """Copies a file, or the files of a folder, to a run's artifacts.
+
+    Returns:
+        The address of the run's artifacts.
+
+    Raises:
+        InputError: The store names a place where nothing of ours belongs.
+    """
+    place = str(client.get_run(run_id).info.artifact_uri)
+    local = _local(place, uri=uri, run_id=run_id)
+    if local is not None and not (local.name == "artifacts" and run_id in local.parts):
+        raise InputError(f"is no run's folder of artifacts ({place[:200]})", where=shown(uri), mend=_MEND)
+    repository = _repository(place if local is None else str(local), uri=uri)
+    with transfer():
+        (repository.log_artifacts if path.is_dir() else repository.log_artifact)(str(path), folder)
+    return place
+
+
+def fetch_sealed(source: str, *, uri: str, run_id: str | None, digest: str, into: Path) -> None:
+    """Copies a sealed folder here: its list of files, which the digest vouches for, and what that names.
+
+    Args:
+        source: Address of the folder.
+        uri: Address of the store.
+        run_id: The run that it is of.
+        digest: What `bundle.seal` gave.
+        into: Where to.
+
+    Raises:
+        FileNotFoundError: A file is not there.
+        InputError: The address is none to follow, or the list is not the one that was sealed.
+    """
+    local = _local(source, uri=uri, run_id=run_id)
+    repository = None if local is not None else _repository(source, uri=uri)
+
+    def fetch(name: str, *, most: int) -> Path:
+        place = into / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if local is not None:
+            _copy(local / name, place)
+        else:
+            assert repository is not None
+            with transfer(most=most):
+                _download(repository, name, place)
+        return place
+
+    text = read_whole(fetch(bundle.CHECKSUMS, most=_SUMS_BYTES), limit=_SUMS_BYTES, mend=bundle.MEND)
+    for name in bundle.listed(text, where=f"{source}/{bundle.CHECKSUMS}", digest=digest):
+        fetch(name, most=bundle.MOST_BYTES)
+
+
+def check_place(place: str, *, uri: str) -> None:
+    """Refuses an address of files that would take a login, or us, where it has no business.
+
+    Raises:
+        InputError: It leads to another host, or by a way that nobody uses.
+    """
+    try:
+        there, store = urlsplit(place), urlsplit(uri)
+    except ValueError as error:
+        raise InputError(
+            f"names no place of files ({place[:200]!r})", where=shown(uri), mend=_MEND
+        ) from error
+    if there.scheme in ("", "file") or there.scheme in _CLOUD:
+        return
+    host = there.netloc.rpartition("@")[2]
+    if there.scheme in ("mlflow-artifacts", "http", "https") and (
+        host == store.netloc.rpartition("@")[2] or (not host and there.scheme == "mlflow-artifacts")
+    ):
+        return
+    raise InputError(
+        f"keeps the files at another host or by an unknown way ({place[:200]})", where=shown(uri), mend=_MEND
+    )
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether files are not there, as the store or the file system tells it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return (
+        isinstance(error, FileNotFoundError)
+        or status == 404
+        or is_refusal(error)
+        or error_code(error) == "RESOURCE_DOES_NOT_EXIST"
+    )
+
+
+def _local(place: str, *, uri: str, run_id: str | None) -> Path | None:
+    """The folder behind an address on this machine; None for any other.
+
+    A home that was moved, or is seen from inside and outside of a container, has its runs below its own path
+    of the moment, whatever path the store remembers.
+    """
+    check_place(place, uri=uri)
+    parts = urlsplit(place)
+    if parts.scheme not in ("", "file"):
+        return None
+    path = Path(unquote(parts.path) if parts.scheme else place)
+    if is_database(uri) and run_id is not None and run_id in path.parts:
+        at = path.parts.index(run_id)
+        root, ours = Path(*path.parts[:at]), artifacts_dir().joinpath(*path.parts[at:])
+        is_a_homes = root.name == artifacts_dir().name
+        if (
+            is_a_homes
+            and (uri == embedded_uri() or not root.exists())
+            and (ours.exists() or not path.exists())
+        ):
+            return ours
+    return path
+
+
+def _repository(place: str, *, uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(place, tracking_uri=uri)
+
+
+def _download(repository: Any, name: str, place: Path) -> None:
+    # Not by `download_artifacts`, which asks the server which files there are, and does so without end.
+    repository._download_file(name, str(place))
+
+
+def _copy(source: Path, place: Path) -> None:
+    if not source.exists():
+        raise FileNotFoundError(2, os.strerror(2), str(source))
+    if not source.is_file():
+        raise InputError("is no regular file", where=source, mend=_MEND)
+    shutil.copyfile(source, place)
