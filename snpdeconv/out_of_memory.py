@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import torch
 
 from snpdeconv.device import release_memory
-from snpdeconv.errors import ResourceError
+from snpdeconv.errors import ResourceError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ _ON_A_GPU = re.compile(
 def where_memory_ran_out(error: BaseException) -> Side | None:
     """The side that had no memory left, if that is what the error, or one that it came from, says."""
     cause: BaseException | None = error
-    while cause is not None:
+    # An error that tells the user what to do is an end: nobody is to try again.
+    while cause is not None and not isinstance(cause, UserError):
         if isinstance(cause, torch.OutOfMemoryError):
             return "GPU"
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):

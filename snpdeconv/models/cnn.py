@@ -1,4 +1,4 @@
-"""Multi-scale convolutions over the genome (kernels 3, 5, 7; batch normalisation; ELU) that halve early.
+"""Multi-scale convolutions over the genome (kernels 3, 5, 7; normalised by sample; ELU) that halve early.
 
 Filters are shared along the genome, but which allele is counted is arbitrary: a learned scale a slot lets
 each SNP choose its sign and size before them, and the readout has weights of its own for each window.
@@ -7,8 +7,7 @@ Shape suffixes: B batch, C channels, S slots, K windows, P slots of a window, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,51 +15,35 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from snpdeconv.models.dropout import Dropout
-from snpdeconv.models.half import as_computed
+from snpdeconv.models.half import GroupNorm, as_computed
 from snpdeconv.models.multiscale import MultiScaleConv
 from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
 
+Norm = Literal["sample", "batch"]
+
 
 class Stage(nn.Module):
-    """Multi-scale convolution, batch normalisation, ELU, mean of ``pool`` positions.
+    """Multi-scale convolution, normalisation, ELU, mean of ``pool`` positions.
 
     Args:
         channels_in: Input channels.
         channels_out: Output channels.
         stride: Of the convolution.
         pool: Positions that are averaged.
+        norm: ``sample``, over a sample's channels and positions, so that none depends on others beside it;
+            ``batch`` is that of models from before, to predict with.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int, pool: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int, pool: int, norm: Norm) -> None:
         super().__init__()
         self.pool = pool
         self.conv = MultiScaleConv(channels_in, channels_out, stride=stride, bias=False)
-        self.norm = nn.BatchNorm1d(channels_out)
+        self.norm = nn.BatchNorm1d(channels_out) if norm == "batch" else GroupNorm(1, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, S) -> (B, C_out, S / (stride pool))."""
         h = F.elu(self.norm(self.conv(x)), inplace=True)
         return h.view(*h.shape[:2], -1, self.pool).mean(-1)
-
-
-@contextmanager
-def _frozen_statistics(module: Stage) -> Iterator[None]:
-    """Keeps the recomputation of a checkpoint from counting its batch a second time."""
-    momentum, module.norm.momentum = module.norm.momentum, 0.0
-    try:
-        yield
-    finally:
-        module.norm.momentum = momentum
-
-
-def _recomputed(stage: Stage, h: Tensor) -> Tensor:
-    """The stage under activation checkpointing."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(stage)
-
-    recomputed: Tensor = checkpoint(stage, h, use_reentrant=False, context_fn=contexts)
-    return recomputed
 
 
 class CNNBody(nn.Module):
@@ -73,6 +56,7 @@ class CNNBody(nn.Module):
         width: D of the readout.
         dropout: On the windows' features.
         patch: P, a multiple of 4.
+        norm: Of the stages.
     """
 
     def __init__(
@@ -84,6 +68,7 @@ class CNNBody(nn.Module):
         width: int,
         dropout: float,
         patch: int,
+        norm: Norm = "sample",
     ) -> None:
         super().__init__()
         num_windows = num_slots // patch
@@ -95,8 +80,8 @@ class CNNBody(nn.Module):
         stride = 2 if patch % 8 == 0 else 1
         self.stages = nn.ModuleList(
             [
-                Stage(encoding_dim, channels[0], stride=2, pool=2),
-                Stage(channels[0], channels[1], stride=stride, pool=patch // (4 * stride)),
+                Stage(encoding_dim, channels[0], stride=2, pool=2, norm=norm),
+                Stage(channels[0], channels[1], stride=stride, pool=patch // (4 * stride), norm=norm),
             ]
         )
         self.readout = nn.Parameter(torch.randn(num_windows, channels[1], width) * channels[1] ** -0.5)
@@ -113,9 +98,7 @@ class CNNBody(nn.Module):
         h = x * self.scale.to(x.dtype) * gate.unsqueeze(1)
         for stage in self.stages:
             if self.checkpoint_activations and self.training:
-                # Dynamo has no context functions; the stages then run uncompiled between compiled parts. Said
-                # where it is needed: to say it as a decorator would import dynamo, a second of every command.
-                h = torch.compiler.disable(_recomputed)(stage, h)  # type: ignore[no-untyped-call]
+                h = checkpoint(stage, h, use_reentrant=False)
             else:
                 h = stage(h)
         windows = h.permute(2, 0, 1)

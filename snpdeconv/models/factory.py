@@ -5,6 +5,7 @@ Owns how a model is run, never what it computes.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ def create_multi_gpu_model(model: nn.Module, gpu_ids: Sequence[int] = (0, 1, 2, 
             logger.info("no GPU and no process group: the model stays on the CPU, in one process")
             return model.to("cpu")
         logger.info("no GPU: %d processes share the CPU", distributed.get_world_size())
-        return DistributedDataParallel(model.to("cpu"))
+        return in_parallel(model.to("cpu"), torch.device("cpu"))
     absent = [gpu for gpu in gpu_ids if not 0 <= gpu < visible]
     if absent or not gpu_ids:
         raise ConfigError(
@@ -159,4 +160,20 @@ def create_multi_gpu_model(model: nn.Module, gpu_ids: Sequence[int] = (0, 1, 2, 
             mend="give one GPU a process",
         )
     device = torch.device("cuda", gpu_ids[local_rank])
-    return DistributedDataParallel(model.to(device), device_ids=[device])
+    return in_parallel(model.to(device), device)
+
+
+def in_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """A model on its device in DistributedDataParallel; buffers are the first rank's, once; a collective.
+
+    Buffers are a fit that stays. Sending them in every step would cost time, and hide that ranks differ.
+    Where each batch changes them, as batch normalisation does, each rank keeps its own.
+    """
+    for buffer in model.buffers():
+        if buffer.numel():
+            distributed.broadcast(buffer, src=0)
+    # torch 2.13 renames the option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None, option: False}
+    return DistributedDataParallel(model, **options)

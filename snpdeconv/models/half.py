@@ -27,3 +27,12 @@ class LayerNorm(nn.LayerNorm):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S) -> (B, C, S)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)

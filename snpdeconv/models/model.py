@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.models.cnn import CNNBody
+from snpdeconv.models.cnn import CNNBody, Norm
 from snpdeconv.models.cnn_transformer import CNNTransformerBody
 from snpdeconv.models.encoder import SlotEncoder
 from snpdeconv.models.gnn import GNNBody, chain_neighbors
@@ -44,6 +44,7 @@ class InterpretableSNPModel(nn.Module):
         dropout: On residual branches and features.
         patch: P, slots of a token, a multiple of 4.
         window: Most tokens of a window of attention (cnn_transformer).
+        norm: ``sample``; ``batch`` rebuilds models from before, of which predictions alone are asked (cnn).
         allele_frequency: (S,) frequency of the counted allele among training samples. Missing genotypes take
             its mean. 0.5 by default; it travels in the state dict.
         slot_mask: (S,) False where a slot is padding.
@@ -76,6 +77,7 @@ class InterpretableSNPModel(nn.Module):
         dropout: float = 0.2,
         patch: int = 64,
         window: int = 256,
+        norm: Norm = "sample",
         allele_frequency: Tensor | None = None,
         slot_mask: Tensor | None = None,
         neighbors: Tensor | None = None,
@@ -102,6 +104,7 @@ class InterpretableSNPModel(nn.Module):
             "dropout": dropout,
             "patch": patch,
             "window": window,
+            "norm": norm,
             "num_neighbors": num_neighbors if neighbors is None else neighbors.shape[1],
             "checkpoint_activations": checkpoint_activations,
             "linear": linear,
@@ -128,7 +131,7 @@ class InterpretableSNPModel(nn.Module):
         }
         self.body: CNNBody | CNNTransformerBody | GNNBody
         if architecture == "cnn":
-            self.body = CNNBody(num_slots, channels=(channels[0], channels[1]), **shared)
+            self.body = CNNBody(num_slots, channels=(channels[0], channels[1]), norm=norm, **shared)
         elif architecture == "cnn_transformer":
             self.body = CNNTransformerBody(
                 num_slots, num_layers=num_layers, num_heads=num_heads, window=window, **shared

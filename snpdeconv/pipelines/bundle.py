@@ -200,9 +200,10 @@ def _empty_model(arguments: dict[str, Any], state: dict[str, torch.Tensor]) -> I
         for name in ("neighbors", "neighbor_weights")
         if f"body.{name}" in state
     }
-    # Before there were windows, every token attended to every other.
+    # Before there were windows, every token attended to every other; before `norm`, it was over the batch.
     every_token = -(-arguments["n_snps"] // arguments["patch"])
-    return InterpretableSNPModel(**{"window": every_token, **arguments, **graph})
+    before = {"window": every_token, "norm": "batch"}
+    return InterpretableSNPModel(**{**before, **arguments, **graph})
 
 
 def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:

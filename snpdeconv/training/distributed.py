@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from snpdeconv.models.factory import in_parallel
+
 T = TypeVar("T")
 
 # How long the other ranks wait while the first imports or fits.
@@ -93,7 +95,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     model = model.to(device)
     if world_size() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    return in_parallel(model, device)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

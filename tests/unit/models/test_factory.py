@@ -146,10 +146,11 @@ def test_each_process_takes_the_gpu_of_its_local_rank(
     moved: list[torch.device] = []
     monkeypatch.setattr(model, "to", lambda device: moved.append(torch.device(device)) or model)
     monkeypatch.setattr(
-        "snpdeconv.models.factory.DistributedDataParallel", lambda m, device_ids: (m, device_ids)
+        "snpdeconv.models.factory.DistributedDataParallel",
+        lambda m, device_ids, broadcast_buffers: (m, device_ids, broadcast_buffers),
     )
 
-    assert create_multi_gpu_model(model, [2, 3]) == (model, [torch.device("cuda:3")])
+    assert create_multi_gpu_model(model, [2, 3]) == (model, [torch.device("cuda:3")], False)
     assert moved == [torch.device("cuda:3")]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match=r"process 2 of this machine has no GPU among \[2, 3\]"):

@@ -135,3 +135,26 @@ def test_a_damaged_folder_is_told_in_one_line(bundle, tmp_path, damage, told):
     with pytest.raises(InputError, match=told) as caught:
         load_bundle(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_from_before_its_norm_was_by_sample_predicts_as_it_did(bundle, tmp_path):
+    torch.manual_seed(1)
+    before = InterpretableSNPModel(
+        8, "cnn", encoding_dim=2, width=8, channels=(4, 4), patch=4, norm="batch", dropout=0.0
+    )
+    codes = torch.randint(0, 4, (16, 8))
+    for stage in before.body.stages:
+        assert type(stage.norm) is torch.nn.BatchNorm1d  # the layer that it was
+    torch.nn.init.normal_(before.head.out.weight)
+    with torch.no_grad():
+        for _ in range(5):
+            before.train()(codes)  # moves the running statistics
+    expected = before.eval()(codes).detach()
+    save_bundle(replace(bundle, model=before), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    about = json.loads(path.read_text())
+    del about["model"]["norm"]
+    path.write_text(json.dumps(about))
+    loaded = load_bundle(tmp_path / "model").model
+    assert torch.equal(loaded(codes).detach(), expected)
+    assert float((expected - expected.mean()).abs().max()) > 0.1
