@@ -188,7 +188,7 @@ def train(
     if as_json:
         print(json.dumps(asdict(result)))
         return
-    _print_test(result.test)
+    _print_test(result.test, added=result.added)
     print(f"run      {result.run_id or '(the tracking server has not named it yet)'}")
     print(f"ranking  {result.paths['ranking']}")
     print(
@@ -399,12 +399,27 @@ cli_models.register(app)
 refuse_repeated_options(app)
 
 
-def _print_test(test: dict[str, Any]) -> None:
+_ADDED = {
+    "network_adds": "the network adds to its linear part",
+    "genotypes_add": "genotypes add to the covariates",
+}
+
+
+def _print_test(test: dict[str, Any], *, added: dict[str, Any]) -> None:
     for metric, interval in test.items():
-        value, low, high = interval["value"], interval["low"], interval["high"]
-        if value is not None:
-            between = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
-            print(f"{metric:<20} {value:7.3f}   {between}")
+        _print_interval(f"{metric:<20} ", interval, sign="")
+    for name, intervals in added.items():
+        for metric, interval in intervals.items():
+            _print_interval(f"{_ADDED[name]}: {metric} ", interval, sign="+")
+
+
+def _print_interval(name: str, interval: dict[str, float | None], *, sign: str) -> None:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is not None:
+        between = "no interval"
+        if low is not None and high is not None:
+            between = f"95 % interval {low:{sign}.3f} to {high:{sign}.3f}"
+        print(f"{name}{value:{sign}7.3f}   {between}")
 
 
 def _run(command: Callable[[], None]) -> int:

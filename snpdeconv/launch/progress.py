@@ -11,7 +11,7 @@ from typing import Any
 from snpdeconv.tracking.home import shown, spool_dir
 from snpdeconv.tracking.spool import read_events
 
-_EPOCH = "train/epoch_loss"
+_EPOCH = "train/epoch_lr"
 _TOLD = ("val/loss", "val/auroc", "val/r2", "test/auroc", "test/r2")
 
 

@@ -1,5 +1,7 @@
 """How well a trained network does on people it has never seen: calibrated on validation, measured on test.
 
+Beside it, its linear part alone and the covariates alone, and what each adds to the other.
+
 Shapes: N people of a part, O outputs, C classes.
 """
 
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import nn
 
 from snpdeconv.genetics.phenotypes import TraitKind
@@ -22,26 +25,29 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
 from snpdeconv.pipelines.inference import logits
 from snpdeconv.training.calibration import Calibration, fit_calibration
-from snpdeconv.training.intervals import bootstrap_intervals
-from snpdeconv.training.metrics import probabilities
+from snpdeconv.training.intervals import Interval, bootstrap_intervals, paired_difference
+from snpdeconv.training.metrics import MAIN_METRIC, probabilities
 from snpdeconv.training.precision import Precision
+
+Figures = dict[str, float | None]
+"""Value, low and high of a 95 % interval; None where they are not defined."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's performance on the test people.
+    """Performance on the test people.
 
     Attributes:
         test: Value, low and high of the 95 % interval of each metric; None where it is not defined.
         predictions: (N,) probability of class 1 or value in the trait's units, or (N, C) probabilities.
         truth: (N,) classes, or values in the trait's units.
-        calibration: Fitted on the validation people.
+        calibration: Fitted on the validation people; None where there is none to fit.
     """
 
-    test: dict[str, dict[str, float | None]]
+    test: dict[str, Figures]
     predictions: NDArray[np.float64]
     truth: NDArray[np.float64] | NDArray[np.int64]
-    calibration: Calibration
+    calibration: Calibration | None
 
 
 def evaluate_test(
@@ -75,13 +81,46 @@ def evaluate_test(
     predictions = predictions_from(
         part_logits["test"], calibration=calibration, kind=kind, scale=dataset.scale
     )
+    return _measured(dataset, predictions, calibration=calibration, seed=seed)
+
+
+def evaluate_covariates(dataset: Dataset, *, seed: int) -> Evaluation | None:
+    """The test people as a regression on covariates and components alone predicts them; None without any."""
+    if not dataset.covariates.shape[1]:
+        return None
+    kind, train = dataset.trait.kind, dataset.split.train
+    model = LinearRegression() if kind == "quantitative" else LogisticRegression(C=100.0, max_iter=1000)
+    model.fit(dataset.covariates[train], dataset.trait.values[train])
+    rows = dataset.covariates[dataset.split.test]
+    if kind == "quantitative":
+        predictions = model.predict(rows)
+    else:
+        predictions = model.predict_proba(rows)
+        predictions = predictions[:, 1] if kind == "binary" else predictions
+    return _measured(dataset, predictions.astype(np.float64), calibration=None, seed=seed)
+
+
+def gain(dataset: Dataset, better: Evaluation, other: Evaluation, *, seed: int) -> dict[str, Figures]:
+    """By how much the main metric of one is above the other's on the same test people, with its interval."""
+    kind = dataset.trait.kind
+    metric = MAIN_METRIC[kind]
+    difference = paired_difference(
+        kind, better.predictions, other.predictions, better.truth, metric=metric, seed=seed
+    )
+    return {metric: _figures(difference)}
+
+
+def _measured(
+    dataset: Dataset, predictions: NDArray[np.float64], *, calibration: Calibration | None, seed: int
+) -> Evaluation:
     truth = dataset.trait.values[dataset.split.test]
-    intervals = bootstrap_intervals(kind, predictions, truth, seed=seed)
-    test = {
-        name: {part: value if math.isfinite(value) else None for part, value in asdict(interval).items()}
-        for name, interval in intervals.items()
-    }
+    intervals = bootstrap_intervals(dataset.trait.kind, predictions, truth, seed=seed)
+    test = {name: _figures(interval) for name, interval in intervals.items()}
     return Evaluation(test=test, predictions=predictions, truth=truth, calibration=calibration)
+
+
+def _figures(interval: Interval) -> Figures:
+    return {part: value if math.isfinite(value) else None for part, value in asdict(interval).items()}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Knows no registry and no network's insides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from snpdeconv.files import write_json, write_text
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.dataset import Dataset
 from snpdeconv.pipelines.deconvolution import TABLES, write_tables
-from snpdeconv.pipelines.evaluation import Evaluation, prediction_table
+from snpdeconv.pipelines.evaluation import Evaluation, evaluate_covariates, gain, prediction_table
 from snpdeconv.pipelines.fit import Fitted
 from snpdeconv.pipelines.importance import Scores
 from snpdeconv.pipelines.report import draw_plots
 from snpdeconv.tracking.run import TrackedRun
+
+_TRACKED_AS = {"lambda_gc": "marginal/lambda_gc", "completeness_gap": "integrated_gradients/completeness_gap"}
 
 
 def write_results(
@@ -31,7 +34,7 @@ def write_results(
     scores: Scores,
     fitted: Fitted,
     *,
-    linear: Evaluation,
+    metrics: Mapping[str, Any],
 ) -> dict[str, str]:
     """Writes everything into the run's folder; gives the paths by what they are.
 
@@ -42,7 +45,7 @@ def write_results(
         evaluation: The test people.
         scores: Of every variant.
         fitted: The network and its history.
-        linear: The test people, as the network's linear part alone predicts them.
+        metrics: What goes into metrics.json.
     """
     ranking = build_ranking(
         dataset.variants,
@@ -64,19 +67,7 @@ def write_results(
         paths |= write_tables(scores.findings, path)
     write_tsv(test_predictions(dataset, evaluation), paths["predictions"])
     write_text(paths["settings"], config.to_yaml())
-    write_json(
-        paths["metrics"],
-        {
-            "test": evaluation.test,
-            "test_of_linear_part": linear.test,
-            "cohort": dataset.report,
-            "lambda_gc": _finite(scores.lambda_gc),
-            "single_effects": scores.found,
-            "completeness_gap": _finite(scores.completeness_gap),
-            "epochs": len(fitted.history["epoch"]),
-            "best_epoch": fitted.best_epoch,
-        },
-    )
+    write_json(paths["metrics"], metrics)
     draw_plots(
         paths["plots"],
         config=config,
@@ -105,23 +96,62 @@ def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
     return table
 
 
-def test_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """What the test people say in numbers, by the names that tracking shows."""
-    return {
-        f"test/{name}" if part == "value" else f"test/{name}_{part}": value
-        for name, interval in evaluation.test.items()
-        for part, value in interval.items()
-        if value is not None
+def test_metrics(
+    dataset: Dataset, fitted: Fitted, evaluation: Evaluation, linear: Evaluation, *, seed: int
+) -> dict[str, Any]:
+    """What metrics.json says of training and test people.
+
+    Args:
+        dataset: The cohort.
+        fitted: The network and its history.
+        evaluation: The test people.
+        linear: The same, as the network's linear part alone predicts them.
+        seed: Of the resamples of the intervals.
+    """
+    metrics: dict[str, Any] = {
+        "test": evaluation.test,
+        "test_of_linear_part": linear.test,
+        "network_adds": gain(dataset, evaluation, linear, seed=seed),
+    }
+    covariates = evaluate_covariates(dataset, seed=seed)
+    if covariates is not None:
+        metrics["test_of_covariates"] = covariates.test
+        metrics["genotypes_add"] = gain(dataset, evaluation, covariates, seed=seed)
+    return metrics | {
+        "validation": {name.removeprefix("val_"): value for name, value in fitted.validation().items()},
+        "epochs": len(fitted.history["epoch"]),
+        "best_epoch": fitted.best_epoch,
     }
 
 
-def ranking_metrics(scores: Scores) -> dict[str, float]:
-    """What the ranking says in numbers, by the names that tracking shows."""
-    metrics = {"marginal/lambda_gc": scores.lambda_gc}
-    metrics |= {f"single_effects/{name}": value for name, value in (scores.found or {}).items()}
-    if scores.completeness_gap is not None:
-        metrics["integrated_gradients/completeness_gap"] = scores.completeness_gap
-    return metrics
+def ranking_metrics(scores: Scores) -> dict[str, Any]:
+    """What metrics.json says of the ranking."""
+    return {
+        "lambda_gc": _finite(scores.lambda_gc),
+        "single_effects": scores.found,
+        "completeness_gap": _finite(scores.completeness_gap),
+    }
+
+
+def tracked(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of metrics.json under the names that tracking shows.
+
+    Those of validation are not among them: the training itself tells them.
+    """
+    flat: dict[str, float] = {}
+
+    def take(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for part, inner in value.items():
+                own = name if part == "value" else f"{name}_{part}" if "value" in value else f"{name}/{part}"
+                take(own, inner)
+        elif value is not None:
+            flat[name] = value
+
+    for name, value in metrics.items():
+        if name != "validation":
+            take(_TRACKED_AS.get(name, name), value)
+    return flat
 
 
 def log_artifacts(run: TrackedRun, paths: dict[str, Any]) -> None:

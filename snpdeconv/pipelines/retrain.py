@@ -34,13 +34,11 @@ from snpdeconv.tracking.promotion import champion_of, note, promote
 from snpdeconv.tracking.registry import check_model_name, download, resolve, version_tags
 from snpdeconv.training import distributed
 from snpdeconv.training.intervals import Interval, paired_difference
+from snpdeconv.training.metrics import MAIN_METRIC
 from snpdeconv.training.precision import choose_precision
 from snpdeconv.version import code_version
 
 logger = logging.getLogger(__name__)
-
-METRICS = {"quantitative": "r2", "binary": "auroc", "multiclass": "auroc"}
-"""What champion and challenger are compared by, for each kind of trait."""
 
 _BATCH = 64
 
@@ -275,7 +273,7 @@ def compare(
         )
     people = replace(observed, rows=observed.rows[chosen], values=observed.values[chosen])
     new, old = (_predictions(bundle, cohort, people, inputs, config) for bundle in (challenger, champion))
-    metric = METRICS[champion.kind]
+    metric = MAIN_METRIC[champion.kind]
     difference = paired_difference(
         champion.kind, new, old, _truth(people, champion), metric=metric, seed=config.training.seed
     )

@@ -27,7 +27,7 @@ from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, make_trainin
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, write_results
+from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, tracked, write_results
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.tracking.home import tracking_uri
@@ -54,6 +54,8 @@ class TrainResult:
         paths: Where the results are, by what they are.
         validation: Metrics of the validation people at the best epoch; None where they are no number, as the
             AUROC of a single class.
+        added: What the network adds to its linear part, and the genotypes to the covariates, on the test
+            people: by metric, as `test`.
     """
 
     run_id: str | None
@@ -62,6 +64,7 @@ class TrainResult:
     test: dict[str, dict[str, float | None]]
     paths: dict[str, str]
     validation: dict[str, float | None] = field(default_factory=dict)
+    added: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
 
 def train(
@@ -159,19 +162,21 @@ def _train(
         if until == "validate":
             return None if run is None else _finish(run, folder, config)
 
-        def test() -> tuple[Evaluation, Evaluation]:
+        def test() -> Evaluation:
             assert run is not None
             return _test(run, folder, config, dataset, fitted, device=device, precision=precision)
 
-        evaluation, linear = distributed.first_rank_does(test)
+        evaluation = distributed.first_rank_does(test)
         if until == "train":
             return None if run is None else _pause(run, folder, config)
         scores = _score(config, dataset, fitted.model, device=device)
         if run is None:
             return None
-        paths = write_results(path, config, dataset, evaluation, scores, fitted, linear=linear)
+        ranked = ranking_metrics(scores)
+        metrics = {**folder.state["tested"], "cohort": dataset.report, **ranked}
+        paths = write_results(path, config, dataset, evaluation, scores, fitted, metrics=metrics)
         log_artifacts(run, paths)
-        run.log_metrics(len(fitted.history["epoch"]), ranking_metrics(scores))
+        run.log_metrics(len(fitted.history["epoch"]), tracked(ranked))
         folder.remember(ranked={"tags": tags, "paths": paths})
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
@@ -192,8 +197,8 @@ def _test(
     *,
     device: torch.device,
     precision: Precision,
-) -> tuple[Evaluation, Evaluation]:
-    """Tests the network, and its linear part alone, and keeps the model; on the first rank."""
+) -> Evaluation:
+    """Tests the network, its linear part and the covariates alone, and keeps the model; on the first rank."""
     how: dict[str, Any] = {
         "batch_size": folder.state["batch_size"],
         "device": device,
@@ -203,15 +208,17 @@ def _test(
     evaluation = evaluate_test(fitted.model, dataset, **how)
     with network_silenced(fitted.model) as linear_part:
         linear = evaluate_test(linear_part, dataset, **how)
+    assert evaluation.calibration is not None
     # One that an interrupted run has finished stays: it may be registered, and a GPU's rounding would
     # make another version of it.
     if not (folder.path / "model").is_dir():
         bundle = make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
         save_bundle(bundle, folder.path / "model")
         fitted.model.to(device)
-    run.log_metrics(len(fitted.history["epoch"]), test_metrics(evaluation))
-    folder.remember(tested=evaluation.test)
-    return evaluation, linear
+    tested = test_metrics(dataset, fitted, evaluation, linear, seed=config.training.seed)
+    run.log_metrics(len(fitted.history["epoch"]), tracked(tested))
+    folder.remember(tested=tested)
+    return evaluation
 
 
 def _score(
@@ -268,13 +275,14 @@ def _pause(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
 
 def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
     """What the run has come to."""
-    model = folder.path / "model"
+    model, tested = folder.path / "model", folder.state.get("tested", {})
     kept = {"model": str(model)} if model.is_dir() else {}
     return TrainResult(
         run_id=run.run_id,
         model=folder.settings["model"],
         version=None,
-        test=folder.state.get("tested", {}),
+        test=tested.get("test", tested),  # earlier versions kept nothing else there
+        added={name: tested[name] for name in ("network_adds", "genotypes_add") if name in tested},
         paths=folder.state.get("ranked", {}).get("paths", kept),
         validation=folder.state.get("validated", {}),
     )

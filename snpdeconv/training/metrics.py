@@ -19,6 +19,8 @@ from sklearn import metrics as sk
 Kind = Literal["binary", "multiclass", "quantitative"]
 NUM_BINS = 10
 SMALLEST_PROBABILITY = 1e-15
+MAIN_METRIC = {"quantitative": "r2", "binary": "auroc", "multiclass": "auroc"}
+"""What models of a kind of trait are compared by."""
 
 
 def probabilities(kind: Kind, logits: ArrayLike) -> NDArray[np.float64]:

@@ -110,6 +110,8 @@ class Run:
         _compare_settings(state.settings, self.settings, source)
         _compare_shapes(state.model, self.model.state_dict(), source)
         self.progress = Progress(**state.progress)
+        if "epoch" in self.progress.history:  # earlier versions counted from 0
+            self.progress.history["epoch"] = [float(one + 1) for one in range(self.progress.epoch)]
         self.window.micro_batch_size = self.progress.micro_batch_size
         self.model.load_state_dict(state.model)
         self.best_model = state.best_model
@@ -168,10 +170,11 @@ class Run:
         """Writes the best weights; errors as `save`."""
         if self.store is not None:
             progress = self.progress
+            assert progress.best_epoch is not None
             self.store.save_best(
                 {
                     "model": self.best_model,
-                    "epoch": progress.best_epoch,
+                    "epoch": progress.best_epoch + 1,
                     "monitor": self.settings["monitor"],
                     "value": progress.best_value,
                 }

@@ -163,8 +163,8 @@ class MultiGPUSNPTrainer:
             resume_from: A checkpoint, or a folder of them, to go on from instead.
 
         Returns:
-            A list per quantity with one value an epoch: epoch, train_loss, val_loss, val_<metric>, lr (of its
-            last step), seconds, samples_per_second, peak_gib.
+            A list per quantity with one value an epoch: epoch (from 1), train_loss, val_loss, val_<metric>,
+            lr (of its last step), seconds, samples_per_second, peak_gib.
 
         Raises:
             TrainingError: The loss is not finite, one sample does not fit into memory, or the checkpoint is
@@ -188,6 +188,7 @@ class MultiGPUSNPTrainer:
         self.start = run.progress.start
         best = run.progress.best_epoch
         self.best_epoch = None if best is None else best + 1
+        self._log.kept(run.progress)
         return run.progress.history
 
     def _score(self, run: Run) -> None:
@@ -244,7 +245,7 @@ class MultiGPUSNPTrainer:
 
     def _finish_epoch(self, run: Run, values: dict[str, float]) -> None:
         progress = run.progress
-        values = {"epoch": float(progress.epoch), **values, "lr": progress.learning_rate}
+        values = {"epoch": float(progress.epoch + 1), **values, "lr": progress.learning_rate}
         monitor = self.optimization.monitor
         if monitor not in values and progress.epoch == 0:
             raise ConfigError(

@@ -53,7 +53,7 @@ class TrainingLog:
             return
         logger.info("before the first epoch: validation loss %.4g", values["val_loss"])
         if self._log_metrics is not None:
-            self._log_metrics(0, {name.replace("val_", "val/", 1): value for name, value in values.items()})
+            self._log_metrics(0, _named({"epoch": 0.0, **values}))
 
     def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Tells an epoch's values, under the names of the history, after it is closed."""
@@ -69,5 +69,20 @@ class TrainingLog:
             values["samples_per_second"],
         )
         if self._log_metrics is not None:
-            metrics = {_LOGGED_AS.get(name, name.replace("val_", "val/", 1)): v for name, v in values.items()}
-            self._log_metrics(progress.step, metrics)
+            self._log_metrics(progress.step, _named(values))
+
+    def kept(self, progress: Progress) -> None:
+        """Tells the kept epoch's values once more, a step after the last: the last ones are the model's."""
+        if not distributed.is_first() or progress.best_epoch is None:
+            return
+        kept = progress.best_epoch + 1
+        values = progress.start if kept == 0 else {k: v[kept - 1] for k, v in progress.history.items()}
+        logger.info("epoch %d kept: validation loss %.4g", kept, values["val_loss"])
+        if self._log_metrics is not None:
+            told = {k: v for k, v in values.items() if k == "train_loss" or k.startswith("val_")}
+            self._log_metrics(progress.step + 1, _named({"epoch": float(kept), **told}))
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    """Quantities of the history under the names that tracking shows."""
+    return {_LOGGED_AS.get(name, name.replace("val_", "val/", 1)): value for name, value in values.items()}

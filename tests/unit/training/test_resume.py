@@ -107,7 +107,7 @@ def test_a_kill_at_an_epochs_save_loses_none_of_its_metrics(tmp_path, monkeypatc
             raise Killed
 
     def log(step, values):
-        if "val/loss" in values:
+        if "train/epoch_lr" in values:
             epochs.append((step, values["val/loss"]))
 
     monkeypatch.setattr(Run, "save", deadly)
@@ -170,8 +170,10 @@ def test_the_start_is_scored_once(tmp_path):
 def test_a_run_that_is_over_is_not_trained_again(kind, tmp_path):
     first = make_trainer(kind)
     history = first.train(3, 10, tmp_path)
-    again = make_trainer(kind, log_metrics=lambda *_: pytest.fail("it trained"))
+    told = []
+    again = make_trainer(kind, log_metrics=lambda _, values: told.append(values))
     assert again.train(3, 10, tmp_path) == history
+    assert not any("train/epoch_lr" in values for values in told)  # it says what it kept and trains nothing
     assert_same_tensors(first.model.state_dict(), again.model.state_dict())
 
 

@@ -36,15 +36,16 @@ def test_a_run_learns_and_tells_what_happened(caplog):
     assert history["val_accuracy"][-1] > 0.85
     assert history["train_loss"][-1] < history["train_loss"][0]
     assert {len(values) for values in history.values()} == {6}
-    assert history["epoch"] == list(range(6))
+    assert history["epoch"] == list(range(1, 7))
     assert min(history["peak_gib"]) > 0.01
     assert min(history["samples_per_second"]) > 0
     steps = [(step, values) for step, values in logged if "train/loss" in values]
     assert [step for step, _ in steps] == [10 * i for i in range(1, 16)]
     assert all(values["train/gradient_norm"] > 0 for _, values in steps)
-    epochs = [(step, values) for step, values in logged if "val/loss" in values]
+    epochs = [(step, values) for step, values in logged if "train/epoch_lr" in values]
     assert [step for step, _ in epochs] == [25 * i for i in range(1, 7)]
     names = {
+        "epoch": "epoch",
         "memory/peak_gib": "peak_gib",
         "val/accuracy": "val_accuracy",
         "train/epoch_loss": "train_loss",
@@ -53,6 +54,13 @@ def test_a_run_learns_and_tells_what_happened(caplog):
     for public, own in names.items():
         assert [values[public] for _, values in epochs] == history[own]
     assert "epoch 6: training loss" in caplog.text
+    # The last word is of the epoch whose weights were kept.
+    kept = trainer.best_epoch
+    step, values = logged[-1]
+    assert step == 25 * 6 + 1
+    assert (values["epoch"], values["val/loss"]) == (kept, history["val_loss"][kept - 1])
+    assert values["train/epoch_loss"] == history["train_loss"][kept - 1]
+    assert f"epoch {kept} kept: validation loss {values['val/loss']:.4g}" in caplog.text
 
 
 def test_the_best_epoch_ends_the_run_in_patience_and_comes_back(tmp_path):
@@ -68,7 +76,7 @@ def test_the_best_epoch_ends_the_run_in_patience_and_comes_back(tmp_path):
     assert history["val_score"] == [0.5, 0.7, 0.6, 0.7]  # an equal value is no improvement
     assert_same_tensors(trainer.model.state_dict(), seen[1])
     best = read_checkpoint(CheckpointStore(tmp_path).best())
-    assert (best["epoch"], best["value"], best["monitor"]) == (1, 0.7, "val_score")
+    assert (best["epoch"], best["value"], best["monitor"]) == (2, 0.7, "val_score")
     assert_same_tensors(best["model"], seen[1])
 
 
@@ -89,9 +97,11 @@ def test_the_start_may_be_the_best_and_comes_back(tmp_path):
     assert trainer.best_epoch == 0
     assert trainer.start["val_score"] == 0.8
     assert_same_tensors(trainer.model.state_dict(), given)
-    assert logged[0] == (0, {"val/loss": trainer.start["val_loss"], "val/score": 0.8})
+    start = {"epoch": 0.0, "val/loss": trainer.start["val_loss"], "val/score": 0.8}
+    assert (logged[0][1], logged[-1][1]) == (start, start)
+    assert logged[-1][0] > max(step for step, _ in logged[:-1])
     best = read_checkpoint(CheckpointStore(tmp_path).best())
-    assert (best["epoch"], best["value"]) == (-1, 0.8)
+    assert (best["epoch"], best["value"]) == (0, 0.8)
 
 
 def test_an_epoch_that_is_better_than_the_start_is_kept():
