@@ -6,7 +6,9 @@ Shapes: N people used, V variants kept, S slots, K blocks.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import socket
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from snpdeconv.genetics.structure import Components, fit_components
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.pipelines.inputs import Inputs, read_held_out
 from snpdeconv.tracking.home import cache_dir
+from snpdeconv.training import distributed
+from snpdeconv.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +111,55 @@ def open_cohort(source: str, *, multiallelic: Multiallelic) -> Cohort:
         return load_cohort(source, cache_dir=cache_dir(), multiallelic=multiallelic, progress=update)
 
 
+def open_cohort_together(source: str, *, multiallelic: Multiallelic) -> Cohort:
+    """A cohort that the first rank imports, while the others wait to find it in the cache; a collective."""
+    held: list[Cohort] = []
+
+    def opened() -> None:
+        held.append(open_cohort(source, multiallelic=multiallelic))
+
+    distributed.first_rank_does(opened)
+    distributed.every_rank_does(lambda: None if held else opened())
+    return held[0]
+
+
+def _check_alike(**seen: tuple[Any, ...]) -> None:
+    """Compares what the ranks have made of the same files: gradients of different SNPs have no mean.
+
+    A collective.
+
+    Args:
+        **seen: Values by what they are.
+
+    Raises:
+        InputError: Ranks differ; it says in what.
+    """
+    if distributed.world_size() == 1:
+        return
+    own = {name.replace("_", " "): _digest(*values) for name, values in seen.items()}
+    (first_host, first), *others = distributed.gather_objects((socket.gethostname(), own))
+    for rank, (host, theirs) in enumerate(others, start=1):
+        different = " and ".join(name for name in first if theirs.get(name) != first[name])
+        if different:
+            raise InputError(
+                f"rank {rank} on {host} differs from the first on {first_host} in: {different}",
+                where="the ranks",
+                mend="give all nodes the same files and the same versions of snpdeconv and its libraries",
+            )
+
+
+def _digest(*values: Any) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        data = np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
 def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> Study:
-    """Reads, joins and filters a cohort.
+    """Reads, joins and filters a cohort; a collective.
+
+    The first rank computes components and blocks: other libraries and processors round them otherwise.
 
     Args:
         config: Its `data` and `training.seed` are used.
@@ -148,16 +199,29 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     )
     columns = np.flatnonzero(kept.keep)
     variants = cohort.variants.take(columns)
-    covariates, encoder, components = _covariates(
-        cohort, trait, parts, inputs, columns=columns, frequency=kept.frequency, config=config
+    target, scale = _target(trait, parts)
+    _check_alike(
+        version=(__version__,),
+        settings=(config.digest(),),
+        cohort=(cohort.digest,),
+        people=(trait.rows,),
+        split=(parts.train, parts.val, parts.test),
+        trait=(target, *trait.classes),
+        SNPs=(columns, kept.frequency),
+    )
+    covariates, encoder, components = distributed.first_rank_does(
+        lambda: _covariates(
+            cohort, trait, parts, inputs, columns=columns, frequency=kept.frequency, config=config
+        )
     )
     chosen = cohort.genotypes.take(rows=trait.rows, columns=columns)
-    blocks = (
-        compute_blocks(chosen, variants=variants, rows=parts.train)
-        if inputs.blocks is None
-        else read_blocks(Path(inputs.blocks), variants=variants)
+    blocks = distributed.first_rank_does(
+        lambda: (
+            compute_blocks(chosen, variants=variants, rows=parts.train)
+            if inputs.blocks is None
+            else read_blocks(Path(inputs.blocks), variants=variants)
+        )
     )
-    target, scale = _target(trait, parts)
     report = {f"people_{name}": count for name, count in trait.report.items()}
     report["people_too_missing"] = samples.report["too_missing"]
     report |= {f"variants_{name}": count for name, count in cohort.report.items()}
@@ -204,11 +268,15 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
     """
     study = gather(config, inputs, cohort=cohort, hold_out=True)
     layout = Layout.from_blocks(study.blocks, chrom=study.variants.chrom, patch=config.model.patch)
-    return Dataset(
-        **{field.name: getattr(study, field.name) for field in fields(study)},
-        layout=layout,
-        packed=study.genotypes.take(columns=layout.columns).packed,
+    packed = study.genotypes.take(columns=layout.columns).packed
+    _check_alike(
+        covariates=(study.covariates,),
+        LD_blocks=(study.blocks.of_variant, *study.blocks.name),
+        layout=(layout.columns,),
+        genotypes=(packed,),
     )
+    parts = {field.name: getattr(study, field.name) for field in fields(study)}
+    return Dataset(**parts, layout=layout, packed=packed)
 
 
 def slot_genotypes(dataset: Dataset) -> PackedGenotypes:

@@ -20,7 +20,7 @@ from snpdeconv.config import Config
 from snpdeconv.errors import UserError
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
-from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
+from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
 from snpdeconv.pipelines.deconvolution import People
 from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, network_silenced
 from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, make_training_loss
@@ -113,7 +113,7 @@ def _train(
     folder = RunFolder(path, settings=run_settings(config, model_name=model_name))
     with ExitStack() as held:
         folder.state = distributed.first_rank_does(lambda: held.enter_context(folder).state)
-        cohort = open_cohort(inputs.genotypes, multiallelic=config.data.multiallelic)
+        cohort = open_cohort_together(inputs.genotypes, multiallelic=config.data.multiallelic)
         inputs_digest = inputs.digest(genotypes_digest=cohort.digest)
         if "result" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from two_ranks_worker import share, train
+from two_ranks_worker import prepare_alike, share, train
 
 from snpdeconv.training.checkpoint import newest_checkpoint, read_state
 
@@ -27,7 +27,7 @@ def run(scenario, folder, *, world, exit_codes=(0, 0)):
     context.set_forkserver_preload(["torch._dynamo", "snpdeconv.training.trainer"])
     processes = [
         context.Process(
-            target=share if scenario == "share" else partial(train, scenario),
+            target=scenario if callable(scenario) else partial(train, scenario),
             args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
         )
         for rank in range(world)
@@ -139,6 +139,27 @@ def test_a_rank_out_of_memory_while_gradients_are_exchanged_says_how_to_go_on(tm
 
 
 def test_shares_are_gathered_and_a_mistake_in_one_ends_all(tmp_path):
-    for result in run("share", tmp_path, world=2):
+    for result in run(share, tmp_path, world=2):
         assert result["made"] == [[0, 0, 0], [1, 1, 1]]
         assert result["error"] == "the second rank has a mistake"
+
+
+def test_what_ranks_make_of_their_files_is_compared_before_they_train(cohort, tmp_path):
+    files = {"genotypes": cohort / "cohort.bed", "phenotypes": cohort / "phenotypes.tsv", "trait": "trait"}
+    table = (cohort / "phenotypes.tsv").read_text().splitlines()
+    edited = tmp_path / "edited.tsv"
+    edited.write_text("\n".join([*table[:-1], table[-1].rpartition("\t")[0] + "\t1.25"]) + "\n")
+    cases = {
+        "same": (files, [], "home"),
+        "a home of its own": (files, [], "another"),
+        "another table": (files | {"phenotypes": edited}, [], "home"),
+        "other filters": (files, ["data.maf_min=0.2"], "home"),
+        "another patch": (files, ["model.patch=16"], "home"),
+    }
+    first, second = run(partial(prepare_alike, cases), tmp_path / "ranks", world=2)
+    assert first == second  # both know, and end
+    assert [first["same"], first["a home of its own"]] == [None, None]
+    assert "the ranks: rank 1 on " in first["another table"]
+    assert first["another table"].partition("in: ")[2].startswith("trait; give all nodes the same files")
+    assert first["other filters"].partition("in: ")[2].startswith("settings and SNPs;")
+    assert first["another patch"].partition("in: ")[2].startswith("settings;")

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from snpdeconv import MultiGPUSNPTrainer
+from snpdeconv.config import load_config
 from snpdeconv.errors import UserError
+from snpdeconv.pipelines.dataset import open_cohort_together, prepare
+from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 from snpdeconv.training.preemption import Preempted
@@ -120,5 +123,25 @@ def share(folder, environment):
     except UserError as failure:
         error = str(failure)
     result = {"made": made, "error": error}
+    (folder / f"result-{place.world_size}-{place.rank}.json").write_text(json.dumps(result))
+    distributed.shut_down()
+
+
+def prepare_alike(cases, folder, environment):
+    """Both ranks prepare a cohort; in each case the second has files, settings or a home of its own."""
+    os.environ.update(environment)
+    place = distributed.init_from_environment(timeout_min=1)
+    result = {}
+    for name, (own, settings, home) in cases.items():
+        first = place.rank == 0
+        os.environ["SNPDECONV_HOME"] = str(folder / ("home" if first else home))
+        given = Inputs.from_paths(**(next(iter(cases.values()))[0] if first else own))
+        config = load_config("small_cpu", overrides=["data.num_components=2", *([] if first else settings)])
+        try:
+            cohort = open_cohort_together(given.genotypes, multiallelic="split")
+            prepare(config, given, cohort=cohort)
+            result[name] = None
+        except UserError as error:
+            result[name] = str(error)
     (folder / f"result-{place.world_size}-{place.rank}.json").write_text(json.dumps(result))
     distributed.shut_down()
