@@ -118,9 +118,10 @@ def read_whole(path: Path, *, limit: int, mend: str) -> bytes:
     try:
         # Without O_NONBLOCK the opening of a pipe waits for a writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise DamagedFile("is a pipe or a device, not a file", where=path, mend=mend)
-            data = file.read(limit + 1)
+            data = file.read(min(found.st_size, limit) + 1)
     except IsADirectoryError as error:
         raise DamagedFile("is a folder, not a file", where=path, mend=mend) from error
     except NotADirectoryError as error:

@@ -7,23 +7,26 @@ Shapes: V variants, S slots, C covariates and components.
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field, FiniteFloat
+from safetensors import safe_open
+from safetensors.torch import save_file
+from typing_extensions import TypedDict
 
 from snpdeconv.config import Config, validate
-from snpdeconv.errors import InputError
-from snpdeconv.files import replacing, sync_to_disk, write_json
+from snpdeconv.errors import InputError, UserError
+from snpdeconv.files import read_record, read_whole, replacing, sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.phenotypes import TraitKind
@@ -33,13 +36,89 @@ from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
 from snpdeconv.pipelines.inputs import Inputs, read_held_out
+from snpdeconv.tracking.bundle import MOST_BYTES
 from snpdeconv.training.calibration import Calibration
 from snpdeconv.version import __version__
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FORMAT = 1
+_MEND = "train and register it again"
 _WEIGHTS, _CONFIG, _VARIANTS, _HELD_OUT = "model.safetensors", "config.json", "variants.tsv", "held_out.json"
 _HELD_OUT_IN_CLEAR = "held_out.tsv"
 """In bundles from before there were hashes."""
+
+
+T = TypeVar("T")
+
+_Count = Annotated[int, Field(ge=0, le=10**9)]
+_Few = Annotated[int, Field(ge=1, le=2**16)]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class _Format(TypedDict):
+    format: int
+
+
+class _Model(TypedDict):
+    """What a network is built from: sizes, within what a machine can hold."""
+
+    n_snps: Annotated[int, Field(ge=1, le=10**8)]
+    architecture: Literal["cnn", "cnn_transformer", "gnn"]
+    encoding_dim: Literal[1, 2, 4, 8]
+    num_outputs: _Few
+    num_covariates: _Count
+    width: _Few
+    num_layers: Annotated[int, Field(ge=0, le=1000)]
+    num_heads: _Few
+    channels: tuple[_Few, _Few]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    patch: Annotated[int, Field(ge=4, le=2**16)]
+    window: NotRequired[Annotated[int, Field(ge=1)]]
+    num_neighbors: _Count
+    checkpoint_activations: bool
+    linear: Literal["trained", "fitted"]
+    norm: NotRequired[Literal["batch", "sample"]]
+    sparse_sizes: NotRequired[tuple[_Count, _Count]]
+
+
+class _Scale(TypedDict):
+    mean: FiniteFloat
+    sd: _Positive
+
+
+class _Calibration(TypedDict):
+    kind: TraitKind
+    scale: _Positive
+    bias: list[FiniteFloat]
+
+
+class _Feature(TypedDict):
+    column: str
+    level: str | None
+    mean: FiniteFloat
+    sd: _Positive
+
+
+class _Covariates(TypedDict):
+    features: list[_Feature]
+    levels: dict[str, list[str]]
+
+
+class _About(TypedDict):
+    """What stands in config.json."""
+
+    trait: str
+    kind: TraitKind
+    classes: list[str]
+    scale: _Scale
+    calibration: _Calibration
+    patch: _Few
+    model: _Model
+    covariates: _Covariates | None
+    inputs: Inputs
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,33 +225,37 @@ def load_bundle(folder: Path) -> Bundle:
     """
     try:
         return _read_bundle(folder)
-    # RuntimeError: weights of other shapes than the model's.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever libraries say of bytes that are none of ours
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise InputError(
-            f"is no model ({reason})", where=folder, mend="train and register it again"
-        ) from error
+        raise InputError(f"is no model ({reason[:300]})", where=folder, mend=_MEND) from error
 
 
 def _read_bundle(folder: Path) -> Bundle:
-    import pandas as pd
-
-    about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-    tensors = load_file(folder / _WEIGHTS)
-    # Names and alleles may look like numbers.
-    dtypes: defaultdict[str, Any] = defaultdict(lambda: str, pos=np.int64, frequency=np.float64)
-    frame = pd.read_csv(folder / _VARIANTS, sep="\t", dtype=dtypes, keep_default_na=False)
-    if about["format"] != FORMAT:
+    path = folder / _CONFIG
+    if (version := read_record(path, _Format, mend=_MEND)["format"]) != FORMAT:
         raise InputError(
-            f"has format {about['format']}, and this version reads {FORMAT}",
-            where=folder / _CONFIG,
+            f"has format {version}, and this version reads {FORMAT}",
+            where=path,
             mend="use the version of snpdeconv that wrote it, or train again",
         )
-    state = {
-        key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")
-    }
+    about = read_record(path, _About, mend=_MEND)
+    tensors = _read_tensors(folder / _WEIGHTS, about["model"])
+    state = _below("model.", tensors)
     model = _empty_model(about["model"], state)
     model.load_state_dict(state)
+    frame = _read_variants(folder / _VARIANTS, num_slots=model.n_snps)
+    encoder = about["covariates"] and CovariateEncoder.from_dict(about["covariates"])
+    components = _components(tensors)
+    _check_sizes(about, tensors, model, num_variants=len(frame))
+    num_columns = len(encoder.features if encoder else ()) + (
+        0 if components is None else components.loadings.shape[1]
+    )
+    _require(num_columns == model.num_covariates, f"{num_columns} covariates for {model.num_covariates}")
+    held_out = read_held_out(held_out_path(folder))
+    if isinstance(held_out, HashedSamples):
+        bytes.fromhex(held_out.salt)
     settings = {key: value for key, value in about["settings"].items() if key != "preset"}
     return Bundle(
         model=model.eval(),
@@ -185,25 +268,126 @@ def _read_bundle(folder: Path) -> Bundle:
         classes=tuple(about["classes"]),
         scale=Scale(**about["scale"]),
         calibration=Calibration.from_dict(about["calibration"]),
-        covariate_encoder=about["covariates"] and CovariateEncoder.from_dict(about["covariates"]),
-        components=_components(tensors),
-        inputs=Inputs(**about["inputs"]),
-        held_out=read_held_out(held_out_path(folder)),
-        config=validate({"preset": about["settings"]["preset"], **settings}, where=str(folder / _CONFIG)),
+        covariate_encoder=encoder,
+        components=components,
+        inputs=about["inputs"],
+        held_out=held_out,
+        config=validate({"preset": about["settings"]["preset"], **settings}, where=str(path)),
     )
 
 
-def _empty_model(arguments: dict[str, Any], state: dict[str, torch.Tensor]) -> InterpretableSNPModel:
+def _below(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """What stands under names that begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
+
+
+def _read_tensors(path: Path, arguments: _Model) -> dict[str, torch.Tensor]:
+    """The tensors, once their names and shapes are known to be those of the model that is told of.
+
+    A file names sizes that it does not hold: what has other shapes is refused before anything of that size is
+    made.
+    """
+    _require(
+        path.is_file() and path.stat().st_size <= MOST_BYTES, f"{path.name} is no file of a model's size"
+    )
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        graph = {
+            name: torch.empty((arguments["n_snps"], *shape[1:]), dtype=dtype, device="meta")
+            for name, dtype in (("neighbors", torch.int64), ("neighbor_weights", torch.float32))
+            if (shape := shapes.get(f"model.body.{name}"))
+        }
+        slots = shapes.get("model.encoder.allele_frequency")
+        _require(slots == (arguments["n_snps"],), f"weights of {slots} slots for {arguments['n_snps']}")
+        with torch.device("meta"):
+            expected = _build(arguments, graph).state_dict()
+        ours = {
+            name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")
+        }
+        for name in sorted(ours.keys() ^ expected.keys()):
+            raise ValueError(f"tensor {name[:100]} is {'missing' if name in expected else 'unknown'}")
+        for name, shape in ours.items():
+            wanted = tuple(expected[name].shape)
+            _require(shape == wanted, f"tensor {name} has shape {shape}, not {wanted}")
+        tensors = {name: file.get_tensor(name) for name in shapes}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            _require(bool(torch.isfinite(tensor).all()), f"tensor {name[:100]} is not finite")
+    return tensors
+
+
+def _read_variants(path: Path, *, num_slots: int) -> pd.DataFrame:
+    """The table of variants; no larger than a model of so many slots can have."""
+    import pandas as pd
+
+    text = read_whole(path, limit=10_000 + 2000 * num_slots, mend=_MEND)
+    # Names and alleles may look like numbers.
+    dtypes: defaultdict[str, Any] = defaultdict(lambda: str, pos=np.int64, frequency=np.float64)
+    frame = pd.read_csv(io.BytesIO(text), sep="\t", dtype=dtypes, keep_default_na=False)
+    _require(bool(frame["frequency"].between(0, 1).all()), "a frequency is not between 0 and 1")
+    _require(bool((frame["pos"] >= 0).all()), "a position is negative")
+    return frame
+
+
+def _check_sizes(
+    about: _About, tensors: dict[str, torch.Tensor], model: InterpretableSNPModel, *, num_variants: int
+) -> None:
+    """Holds numbers of one file against those of the others."""
+    columns = tensors["layout.columns"]
+    _require(columns.shape == (model.n_snps,), f"a layout of {tuple(columns.shape)} for {model.n_snps} slots")
+    _require(columns.dtype == torch.int64 and about["patch"] == model.patch, "the layout is not the model's")
+    real = columns[columns >= 0].sort().values
+    _require(
+        torch.equal(real, torch.arange(num_variants)), f"a layout of other than the {num_variants} variants"
+    )
+    num_classes = {"quantitative": 0, "binary": 2, "multiclass": model.num_outputs}[about["kind"]]
+    _require(len(about["classes"]) in (num_classes, 0), f"{len(about['classes'])} classes")
+    _require(about["kind"] == "multiclass" or model.num_outputs == 1, f"{model.num_outputs} outputs")
+    bias = about["calibration"]["bias"]
+    _require(about["calibration"]["kind"] == about["kind"], "the calibration is another trait's")
+    _require(len(bias) in (1, model.num_outputs), f"a calibration of {len(bias)} outputs")
+    for name, most in (
+        ("sparse.slot", model.n_snps),
+        ("sparse.pair", model.n_snps),
+        ("body.neighbors", None),
+    ):
+        index = tensors.get(f"model.{name}")
+        if index is not None and index.numel():
+            most = len(index) if most is None else most
+            _require(int(index.min()) >= 0 and int(index.max()) < most, f"tensor {name} points outside")
+    parts = {
+        name.removeprefix("components."): t for name, t in tensors.items() if name.startswith("components.")
+    }
+    if parts:
+        (rows, number), used = parts["loadings"].shape, parts["columns"]
+        for name in ("columns", "frequency"):
+            _require(parts[name].shape == (rows,), f"components.{name} has another length")
+        for name in ("score_sd", "variance_share"):
+            _require(parts[name].shape == (number,), f"components.{name} has another length")
+        _require(bool(((used >= 0) & (used < num_variants)).all()), "components.columns points outside")
+        _require(bool((parts["score_sd"] > 0).all()), "components.score_sd is not positive")
+
+
+def _empty_model(arguments: _Model, state: dict[str, torch.Tensor]) -> InterpretableSNPModel:
     """A model of the right shapes; a graph's neighbours are needed to build it, the rest is loaded."""
     graph = {
         name: state[f"body.{name}"][: arguments["n_snps"]]
         for name in ("neighbors", "neighbor_weights")
         if f"body.{name}" in state
     }
+    return _build(arguments, graph)
+
+
+def _build(arguments: _Model, graph: dict[str, torch.Tensor]) -> InterpretableSNPModel:
     # Before there were windows, every token attended to every other; before `norm`, it was over the batch.
     every_token = -(-arguments["n_snps"] // arguments["patch"])
-    before = {"window": every_token, "norm": "batch"}
-    return InterpretableSNPModel(**{**before, **arguments, **graph})
+    everything: dict[str, Any] = {"window": every_token, "norm": "batch", **arguments, **graph}
+    return InterpretableSNPModel(**everything)
 
 
 def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -216,11 +400,7 @@ def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
 
 
 def _components(tensors: dict[str, torch.Tensor]) -> Components | None:
-    fields = {
-        key.removeprefix("components."): tensor.numpy()
-        for key, tensor in tensors.items()
-        if key.startswith("components.")
-    }
+    fields = {name: tensor.numpy() for name, tensor in _below("components.", tensors).items()}
     return Components(**fields) if fields else None
 
 

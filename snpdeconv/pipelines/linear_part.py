@@ -10,13 +10,14 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
@@ -126,7 +127,7 @@ def _keep(path: Path, model: InterpretableSNPModel, *, offset: Tensor, digest: s
         if name.startswith(_FITTED)
     }
     with replacing(path) as temporary:
-        save_file(kept, temporary, metadata={"digest": digest})
+        save_file(kept, temporary, metadata={"digest": digest, "sha256": _checksum(kept)})
     return kept
 
 
@@ -288,11 +289,30 @@ def _digest(config: Config, dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read(path: Path, *, digest: str) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        if file.metadata()["digest"] != digest:
-            logger.info("%s is of other settings or data; fitting anew", path)
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    try:
+        if not path.is_file():
+            raise OSError("no regular file")
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if facts.get("digest", digest) != digest:
+                logger.info("%s is of other settings or data; fitting anew", path)
+                return None
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        if facts.get("sha256") != _checksum(kept):
+            raise ValueError("its checksum is another")
+    # TypeError, RuntimeError: kinds and sizes of numbers that torch does not know.
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        logger.warning("%s is damaged (%s); fitting anew", path, str(error)[:200])
+        return None
+    return kept

@@ -6,19 +6,53 @@ A run that was interrupted is found again here; a folder never holds two runs, a
 from __future__ import annotations
 
 import fcntl
-import json
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from typing_extensions import TypedDict
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, ResourceError
-from snpdeconv.files import private_folder, write_json
+from snpdeconv.files import private_folder, read_record, write_json
 
 _STATE = "run.json"
 _LOCK = ".lock"
+
+
+_Metrics = dict[str, FiniteFloat | None]
+_Intervals = dict[str, _Metrics]
+_Paths = dict[str, str]
+
+
+class _Ranked(TypedDict):
+    tags: dict[str, str]
+    paths: _Paths
+
+
+class _Result(TypedDict):
+    run_id: str | None
+    model: str
+    version: Annotated[int, Field(ge=1)] | None
+    test: _Intervals
+    paths: _Paths
+    validation: NotRequired[_Metrics]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _State(TypedDict):
+    """What stands in run.json; a run that has come further has more of it."""
+
+    key: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    settings: dict[str, str]
+    batch_size: NotRequired[Annotated[int, Field(ge=1, le=2**31)]]
+    validated: NotRequired[_Metrics]
+    tested: NotRequired[_Intervals]
+    ranked: NotRequired[_Ranked]
+    result: NotRequired[_Result]
 
 
 class RunFolder:
@@ -98,12 +132,10 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            state: dict[str, Any] = json.loads((self.path / _STATE).read_text())
-        except (FileNotFoundError, NotADirectoryError):
+            state = read_record(self.path / _STATE, _State, mend="choose another --out")
+        except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise ConfigError("is damaged", where=self.path / _STATE, mend="choose another --out") from error
-        return state
+        return dict(state)
 
     def _refuse_strangers(self) -> None:
         if self.path.exists() and not self.path.is_dir():

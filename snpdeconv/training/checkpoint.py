@@ -5,22 +5,26 @@ A file's name carries the start of its SHA-256, so that one rename publishes con
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from snpdeconv.errors import InputError, ResourceError
+from snpdeconv.errors import InputError, ResourceError, UserError
+from snpdeconv.files import read_whole
 from snpdeconv.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<kind>last|best)-(?P<serial>\d{8})-(?P<digest>[0-9a-f]{16})\.pt")
+_MOST_BYTES = 2**40
 _TEMPORARY = ".writing-"
 _KEPT = {"last": 2, "best": 1}
 
@@ -110,19 +114,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "not the name of a checkpoint", where=path, mend="give a last-*.pt as it was written"
         )
     try:
-        data = path.read_bytes()
+        data = read_whole(path, limit=_MOST_BYTES, mend="give a last-*.pt as it was written")
     except FileNotFoundError as error:
         raise InputError("no such checkpoint", where=path) from error
     if _digest(memoryview(data)) != match["digest"]:
         problem = f"damaged: its {len(data)} bytes do not match the checksum in its name"
         raise DamagedCheckpoint(problem, where=path)
-    contents: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with made_by_us(path):
+        contents: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return contents
 
 
 def read_state(path: Path) -> TrainingState:
     """The state in a `last` checkpoint; errors as `read_checkpoint`."""
-    return TrainingState(**read_checkpoint(path))
+    with made_by_us(path):
+        return TrainingState(**read_checkpoint(path))
+
+
+@contextlib.contextmanager
+def made_by_us(path: Path) -> Iterator[None]:
+    """For the use of a checkpoint's contents: whatever they do not fit is told of the file.
+
+    Raises:
+        DamagedCheckpoint: They are not what this program writes, though their checksum is right.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = f"holds what no run of ours has written ({str(error).partition(chr(10))[0][:200]})"
+        raise DamagedCheckpoint(
+            problem, where=path, mend="remove it, to go on from the one before it"
+        ) from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

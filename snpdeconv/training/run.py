@@ -120,6 +120,10 @@ class Run:
         self.scaler.load_state_dict(state.scaler)
         if distributed.is_first():
             self.meter.load_state_dict(state.losses)
+        host = torch.device("cpu")
+        now = capture_rng(host)
+        for one in (*state.rng, now):  # what is damaged fails here, and not in the middle of the epoch
+            restore_rng(one, device=host)
         self._interrupted_rng = state.rng
         if len(state.rng) != distributed.world_size():
             logger.warning(

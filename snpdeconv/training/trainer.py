@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from snpdeconv.device import GIB, PeakMemory
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.training import distributed
-from snpdeconv.training.checkpoint import find_checkpoint, read_state
+from snpdeconv.training.checkpoint import find_checkpoint, made_by_us, read_state
 from snpdeconv.training.data import epoch_batches, num_batches, seed_epoch, windows
 from snpdeconv.training.losses import make_loss
 from snpdeconv.training.precision import choose_precision, requested_precision
@@ -291,7 +291,8 @@ class MultiGPUSNPTrainer:
             source = run.store.newest()
         source = distributed.from_first_rank(source)
         if source is not None:
-            run.restore(read_state(source), source=source)
+            with made_by_us(source):
+                run.restore(read_state(source), source=source)
             if distributed.is_first():
                 progress = run.progress
                 logger.info("going on from %s: epoch %d, step %d", source, progress.epoch + 1, progress.step)

@@ -83,7 +83,8 @@ def test_a_model_from_before_there_were_hashes_knows_whom_it_was_tested_on(bundl
 def test_a_model_from_before_there_were_windows_attends_to_every_token(bundle, tmp_path):
     # 300 tokens: two windows, were it built today.
     model = InterpretableSNPModel(1200, "cnn_transformer", encoding_dim=1, width=8, num_heads=2, patch=4)
-    save_bundle(replace(bundle, model=model.eval()), tmp_path / "model")
+    layout = Layout(columns=np.append([0, 1, 2], np.full(1197, -1)), patch=4)
+    save_bundle(replace(bundle, model=model.eval(), layout=layout), tmp_path / "model")
     about_path = tmp_path / "model" / "config.json"
     about = json.loads(about_path.read_text())
     assert load_bundle(tmp_path / "model").model.body.num_windows == 2
@@ -123,9 +124,9 @@ def without(folder, key):
     [
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "is no model .*header"),
         (lambda f: (f / "model.safetensors").unlink(), "is no model .*model.safetensors"),
-        (lambda f: without(f, "calibration"), "is no model .'calibration' is missing"),
-        (lambda f: without(f, "format"), "is no model .'format' is missing"),
-        (lambda f: (f / "config.json").write_text("[]"), "is no model"),
+        (lambda f: without(f, "calibration"), "config.json: is damaged .calibration: Field required"),
+        (lambda f: without(f, "format"), "config.json: is damaged .format: Field required"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json: is damaged"),
         (lambda f: (f / "variants.tsv").write_text("a\tb\n1\t2\n"), "is no model .*is missing"),
     ],
 )
