@@ -110,6 +110,7 @@ class PrecisionConfig(Section):
 
     amp: Literal["auto", "bf16", "fp16", "fp32"]
     compile: bool
+    deterministic: bool = False
 
 
 class MemoryConfig(Section):

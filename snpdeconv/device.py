@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +32,38 @@ def with_index(device: torch.device | str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """Work in the block gives the same bits each time, on a GPU too: slower, and with a word where it cannot.
+
+    A CPU does so anyway.
+    """
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        torch.backends.cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds up in any order
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cuda.enable_mem_efficient_sdp(before[2])
+        torch.backends.cudnn.benchmark = before[3]
+
+
+def keep_float32_exact() -> None:
+    """Convolutions of float32 keep its bits: GPUs from Ampere on round their inputs to 11 bits by default."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class PeakMemory:
@@ -147,9 +181,12 @@ def used_bytes(device: torch.device) -> int:
 def available_bytes(device: torch.device) -> int:
     """What more this process can take: of the GPU, or of the host within the limits of its control group."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + cached
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        # Torch gives no more than the share that it was told, whatever is free.
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        allowed = max(0, min(free, int(share * total) - reserved))
+        return allowed + reserved - torch.cuda.memory_allocated(device)
     import psutil
 
     return min(int(psutil.virtual_memory().available), control_group_bytes())

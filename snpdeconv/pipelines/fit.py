@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snpdeconv.config import Config
+from snpdeconv.device import deterministic
 from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ld import ld_neighbors
 from snpdeconv.models.factory import GPUOptimizedSNPModel
@@ -95,32 +96,37 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
     )
 
 
-def choose_batch_size(config: Config, dataset: Dataset, precision: Precision) -> int:
-    """The batch of all ranks that fits memory by measurement, and leaves enough steps in an epoch."""
+def choose_batch_size(config: Config, dataset: Dataset) -> int:
+    """The batch of a step, all ranks together: as asked, or by the number of people, so that it learns well.
+
+    No memory and no number of devices has a say: what a device does not hold at once is accumulated.
+    """
     requested = config.training.batch_size
     if requested != "auto":
         return requested
     share = len(dataset.split.train) // (_STEPS_AN_EPOCH * config.training.accumulation)
     useful = 1 << max(3, share.bit_length() - 1)
-    num_ranks = distributed.world_size()
-    cap = max(1, min(useful // num_ranks, config.memory.max_batch_size))
-    device = torch.device(precision.device_type)
-    manager = GPUMemoryManager(device=device, safety=config.memory.safety)
-    fits = manager.get_optimal_batch_size(
+    chosen = min(useful, config.memory.max_batch_size)
+    logger.info(
+        "batch size %d: about %d steps an epoch, and memory.max_batch_size=%d at most",
+        chosen, _STEPS_AN_EPOCH, config.memory.max_batch_size,
+    )  # fmt: skip
+    return chosen
+
+
+def fits_at_once(
+    config: Config, dataset: Dataset, precision: Precision, *, batch_size: int, device: torch.device
+) -> int:
+    """Samples of a batch that a device holds at once, measured."""
+    fits = GPUMemoryManager(device=device, safety=config.memory.safety).get_optimal_batch_size(
         dataset.layout.num_slots,
         encoding_dim=config.model.encoding_dim,
         dtype=precision.dtype or torch.float32,
         model=build_model(config, dataset).to(device),
-        max_batch=cap,
+        max_batch=-(-batch_size // distributed.world_size()),
     )
-    logger.info(
-        "batch size %d on each of %d devices (memory allows it; %d keeps about %d steps an epoch)",
-        fits,
-        num_ranks,
-        cap,
-        _STEPS_AN_EPOCH,
-    )
-    return fits * num_ranks
+    logger.info("%d samples at once on each of %d devices", fits, distributed.world_size())
+    return fits
 
 
 def fit(
@@ -130,6 +136,7 @@ def fit(
     genotypes: Tensor,
     loss: torch.nn.Module,
     batch_size: int,
+    micro_batch_size: int | None = None,
     device: torch.device,
     precision: Precision,
     checkpoint_dir: Path,
@@ -143,7 +150,8 @@ def fit(
         dataset: The cohort.
         genotypes: (N, S / 4) its packed genotypes, from `place_genotypes`.
         loss: From `make_training_loss`.
-        batch_size: Of one micro-batch, all ranks together.
+        batch_size: All ranks together.
+        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
         device: Where to train.
         precision: Number format of forward and backward.
         checkpoint_dir: Where checkpoints are, or will be.
@@ -183,6 +191,7 @@ def fit(
         warmup_fraction=config.training.warmup_fraction,
         gradient_clip=config.training.gradient_clip,
         accumulation=config.training.accumulation,
+        micro_batch_size=micro_batch_size,
         seed=config.training.seed,
         device=device,
         metrics=_metrics(dataset),
@@ -192,7 +201,8 @@ def fit(
         checkpoint_every_steps=config.training.checkpoint_every_steps,
         should_stop=should_stop,
     )
-    history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
+    with deterministic(device, wanted=config.precision.deterministic):
+        history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
     best_epoch = trainer.best_epoch
     assert best_epoch is not None  # a loss that is not finite ends the run
     return Fitted(model=base, history=history, start=trainer.start, best_epoch=best_epoch)

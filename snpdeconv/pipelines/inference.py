@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snpdeconv.device import keep_float32_exact
 from snpdeconv.errors import ResourceError
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.resident import where_it_fits
@@ -68,6 +69,7 @@ def choose_device(requested: str) -> torch.device:
             where="resources.device",
             mend="--set resources.device=auto takes the CPU then",
         )
+    keep_float32_exact()
     return torch.device("cpu") if requested == "cpu" else distributed.default_device()
 
 

@@ -23,7 +23,7 @@ from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
 from snpdeconv.pipelines.deconvolution import People
 from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, network_silenced
-from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, make_training_loss
+from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, fits_at_once, make_training_loss
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
@@ -145,13 +145,16 @@ def _train(
         run = runs[0] if runs else None
         # Before the batch size is measured: the device has that much less for activations.
         genotypes = place_genotypes(dataset.packed, device=device)
-        batch_size = distributed.first_rank_does(lambda: _batch_size(folder, config, dataset, precision))
+        batch_size, at_once = distributed.first_rank_does(
+            lambda: _batch_sizes(folder, config, dataset, precision, device)
+        )
         fitted = fit(
             config,
             dataset,
             genotypes=genotypes,
             loss=loss,
             batch_size=batch_size,
+            micro_batch_size=at_once,
             device=device,
             precision=precision,
             checkpoint_dir=path / "checkpoints",
@@ -181,11 +184,17 @@ def _train(
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
 
-def _batch_size(folder: RunFolder, config: Config, dataset: Dataset, precision: Precision) -> int:
-    """The run's; a restart, on other devices even, must not measure another one."""
+def _batch_sizes(
+    folder: RunFolder, config: Config, dataset: Dataset, precision: Precision, device: torch.device
+) -> tuple[int, int | None]:
+    """The run's, of a step and of what goes through the model at once; a restart does not measure anew."""
     if "batch_size" not in folder.state:
-        folder.remember(batch_size=choose_batch_size(config, dataset, precision))
-    return int(folder.state["batch_size"])
+        chosen = choose_batch_size(config, dataset)
+        at_once = None
+        if config.training.batch_size == "auto":
+            at_once = fits_at_once(config, dataset, precision, batch_size=chosen, device=device)
+        folder.remember(batch_size=chosen, micro_batch_size=at_once)
+    return int(folder.state["batch_size"]), folder.state.get("micro_batch_size")
 
 
 def _test(

@@ -61,7 +61,8 @@ def init_from_environment(
     if num_processes > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)  # collectives of objects go through the current device
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Objects go by gloo: while one rank works for hours, NCCL would have the others' GPUs busy waiting.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
     return Placement(rank(), world_size(), device)
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.device import GIB, available_bytes
+from snpdeconv.device import GIB, available_bytes, with_index
 
 if TYPE_CHECKING:
     from snpdeconv.training.data import Batch
@@ -65,6 +65,7 @@ def sent_ahead(batches: Iterator[Batch], *, device: torch.device) -> Iterator[Ba
         batches: Batches on the host.
         device: Where to send them.
     """
+    device = with_index(device)  # here: the thread's own present GPU is the first
     ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None]
     ahead = queue.Queue(maxsize=_BATCHES_AHEAD)
     is_left = threading.Event()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from snpdeconv.device import keep_float32_exact
 from snpdeconv.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def choose_precision(device: torch.device, *, requested: str = "auto") -> Precis
         ConfigError: Another word.
     """
     precision = _choose(device, requested)
+    keep_float32_exact()
     logger.info("precision %s: %s", precision.name, precision.reason)
     return precision
 

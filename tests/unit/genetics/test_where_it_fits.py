@@ -14,9 +14,13 @@ def test_a_cohort_that_a_gpu_does_not_hold_is_worked_on_by_the_cpu(monkeypatch, 
     # What torch holds and nobody uses is free too.
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
+    share = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share[0])
     assert where_it_fits(cohort, GPU) == GPU
     assert not caplog.text
-    free[0] = 1999
+    share[0] = 2.4e-6  # of 10**9 bytes, of which torch holds 1500 already
+    assert where_it_fits(cohort, GPU) == CPU
+    share[0], free[0] = 1.0, 1999
     assert where_it_fits(cohort, GPU) == CPU
     assert "computed on the CPU" in caplog.text
     assert where_it_fits(cohort, CPU) == CPU

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from snpdeconv import device as device_module
 from snpdeconv.config import Config, load_config
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.simulate import simulate
@@ -17,9 +18,10 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
 from snpdeconv.pipelines.deconvolution import looks_for_pairs
-from snpdeconv.pipelines.fit import build_model
+from snpdeconv.pipelines.fit import build_model, choose_batch_size, fits_at_once
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
+from snpdeconv.training.precision import choose_precision
 
 CPU = torch.device("cpu")
 SIZES = ("model.width=8", "model.channels=4,4", "model.patch=16", "model.num_heads=2")
@@ -203,3 +205,23 @@ def test_no_device_decides_whether_pairs_are_looked_for(limit, looks, caplog):
         assert found is looks
         assert f"max_pair_tests={float(limit):.3g}" in caplog.text
         caplog.clear()
+
+
+@pytest.mark.parametrize(("num_people", "accumulation", "most", "chosen"), [
+    (490, 1, 512, 8), (10_000, 1, 512, 256), (10_000, 4, 512, 64), (10**6, 1, 512, 512), (10**6, 1, 2048, 2048),
+])  # fmt: skip
+def test_no_memory_decides_the_batch_of_a_step(dataset, num_people, accumulation, most, chosen, monkeypatch):
+    monkeypatch.setattr(device_module, "available_bytes", lambda device: pytest.fail("nobody is to ask"))
+    config = config_of(
+        training__batch_size="auto",
+        training__accumulation=str(accumulation),
+        memory__max_batch_size=str(most),
+    )
+    split = dataclasses.replace(dataset.split, train=np.arange(num_people))
+    assert choose_batch_size(config, dataclasses.replace(dataset, split=split)) == chosen
+
+
+def test_what_fits_at_once_is_measured_and_no_more_than_the_batch(dataset):
+    config = config_of(training__batch_size="auto")
+    precision = choose_precision(CPU, requested="fp32")
+    assert fits_at_once(config, dataset, precision, batch_size=8, device=CPU) == 8
