@@ -48,6 +48,7 @@ class DataConfig(Section):
     test_fraction: float = Field(gt=0.0, lt=0.5)
     num_components: int = Field(ge=0, le=100)
     multiallelic: Multiallelic
+    allow_leakage: bool = False
 
 
 class ModelConfig(Section):

@@ -111,7 +111,9 @@ def split_beside(
         related = free & np.isin(groups, groups[held_out])
         free &= ~related
         if related.any():
-            logger.info("split: %d people left out, relatives of people held out", int(related.sum()))
+            logger.info(
+                "split: %d people left out, relatives or copies of people held out", int(related.sum())
+            )
     if not held_out.any() or not free.any():
         raise InputError(
             f"{int(held_out.sum())} people held out of {len(held_out)}",

@@ -24,6 +24,7 @@ from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.leakage import check_covariates, join_copies
 from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait
 from snpdeconv.genetics.quality import filter_samples, filter_variants
 from snpdeconv.genetics.splits import Split, split, split_beside
@@ -63,7 +64,8 @@ class Study:
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         covariates: (N, C) float32, standardised; C may be 0.
-        groups: (N,) index of each person's family, or whatever is not split; None where nobody said.
+        groups: (N,) index of each person's family, copies of the person, or whatever is not split;
+            None where nobody said and nobody is there twice.
         covariate_encoder: How a table becomes the first columns of `covariates`.
         components: How genotypes become the last columns of `covariates`.
         report: Counts of what was used and dropped, by reason.
@@ -183,7 +185,13 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
     trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
-    groups = _groups(trait, cohort, inputs)
+    groups, num_copies = join_copies(
+        cohort.genotypes,
+        rows=trait.rows,
+        samples=cohort.samples,
+        groups=_groups(trait, cohort, inputs),
+        where=inputs.genotypes,
+    )
     parts = (
         _split(trait, cohort, inputs, data, groups=groups, seed=config.training.seed)
         if hold_out
@@ -224,6 +232,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     )
     report = {f"people_{name}": count for name, count in trait.report.items()}
     report["people_too_missing"] = samples.report["too_missing"]
+    report["people_copies"] = num_copies
     report |= {f"variants_{name}": count for name, count in cohort.report.items()}
     report |= {f"variants_{name}": count for name, count in kept.report.items()}
     if hold_out:
@@ -353,7 +362,9 @@ def _covariates(
             rows=trait.rows,
             exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
             cohort=inputs.genotypes,
-        ).standardise(parts.train)
+        )
+        check_covariates(table, trait, where=inputs.covariates, allow=config.data.allow_leakage)
+        table = table.standardise(parts.train)
         values.append(table.values)
         encoder = table.encoder
     if config.data.num_components:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,8 @@ import pytest
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.writers import write_bed
 from snpdeconv.pipelines.dataset import open_cohort, prepare
 from snpdeconv.pipelines.inputs import Inputs
 
@@ -87,3 +90,48 @@ def test_a_quantity_that_stops_varying_without_people_of_few_genotypes(files):
     without_genotypes(files, range(3))
     with pytest.raises(InputError, match=r"trait 'trait' is '7\.5' for all .* once 3 people beyond"):
         prepared(inputs(files))
+
+
+def test_one_person_under_two_ids_is_on_one_side_of_every_split(files, caplog, tmp_path):
+    """Everyone is there twice: under an ID of a test person too, whom a champion was tested on."""
+    given = inputs(files)
+    cohort = open_cohort(given.genotypes, multiallelic="split")
+    codes, num_people = cohort.genotypes.codes(), len(cohort.samples)
+    iid = [f"{name}{more}" for more in ("", "again") for name in cohort.samples.iid]
+    both = Samples.build(iid)
+    write_bed(files / "both", np.vstack([codes, codes]), variants=cohort.variants, samples=both)
+    trait = pd.read_csv(files / "phenotypes.tsv", sep="\t")["trait"]
+    pd.DataFrame({"IID": iid, "trait": [*trait, *trait + 0.01]}).to_csv(
+        files / "both.tsv", sep="\t", index=False
+    )
+    given = Inputs.from_paths(genotypes=files / "both.bed", phenotypes=files / "both.tsv", trait="trait")
+    dataset = prepared(given)
+    assert dataset.report["people_copies"] == num_people
+    assert "people have the genotypes of another one" in caplog.text
+    train, val, test = (
+        set(part % num_people) for part in (dataset.split.train, dataset.split.val, dataset.split.test)
+    )
+    assert len(train) + len(val) + len(test) == num_people
+
+    both.take(np.arange(20)).write_tsv(tmp_path / "held-out.tsv")
+    later = prepared(replace(given, held_out=str(tmp_path / "held-out.tsv")))
+    assert later.split.test.tolist() == list(range(20))
+    assert min(np.concatenate([later.split.train, later.split.val]) % num_people) == 20
+
+
+def test_another_trait_of_the_table_that_is_the_trait_ends_the_command(run, files):
+    table = pd.read_csv(files / "phenotypes.tsv", sep="\t")
+    noise = np.random.default_rng(1).normal(size=len(table))
+    edit(files, trait_cm=table["trait"] * 2.54, again=table["trait"] + 0.1 * noise, age=noise)
+    words = ["--phenotypes", files / "phenotypes.tsv", "--covariates", files / "phenotypes.tsv"]
+    words += ["--genotypes", files / "cohort.bed", "--trait", "trait", "--out", files / "out"]
+    for command in ("train", "rank"):
+        ended = run(command, *words)
+        assert ended.code == 2
+        assert "phenotypes.tsv: covariate 'trait_cm' is the trait 'trait' itself" in ended.err
+    edit(files, trait_cm=noise)
+    ended = run("train", *words)
+    assert ended.code == 2
+    assert "covariate 'again' predicts the trait 'trait' nearly perfectly (R² 0.99" in ended.err
+    assert "--set data.allow_leakage=true" in ended.err
+    assert not (files / "out").exists()
