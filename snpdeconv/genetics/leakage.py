@@ -27,7 +27,9 @@ from snpdeconv.genetics.samples import Samples
 logger = logging.getLogger(__name__)
 
 # Shares of a trait that no covariate explains unless it was made from it, or measures it again.
-_R2, _ACCURACY, _AUROC = 0.9, 0.95, 0.99
+_R2, _ACCURACY, _AUROC = 0.98, 0.95, 0.99
+# From here on a covariate is worth a warning.
+_MUCH = 0.9
 # Together they are looked at among so many people.
 _MOST_PEOPLE = 5_000
 _NEIGHBOURS = 2
@@ -72,7 +74,20 @@ def check_covariates(covariates: Covariates, trait: Trait, *, where: str | Path,
         _refuse("the covariates together predict", _together(covariates.values, trait), trait, where, allow)
 
 
-def _refuse(what: str, shown: str | None, trait: Trait, where: str | Path, allow: bool) -> None:
+def _refuse(what: str, shown: str | float | None, trait: Trait, where: str | Path, allow: bool) -> None:
+    if isinstance(shown, float):
+        if shown < _MUCH:
+            return
+        if shown < _R2:
+            logger.warning(
+                "%s: %s most of the trait '%s' (R² %s): was it made from it?",
+                where,
+                what,
+                trait.name,
+                _shown(shown),
+            )
+            return
+        shown = f"R² {_shown(shown)}"
     if shown is None:
         return
     problem = f"{what} the trait '{trait.name}' nearly perfectly ({shown})"
@@ -98,14 +113,14 @@ def _is_same(x: NDArray[np.float64], trait: Trait, *, ordered: bool) -> bool:
     return ordered and abs(stats.spearmanr(of_x, of_y).statistic) > 1 - 1e-9
 
 
-def _alone(x: NDArray[np.float64], trait: Trait, *, ordered: bool) -> str | None:
-    """How well x predicts the trait, where that is nearly perfect, in whatever shape."""
+def _alone(x: NDArray[np.float64], trait: Trait, *, ordered: bool) -> str | float | None:
+    """How well x predicts the trait, in whatever shape: R², or words where classes are nearly perfect."""
     y = trait.values
     if trait.kind == "quantitative":
         r2 = _unlike(_neighbours(x, y[:, None].astype(np.float64), ordered=ordered)[:, 0], y)
         if ordered:
             r2 = max(r2, _r2(x, y), _r2(stats.rankdata(x), stats.rankdata(y)))
-        return f"R² {_shown(r2)}" if r2 >= _R2 else None
+        return r2
     if ordered and trait.kind == "binary":
         auroc = float(roc_auc_score(y, x))
         if max(auroc, 1 - auroc) >= _AUROC:
@@ -114,14 +129,13 @@ def _alone(x: NDArray[np.float64], trait: Trait, *, ordered: bool) -> str | None
     return _accuracy(_neighbours(x, indicators, ordered=ordered).argmax(axis=1), y)
 
 
-def _together(values: NDArray[np.float64], trait: Trait) -> str | None:
-    """How well all covariates predict the trait of people left out, where that is nearly perfect."""
+def _together(values: NDArray[np.float64], trait: Trait) -> str | float | None:
+    """How well all covariates predict the trait of people left out, as `_alone`."""
     rows = np.random.default_rng(0).permutation(len(values))[:_MOST_PEOPLE]
     x, y = stats.zscore(values[rows], axis=0), trait.values[rows]
     x = np.nan_to_num(x)
     if trait.kind == "quantitative":
-        r2 = _unlike(cross_val_predict(Ridge(1e-3), x, y, cv=3), y)
-        return f"R² {_shown(r2)}" if r2 >= _R2 else None
+        return _unlike(cross_val_predict(Ridge(1e-3), x, y, cv=3), y)
     if np.bincount(y.astype(np.int64)).min() < 3:
         return None
     model = RidgeClassifier(1e-3)

@@ -59,7 +59,7 @@ def test_the_trait_itself_is_refused_whatever_it_is_called(check, trait, covaria
 
 
 NEARLY = [
-    (HEIGHT, HEIGHT + NOISE, r"'other' predicts the trait 'trait' nearly perfectly \(R² 0\.9\d\d\)"),
+    (HEIGHT, HEIGHT + NOISE, r"'other' predicts the trait 'trait' nearly perfectly \(R² 0\.99\d\)"),
     (HEIGHT, np.exp(HEIGHT / 10 + NOISE / 20), r"'other' predicts .* \(R² 0\.9\d\d\)"),
     (HEIGHT, (HEIGHT - 170) ** 3 + NOISE, r"'other' predicts .* \(R² 0\.9\d\d\)"),
     ((NOISE - 1) ** 2, NOISE, r"'other' predicts .* \(R² 0\.9\d\d\)"),
@@ -76,6 +76,11 @@ def test_what_is_nearly_the_trait_is_refused_and_may_be_allowed(check, caplog, t
     with caplog.at_level(logging.WARNING):
         check(trait, allow=True, age=NOISE[::-1], other=covariate)
     assert "data.allow_leakage lets it stay" in caplog.text
+
+
+def test_what_is_most_of_the_trait_is_worth_a_warning(check, caplog):
+    check(HEIGHT, other=HEIGHT + 2.2 * NOISE)
+    assert "covariate 'other' predicts most of the trait 'trait' (R² 0.9" in caplog.text
 
 
 def test_covariates_that_together_make_up_the_trait(check):
