@@ -208,7 +208,8 @@ def test_no_device_decides_whether_pairs_are_looked_for(limit, looks, caplog):
 
 
 @pytest.mark.parametrize(("num_people", "accumulation", "most", "chosen"), [
-    (490, 1, 512, 8), (10_000, 1, 512, 256), (10_000, 4, 512, 64), (10**6, 1, 512, 512), (10**6, 1, 2048, 2048),
+    (490, 1, 512, 8), (10_000, 1, 512, 256), (10_000, 4, 512, 64), (10**6, 1, 512, 512),
+    (10**6, 1, 2048, 2048),
 ])  # fmt: skip
 def test_no_memory_decides_the_batch_of_a_step(dataset, num_people, accumulation, most, chosen, monkeypatch):
     monkeypatch.setattr(device_module, "available_bytes", lambda device: pytest.fail("nobody is to ask"))
