@@ -319,8 +319,11 @@ def presets(name: Annotated[str | None, typer.Argument(help="Show this one in fu
 @app.command()
 def sync() -> None:
     """Send what the tracking server has not received yet."""
+    from snpdeconv.launch.records import all_records
+    from snpdeconv.launch.status import settle
     from snpdeconv.tracking.sync import sync as run
 
+    settle(all_records())  # first: it knows why a run ended, where its spool only knows that it did
     report = run()
     for spool in report.spools:
         print(f"{spool.name}  {spool.outcome}" + (f"  {spool.note}" if spool.note else ""))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 
 import psutil
 
 from snpdeconv.errors import ResourceError
 from snpdeconv.launch.records import Outcome, Record, write_outcome
-from snpdeconv.launch.scheduler import find_process
+from snpdeconv.launch.scheduler import find_process, run_slurm
 from snpdeconv.launch.status import JobStatus, read_status
 
 _PATIENCE_S = 30.0
@@ -28,16 +27,21 @@ def cancel(record: Record) -> JobStatus:
         How it is then.
 
     Raises:
-        ResourceError: SLURM does not take the request.
+        ResourceError: SLURM does not take the request, or the job runs where this process cannot reach it.
     """
     (before,) = read_status([record])
     if not before.is_live:
         return before
+    record = before.record
+    if before.state == "unknown" and (record.scheduler == "local" or not record.scheduler_id):
+        raise ResourceError(
+            before.reason, where=record.id, mend=f"cancel it there: snpdeconv cancel {record.id}"
+        )
     if record.scheduler == "slurm":
         _cancel_on_slurm(record)
     else:
         _end_processes(record)
-        for place in range(len(record.elements)) if record.elements else [None]:
+        for place in record.places:
             if record.outcome(place) is None:
                 write_outcome(record.folder, place, Outcome("cancelled", "cancelled"))
     deadline = time.monotonic() + _PATIENCE_S
@@ -49,13 +53,9 @@ def cancel(record: Record) -> JobStatus:
 
 
 def _cancel_on_slurm(record: Record) -> None:
-    try:
-        subprocess.run(
-            ["scancel", record.scheduler_id], check=True, capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", "") or str(error)
-        raise ResourceError(f"scancel failed ({told.strip()})", where=record.id) from error
+    answer = run_slurm(["scancel", record.scheduler_id])
+    if answer.returncode:
+        raise ResourceError(f"scancel failed ({' '.join(answer.stderr.split())})", where=record.id)
 
 
 def _end_processes(record: Record) -> None:

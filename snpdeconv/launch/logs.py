@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from snpdeconv.errors import InputError
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.status import read_status
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 1.0
 _ASK_EVERY = 5
+_SILENCE_S = 60.0
 
 
 def log_file(record: Record, *, element: int | None = None, rank: int = 0) -> Path:
@@ -37,13 +41,19 @@ def read_log(path: Path, *, record: Record, follow: bool) -> Iterator[str]:
         record: Whose it is.
         follow: Whether to wait for more.
     """
-    place, round_ = 0, 0
+    place, round_, live, grown = 0, 0, follow, time.monotonic()
     while True:
-        live = follow and (round_ % _ASK_EVERY != 0 or read_status([record])[0].is_live)
+        if follow and round_ % _ASK_EVERY == 0:
+            (now,) = read_status([record])
+            live = now.is_live
+            if now.state == "unknown" and time.monotonic() - grown > _SILENCE_S:
+                logger.warning("%s: %s; its log has not grown for a minute", record.id, now.reason)
+                live = False
         if path.exists():
             with path.open(encoding="utf-8", errors="replace") as stream:
                 stream.seek(place)
                 while text := stream.read(65_536):
+                    grown = time.monotonic()
                     yield text
                 place = stream.tell()
         if not live:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from snpdeconv.errors import InputError
+from snpdeconv.files import T, read_record
 from snpdeconv.tracking.home import shown, spool_dir
 from snpdeconv.tracking.spool import read_events
+
+logger = logging.getLogger(__name__)
 
 _EPOCH = "train/epoch_lr"
 _TOLD = ("val/loss", "val/auroc", "val/r2", "test/auroc", "test/r2")
@@ -38,40 +42,52 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _State:
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    run_id: str | None = None
+    uri: str = ""
+
+
 def read_progress(out: Path) -> Progress:
     """How far the run in a folder is.
 
     Args:
         out: The run's folder; it need not be there yet.
     """
-    state = _json(out / "run.json")
-    if not state:
+    key = _read(out / "run.json", _State(), mend=f"another --out than {out} begins anew").key
+    if not re.fullmatch(r"[0-9a-f]{32}", key):
         return Progress()
-    folder = spool_folder(str(state["key"]))
+    folder = spool_folder(key)
     if folder is None:
-        return Progress(key=str(state["key"]))
+        return Progress(key=key)
     epoch_steps: set[int] = set()
     metrics: dict[str, float] = {}
     step, status = 0, None
     with contextlib.suppress(FileNotFoundError):  # it is being moved, sent whole
         for event in read_events(folder / "events.jsonl"):
             if event.kind == "metrics":
-                values = event.data["values"]
-                metrics |= {name: values[name] for name in _TOLD if name in values}
+                values, now = event.data.get("values"), event.data.get("step")
+                if not isinstance(values, dict) or not isinstance(now, int):
+                    continue  # damaged
+                metrics |= {k: v for k, v in values.items() if k in _TOLD and isinstance(v, float | int)}
                 if _EPOCH in values:
-                    epoch_steps.add(event.data["step"])
+                    epoch_steps.add(now)
                 if any(name.startswith("train/") for name in values):
-                    step = max(step, event.data["step"])
+                    step = max(step, now)
             elif event.kind in ("create", "open"):
                 status = None
             elif event.kind == "status":
-                status = str(event.data["status"])
-    sent = _json(folder / "sent.json")
-    run_id = sent.get("run_id")
+                status = str(event.data.get("status"))
+    sent = _read(folder / "sent.json", _Sent(), mend="`snpdeconv sync` sends the run again")
     return Progress(
-        key=str(state["key"]),
-        run_id=run_id,
-        url=None if run_id is None else run_url(str(sent["uri"]), run_id),
+        key=key,
+        run_id=sent.run_id,
+        url=None if sent.run_id is None else run_url(sent.uri, sent.run_id),
         status=status,
         epochs=len(epoch_steps),
         step=step,
@@ -90,9 +106,11 @@ def spool_folder(key: str) -> Path | None:
     return next((place for place in places if (place / "events.jsonl").exists()), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
+def _read(path: Path, otherwise: T, *, mend: str) -> T:
+    """What a file says; `otherwise` if it is not there, or is damaged, with a word."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return read_record(path, type(otherwise), mend=mend)
+        except InputError as error:
+            logger.warning("%s", error)
+    return otherwise

@@ -6,18 +6,25 @@ submitting command and the job write it; knows no scheduler.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import re
+import shlex
 import shutil
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from snpdeconv.errors import InputError, nearest
-from snpdeconv.files import private_folder, write_json
+from snpdeconv.errors import DamagedFile, InputError, nearest
+from snpdeconv.files import RECORD_LIMIT, parse_record, private_folder, read_record, read_whole, write_json
 from snpdeconv.tracking.home import home
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["train", "predict", "rank", "register", "retrain", "search"]
 End = Literal["done", "failed", "cancelled"]
@@ -57,10 +64,14 @@ class Record:
         host: Where it was submitted.
         partition: Where it waits or runs, on SLURM.
         num_tasks: Processes of the job, or of each element.
+        epochs: That its training may take; 0 without one, and in records of earlier versions.
         elements: Of an array, what each works on; empty for a single job.
         scheduler_id: SLURM's number, or the process of this machine.
         process_created: When that process was started, which tells it from a later one of that number.
         after: IDs of the submissions that it waits for.
+        pid_namespace: Where numbers of processes mean the same: containers of one host have several.
+        cluster: SLURM's own name of the cluster.
+        job_name: By which SLURM knows it, if its number was never heard; "" in records of earlier versions.
     """
 
     id: str
@@ -79,6 +90,10 @@ class Record:
     scheduler_id: str = ""
     process_created: float = 0.0
     after: tuple[str, ...] = ()
+    pid_namespace: str = ""
+    cluster: str = ""
+    job_name: str = ""
+    epochs: int = 0
 
     @property
     def folder(self) -> Path:
@@ -97,14 +112,29 @@ class Record:
             job += f"_{element or 0}"
         return self.log_folder / f"{job}_{rank}_log.out"
 
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """The elements of an array; None alone for a single job."""
+        return tuple(range(len(self.elements))) or (None,)
+
     def outcome(self, element: int | None = None) -> Outcome | None:
         """How it ended, as far as is written."""
         return read_outcome(self.folder, element)
 
+    def starts(self) -> Counter[int | None]:
+        """How often each element of the job has begun or gone on."""
+        return Counter(start.element for start in _starts(self.folder / "starts.jsonl"))
+
     def num_starts(self) -> int:
         """How often the job has begun or gone on; of an array, the element with the most."""
-        starts = [json.loads(line)["element"] for line in _lines(self.folder / "starts.jsonl")]
-        return max(Counter(starts).values(), default=0)
+        return max(self.starts().values(), default=0)
+
+
+@dataclass(frozen=True)
+class _Start:
+    element: int | None
+    time: float = 0.0
+    host: str = ""
 
 
 def jobs_dir() -> Path:
@@ -120,7 +150,12 @@ def new_record(record: Record) -> Record:
     """
     stem = f"{record.id}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1, 1000):
-        named = replace(record, id=stem if number == 1 else f"{stem}-{number}", host=socket.gethostname())
+        named = replace(
+            record,
+            id=stem if number == 1 else f"{stem}-{number}",
+            host=socket.gethostname(),
+            pid_namespace=pid_namespace(),
+        )
         try:
             (private_folder(jobs_dir()) / named.id).mkdir(mode=0o700)
         except FileExistsError:
@@ -142,8 +177,46 @@ def discard(record: Record) -> None:
 
 def all_records() -> list[Record]:
     """Every submission of the home, oldest first."""
-    found = [_read(path) for path in jobs_dir().glob("*/job.json")]
+    found = []
+    for path in jobs_dir().glob("*/job.json"):
+        try:
+            found.append(read_job(path.parent))
+        except FileNotFoundError:
+            continue  # it is being removed
+        except InputError as error:
+            logger.warning("%s", error)
     return sorted(found, key=lambda record: (record.submitted, record.id))
+
+
+def read_job(folder: Path) -> Record:
+    """The record in a folder.
+
+    Raises:
+        FileNotFoundError: It holds none.
+        InputError: It is damaged.
+    """
+    path, mend = folder / "job.json", _forget(folder)
+    record = read_record(path, Record, mend=mend)
+    texts = (record.id, record.out, record.site, record.model, *record.elements, *record.after)
+    if (
+        record.id != folder.name
+        or not re.fullmatch(r"[0-9]*", record.scheduler_id)
+        or not all(text.isprintable() for text in texts)
+    ):
+        raise DamagedFile("is damaged (it names another job, or none)", where=path, mend=mend)
+    return record
+
+
+def pid_namespace() -> str:
+    """Where the numbers of processes that this one sees are valid; "" where the system does not tell."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _forget(folder: Path) -> str:
+    return f"`rm -r {shlex.quote(str(folder))}` forgets the job"
 
 
 def find_record(name: str | None) -> Record:
@@ -152,6 +225,9 @@ def find_record(name: str | None) -> Record:
     Raises:
         InputError: There is none, or several.
     """
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        if name and "/" not in name:
+            return read_job(jobs_dir() / name)
     records = all_records()
     if not records:
         raise InputError("nothing was submitted yet", where=jobs_dir(), mend="see `snpdeconv submit --help`")
@@ -173,37 +249,43 @@ def outcome_path(folder: Path, element: int | None) -> Path:
 
 
 def read_outcome(folder: Path, element: int | None) -> Outcome | None:
-    """How a job ended, as far as is written."""
+    """How a job ended, as far as is written; a damaged file is a failure of its own."""
     try:
-        return Outcome(**json.loads(outcome_path(folder, element).read_text()))
+        return _read_outcome(folder, element)
     except FileNotFoundError:
         return None
+    except InputError as error:
+        return Outcome("failed", f"it ended, and how is lost: {error}")
+
+
+def _read_outcome(folder: Path, element: int | None) -> Outcome:
+    return read_record(outcome_path(folder, element), Outcome, mend=_forget(folder))
 
 
 def write_outcome(folder: Path, element: int | None, outcome: Outcome) -> None:
     """Writes how a job ended; a failure that stands is kept: what comes after is its consequence."""
-    before = read_outcome(folder, element)
+    before = None
+    with contextlib.suppress(FileNotFoundError, InputError):
+        before = _read_outcome(folder, element)
     if before is None or before.end != "failed":
         write_json(outcome_path(folder, element), asdict(replace(outcome, time=time.time())))
 
 
 def begin(folder: Path, element: int | None) -> None:
     """Notes that a job starts, or goes on; how it ended before no longer holds."""
-    outcome_path(folder, element).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        outcome_path(folder, element).unlink()
     start = {"time": time.time(), "host": socket.gethostname(), "element": element}
     with (folder / "starts.jsonl").open("a") as stream:
         stream.write(json.dumps(start) + "\n")
 
 
-def _read(path: Path) -> Record:
-    facts = json.loads(path.read_text())
-    for name in ("elements", "after"):
-        facts[name] = tuple(facts[name])
-    return Record(**facts)
-
-
-def _lines(path: Path) -> list[str]:
+def _starts(path: Path) -> Iterator[_Start]:
+    """What is whole of the list of starts: a power cut may leave a torn line."""
     try:
-        return path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
+        lines = read_whole(path, limit=RECORD_LIMIT, mend=_forget(path.parent)).splitlines()
+    except (FileNotFoundError, InputError):
+        return
+    for line in lines:
+        with contextlib.suppress(DamagedFile):
+            yield parse_record(line, _Start, where=path, mend="")

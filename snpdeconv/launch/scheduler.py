@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import getpass
+import functools
 import logging
+import os
+import re
+import socket
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
 
-from snpdeconv.launch.records import Record
+from snpdeconv.launch.records import Record, pid_namespace
 
 logger = logging.getLogger(__name__)
 
-State = Literal["waiting", "running", "stopping", "ended", "unknown"]
+State = Literal["waiting", "running", "stopping", "ended", "gone", "unknown"]
 _TIMEOUT_S = 30.0
+# How long a submission may be on its way before it counts as lost.
+_ARRIVES_S = 300.0
+# What changes the answers of SLURM's commands: formats, defaults, other clusters, a job around this process.
+_OF_SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SINFO|SQUEUE|SACCT|SCANCEL|SCONTROL|SPRIO)_")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _WAITING = (
     "PENDING",
     "CONFIGURING",
@@ -27,8 +36,9 @@ _WAITING = (
     "RESV_DEL_HOLD",
 )
 _RUNNING = ("RUNNING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
+FOR_MEMORY = "killed for memory; raise resources.mem_gib"
 _REASONS = {
-    "OUT_OF_MEMORY": "killed for memory; raise resources.mem_gib",
+    "OUT_OF_MEMORY": FOR_MEMORY,
     "TIMEOUT": "ended at its time limit before it could save; raise resources.signal_delay_s",
     "NODE_FAIL": "its node failed",
     "BOOT_FAIL": "its node did not start",
@@ -42,14 +52,17 @@ class Told:
     """What is known of a job, or of an element of an array.
 
     Attributes:
-        state: waiting, running, stopping (its processes are ending), ended, or unknown to the scheduler.
+        state: waiting, running, stopping (its processes are ending), ended; gone if the scheduler knows it no
+            longer, unknown if nothing could be asked here.
         word: The scheduler's own word.
         reason: Why it waits, or how it ended, where the scheduler says so.
+        name: The job's name.
     """
 
     state: State
     word: str = ""
     reason: str = ""
+    name: str = ""
 
     @property
     def was_cancelled(self) -> bool:
@@ -57,45 +70,60 @@ class Told:
         return self.word.startswith("CANCELLED")
 
 
-def ask(records: Iterable[Record]) -> dict[str, dict[int | None, Told]]:
-    """What the schedulers say, by record ID and element; None is a single job.
+def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | None, Told]]]:
+    """What the schedulers say; SLURM is asked once for all.
 
-    SLURM is asked once for all.
+    Args:
+        records: Of any home and scheduler.
+
+    Returns:
+        The records, with the numbers of jobs whose submission was cut off before it heard them; and what is
+        told, by record ID and element; None is a single job.
     """
     records = list(records)
-    answers: dict[str, dict[int | None, Told]] = {
-        record.id: {None: _process(record)} for record in records if record.scheduler == "local"
+    on_slurm = [record for record in records if record.scheduler == "slurm"]
+    queue = _queue() if on_slurm else {}
+    if queue is None:
+        silent = Told("unknown", reason="SLURM does not answer here")
+        return records, {r.id: {None: silent if r in on_slurm else _process(r)} for r in records}
+    on_slurm = [_numbered(record, queue) for record in on_slurm]
+    gone = [record for record in on_slurm if not any(_belongs(key, record) for key in queue)]
+    accounts = _accounting(gone) if gone else {}
+    on_slurm = [_numbered(record, accounts or {}) for record in on_slurm]
+    told = queue | (accounts or {})
+    numbered = {record.id: record for record in on_slurm}
+    records = [numbered.get(record.id, record) for record in records]
+    return records, {
+        record.id: (
+            _of_record(record, told, accounts_answer=accounts is not None)
+            if record.id in numbered
+            else {None: _process(record)}
+        )
+        for record in records
     }
-    on_slurm = [record for record in records if record.scheduler == "slurm" and record.scheduler_id]
-    if on_slurm:
-        told = _queue()
-        gone = [record for record in on_slurm if not any(_belongs(key, record) for key in told)]
-        if gone:
-            told |= _accounting(record.scheduler_id for record in gone)
-        for record in on_slurm:
-            answers[record.id] = _of_record(record, told)
-    for record in records:
-        answers.setdefault(record.id, {None: Told("unknown")})
-    return answers
 
 
 def parse_queue(text: str) -> dict[str, Told]:
-    """Jobs by number (``12`` or ``12_3``) in an answer of squeue with job, state and reason."""
+    """Jobs by number (``12`` or ``12_3``) in an answer of squeue with job, state, reason and name."""
     told = {}
     for line in text.splitlines():
-        number, word, reason = line.strip().split("|", 2)
+        if line.count("|") < 3:
+            continue  # a site's own words
+        number, word, reason, name = line.strip().split("|", 3)
         state = _state(word)
-        told[number] = Told(state, word, _end(word) if state == "ended" else reason.replace("None", ""))
+        told[number] = Told(state, word, _end(word) if state == "ended" else reason.replace("None", ""), name)
     return told
 
 
 def parse_accounting(text: str) -> dict[str, Told]:
-    """Jobs by number in an answer of sacct with JobID, State and ExitCode."""
+    """Jobs by number in an answer of sacct with JobID, State, ExitCode and JobName."""
     told = {}
     for line in text.splitlines():
-        number, word, code = line.strip().split("|", 2)
+        if line.count("|") < 3:
+            continue
+        number, word, code, name = line.strip().split("|", 3)
         state = _state(word.split()[0])
-        told[number] = Told(state, word, _end(word, code=code) if state == "ended" else "")
+        told[number] = Told(state, word, _end(word, code=code) if state == "ended" else "", name)
     return told
 
 
@@ -121,41 +149,120 @@ def _end(word: str, *, code: str = "") -> str:
     return _REASONS.get(first, first.lower() + how)
 
 
-def _queue() -> dict[str, Told]:
-    """All jobs of this user that SLURM still holds in memory, those that ended lately included."""
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}"]
-    return parse_queue(_run([*words, "--format=%i|%T|%r"]))
+def slurm_environment() -> dict[str, str]:
+    """The environment for SLURM's commands: what a user's profile says to them is left out.
+
+    A format, a default or another cluster would change what they answer, and the variables of a job that this
+    process runs in would become the limits of one that it submits.
+    """
+    return {k: v for k, v in os.environ.items() if k in _KEPT or not _OF_SLURM.match(k)}
 
 
-def _accounting(numbers: Iterable[str]) -> dict[str, Told]:
-    """From the accounting, where the site has one; an array's elements are listed one by one."""
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(numbers)}"]
-    return parse_accounting(_run([*words, "--format=JobID,State,ExitCode"]))
-
-
-def _run(words: list[str]) -> str:
+def run_slurm(words: Sequence[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM in a clean environment; one that is not there, or hangs, has failed."""
     try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S).stdout
+        return subprocess.run(
+            words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, env=slurm_environment()
+        )
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("%s does not answer (%s): states may be out of date", words[0], error)
-        return ""
+        return subprocess.CompletedProcess(words, 127, "", str(error))
+
+
+def cluster_name() -> str:
+    """SLURM's own name of this cluster; "" if it does not answer."""
+    answer = run_slurm(["scontrol", "show", "config"]).stdout
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", answer, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def find_number(record: Record) -> str:
+    """SLURM's number of a job that it holds by this record's name; "" if there is none."""
+    return _numbered(record, _queue() or {}).scheduler_id
+
+
+def _queue() -> dict[str, Told] | None:
+    """All jobs of this user that SLURM still holds, also lately ended ones; None without an answer."""
+    # The number of the user: a name comes from the environment, and need not be this user's.
+    words = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--user={os.geteuid()}"]
+    answer = run_slurm([*words, "--format=%i|%T|%r|%j"])
+    if answer.returncode:
+        _warn_once(f"squeue does not answer ({_said(answer)}): the states of jobs on SLURM are not known")
+        return None
+    return parse_queue(answer.stdout)
+
+
+def _accounting(records: Sequence[Record]) -> dict[str, Told] | None:
+    """From the accounting; empty where the site has none, None where it does not answer."""
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--array"]
+    words.append("--format=JobID,State,ExitCode,JobName")
+    asked = []
+    if numbers := [record.scheduler_id for record in records if record.scheduler_id]:
+        asked.append([f"--jobs={','.join(numbers)}"])
+    for record in records:
+        if not record.scheduler_id and record.job_name:
+            since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.submitted - 60))
+            asked.append([f"--name={record.job_name}", f"--starttime={since}", f"--user={os.geteuid()}"])
+    told: dict[str, Told] = {}
+    for options in asked:
+        answer = run_slurm([*words, *options])
+        if answer.returncode == 127 or "accounting storage is disabled" in answer.stderr:
+            return {}
+        if answer.returncode:
+            _warn_once(f"sacct does not answer ({_said(answer)}): how jobs ended is not known")
+            return None
+        told |= parse_accounting(answer.stdout)
+    return told
+
+
+def _said(answer: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(answer.stderr.split())[:200] or f"exit code {answer.returncode}"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """What is asked again and again is told the first time."""
+    logger.warning("%s", message)
+
+
+def _numbered(record: Record, told: Mapping[str, Told]) -> Record:
+    """The record with its job's number, also if the answer to its submission was never heard."""
+    if record.scheduler_id or not record.job_name:
+        return record
+    numbers = (number for number, one in told.items() if one.name == record.job_name)
+    return replace(record, scheduler_id=next(numbers, "").partition("_")[0])
 
 
 def _belongs(number: str, record: Record) -> bool:
-    return number.partition("_")[0] == record.scheduler_id
+    return bool(record.scheduler_id) and number.partition("_")[0] == record.scheduler_id
 
 
-def _of_record(record: Record, told: dict[str, Told]) -> dict[int | None, Told]:
-    unknown = Told("unknown")
-    if not record.elements:
-        return {None: told.get(record.scheduler_id, unknown)}
-    return {
-        place: told.get(f"{record.scheduler_id}_{place}", unknown) for place in range(len(record.elements))
+def _of_record(record: Record, told: Mapping[str, Told], *, accounts_answer: bool) -> dict[int | None, Told]:
+    otherwise = Told("gone")
+    known = any(_belongs(number, record) for number in told)
+    if not known and record.cluster and (here := cluster_name()) != record.cluster:
+        elsewhere = f"a job of SLURM's cluster {record.cluster}; here is {here or 'none'}"
+        otherwise = Told("unknown", reason=elsewhere)
+    elif not accounts_answer:
+        otherwise = Told("unknown", reason="SLURM's accounting does not answer")
+    elif not record.scheduler_id and time.time() - record.submitted < _ARRIVES_S:
+        otherwise = Told("unknown", reason="SLURM has not answered its submission yet")
+    numbers = {
+        place: record.scheduler_id if place is None else f"{record.scheduler_id}_{place}"
+        for place in record.places
     }
+    return {place: told.get(number, otherwise) for place, number in numbers.items()}
 
 
 def _process(record: Record) -> Told:
+    if not is_here(record):
+        where = record.host if record.host != socket.gethostname() else "another container of this host"
+        return Told("unknown", reason=f"a process of {where}: unknown here")
     return Told("running", "RUNNING") if find_process(record) else Told("ended")
+
+
+def is_here(record: Record) -> bool:
+    """Whether this process sees those of the machine, or the container, that a job was started on."""
+    return record.host == socket.gethostname() and record.pid_namespace in ("", pid_namespace())
 
 
 def find_process(record: Record) -> psutil.Process | None:
@@ -164,5 +271,5 @@ def find_process(record: Record) -> psutil.Process | None:
         process = psutil.Process(int(record.scheduler_id))
         is_same = abs(process.create_time() - record.process_created) < 1.0
         return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, ValueError):
+    except (psutil.Error, ValueError, OverflowError):
         return None

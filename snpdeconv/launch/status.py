@@ -1,6 +1,6 @@
 """Joins what the scheduler says of a job, what the job wrote, and what its run has told.
 
-A job that died without a word gets its end written here, in the record and in MLflow.
+`read_status` only reads; `settle` writes how jobs ended that could not say so, in the record and in MLflow.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import logging
 import math
 import re
+import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from snpdeconv.launch.progress import Progress, read_progress
-from snpdeconv.launch.records import Outcome, Record, write_outcome
+from snpdeconv.launch.records import End, Outcome, Record, save, write_outcome
 from snpdeconv.launch.run_ends import end_run
-from snpdeconv.launch.scheduler import Told, ask
-from snpdeconv.launch.trials import read_trial, settings_text, tell_lost
+from snpdeconv.launch.scheduler import FOR_MEMORY, Told, ask
+from snpdeconv.launch.trials import read_trials, settings_text, tell_lost
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +28,12 @@ JobState = Literal["waiting", "running", "stopping", "done", "failed", "cancelle
 _IDLE_TALK = re.compile(
     r"srun: (Force Terminated|Terminating|Job step aborted|launch/slurm|got SIG|forcing)|submitit (INFO|WARN)"
 )
+_BEGINS = re.compile(r"submitit INFO .*Starting with ")
+_KILLED_FOR_MEMORY = re.compile(
+    r"^(srun|slurmstepd): .*(out of memory|oom[-_ ]kill|exceeded .*memory limit)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CANCELLED = re.compile(r"CANCELLED AT \S+( DUE TO [A-Z ]+)?")
 _LOST: tuple[JobState, ...] = ("failed", "cancelled")
 LIVE: tuple[JobState, ...] = ("waiting", "running", "stopping", "unknown")
 
@@ -42,7 +47,6 @@ class JobStatus:
         state: waiting, running, stopping, done, failed, cancelled, or unknown.
         reason: Why it waits or failed.
         progress: How far its run is; empty for predictions.
-        total_epochs: Epochs that it may take.
         elements: Of an array, state and reason of each.
         starts: How often it began or went on.
     """
@@ -51,7 +55,6 @@ class JobStatus:
     state: JobState
     reason: str
     progress: Progress
-    total_epochs: int
     elements: tuple[tuple[JobState, str], ...]
     starts: int
 
@@ -62,28 +65,49 @@ class JobStatus:
 
 
 def read_status(records: Sequence[Record]) -> list[JobStatus]:
-    """How submissions are; ends that nobody has written yet are written."""
-    told = ask(records)
+    """How submissions are; writes nothing."""
+    records, told = ask(records)
     return [_one(record, told[record.id]) for record in records]
 
 
+def settle(records: Sequence[Record]) -> None:
+    """Writes what jobs left unsaid: their number, how they ended, and the same of their runs and trials."""
+    for before, record, told in zip(records, *_asked(records), strict=True):
+        if record.scheduler_id != before.scheduler_id:
+            save(record)
+        lost = []
+        for place in record.places:
+            state, reason = _settled(record, place, told.get(place) or told[None])
+            if state not in _LOST:
+                continue
+            end: End = "cancelled" if state == "cancelled" else "failed"
+            if record.outcome(place) is None:
+                write_outcome(record.folder, place, Outcome(end, reason))
+            run = _run(record, place)
+            if run.key and run.status is None:
+                end_run(run.key, status="KILLED" if end == "cancelled" else "FAILED", reason=reason)
+            lost.append(place or 0)
+        if record.kind == "search":
+            tell_lost(record, lost)
+
+
+def _asked(records: Sequence[Record]) -> tuple[list[Record], list[dict[int | None, Told]]]:
+    records, told = ask(records)
+    return records, [told[record.id] for record in records]
+
+
 def _one(record: Record, told: dict[int | None, Told]) -> JobStatus:
-    places: Iterable[int | None] = range(len(record.elements)) if record.elements else (None,)
-    runs = {place: _run(record, place) for place in places}
-    parts = [
-        _settled(record, place, told.get(place) or told[None], progress=run) for place, run in runs.items()
-    ]
+    parts = [_settled(record, place, told.get(place) or told[None]) for place in record.places]
     state, reason = parts[0] if not record.elements else _sum(parts)
     if record.kind == "search":
         parts, progress = _trials(record, parts)
     else:
-        progress = runs.get(None, Progress())
+        progress = Progress() if record.elements else _run(record, None)
     return JobStatus(
         record=record,
         state=state,
         reason=reason,
         progress=progress,
-        total_epochs=_total_epochs(record),
         elements=tuple(parts) if record.elements else (),
         starts=record.num_starts(),
     )
@@ -99,56 +123,76 @@ def _run(record: Record, element: int | None) -> Progress:
 
 def _trials(record: Record, parts: list[tuple[JobState, str]]) -> tuple[list[tuple[JobState, str]], Progress]:
     """What each trial of a search came to, and the best of all."""
-    tell_lost(record, [element for element, (state, _) in enumerate(parts) if state in _LOST])
     told, best = [], Progress()
+    trials = read_trials(record.folder, range(len(parts)))
     for element, (state, reason) in enumerate(parts):
-        trial = read_trial(record.folder, element)
-        words = [] if trial is None else [settings_text(trial[1])]
+        words = [settings_text(trials[element][1])] if element in trials else []
         outcome = record.outcome(element)
-        if state == "done" and outcome is not None:
-            name, value = f"best {outcome.result['name']}", outcome.result["value"]
-            words.insert(0, f"{outcome.result['name']} {value:.4g}")
+        result = {} if outcome is None else outcome.result
+        value = result.get("value")
+        if state == "done" and isinstance(value, float | int):
+            name = f"best {result.get('name')}"
+            words.insert(0, f"{result.get('name')} {value:.4g}")
             if value > best.metrics.get(name, -math.inf):
-                best = Progress(run_id=outcome.result["run_id"], metrics={name: value})
+                best = Progress(run_id=str(result.get("run_id")), metrics={name: value})
         told.append((state, "; ".join([*([reason] if reason else []), *words])))
     return told, best
 
 
-def _settled(record: Record, element: int | None, told: Told, *, progress: Progress) -> tuple[JobState, str]:
+def _settled(record: Record, element: int | None, told: Told) -> tuple[JobState, str]:
     """The state of a job or element, from what it wrote if it has ended, else from the scheduler."""
     if told.state in ("waiting", "running", "stopping"):
         return told.state, told.reason if told.state == "waiting" else ""
     outcome = record.outcome(element)
     if outcome is None:
         if told.state == "unknown":
-            return "unknown", "the scheduler does not know it"
+            return "unknown", told.reason
         outcome = _death(record, element, told)
-        write_outcome(record.folder, element, outcome)
-        logger.debug("%s: %s", record.id, outcome)
-    if outcome.end != "done" and progress.key and progress.status is None:
-        end_run(
-            progress.key, status="KILLED" if outcome.end == "cancelled" else "FAILED", reason=outcome.reason
-        )
     return outcome.end, outcome.reason
 
 
 def _death(record: Record, element: int | None, told: Told) -> Outcome:
+    """How a job ended that did not say so itself, from what SLURM tells and from what it left behind."""
     if told.was_cancelled:
         return Outcome("cancelled", told.reason)
-    reason = told.reason or "it ended without a word"
-    last = last_line(record.log_path(element=element))
+    tail = _tail(record.log_path(element=element))
+    text, last = "\n".join(tail), "".join(tail[-1:])
+    if told.state == "gone" and not record.starts()[element] and not last:
+        if not record.scheduler_id:
+            return Outcome("failed", "it never reached SLURM's queue; submit it again")
+        return Outcome("cancelled", "it left SLURM's queue before it began")
+    if _KILLED_FOR_MEMORY.search(text):
+        reason = FOR_MEMORY
+    elif told.state == "gone" and (cancelled := _CANCELLED.search(text)):
+        return Outcome("cancelled", cancelled[0].lower())
+    else:
+        reason = told.reason or _exit_word(record, element) or "it ended without a word"
     return Outcome("failed", f"{reason}; the log ends: {last}" if last else reason)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says what happened."""
+def _tail(log: Path) -> list[str]:
+    """The end of a log, of the job's last start only, without what srun says of every end."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - 8192))
             lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    except FileNotFoundError:
+    except OSError:
+        return []
+    begin = max((n for n, line in enumerate(lines) if _BEGINS.match(line)), default=-1)
+    return [line[:300] for line in lines[begin + 1 :] if line and not _IDLE_TALK.match(line)]
+
+
+def _exit_word(record: Record, element: int | None) -> str:
+    """What the batch script wrote of the end of its processes."""
+    log = record.log_path(element=element)
+    path = log.with_name(log.name.replace("_0_log.out", ".exit"))
+    try:
+        code = path.read_text(errors="replace")[:20].strip()
+    except OSError:
         return ""
-    return next((line[:300] for line in reversed(lines) if line and not _IDLE_TALK.match(line)), "")
+    if code == str(128 + signal.SIGKILL):
+        return f"killed (exit code {code}), as SLURM does for memory: try more resources.mem_gib"
+    return "" if code in ("", "0") else f"exit code {code}"
 
 
 def _sum(parts: list[tuple[JobState, str]]) -> tuple[JobState, str]:
@@ -159,10 +203,3 @@ def _sum(parts: list[tuple[JobState, str]]) -> tuple[JobState, str]:
     told = ", ".join(f"{counts[state]} {state}" for state in reversed(order) if counts[state])
     reasons = [reason for state, reason in parts if state == "failed"]
     return state, f"{told}; {reasons[0]}" if reasons else told
-
-
-def _total_epochs(record: Record) -> int:
-    if record.kind == "predict":
-        return 0
-    settings = yaml.safe_load((record.folder / "settings.yaml").read_text())
-    return int(settings["training"]["epochs"])

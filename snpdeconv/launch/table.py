@@ -74,7 +74,8 @@ def progress_text(one: JobStatus) -> str:
         return f"{done} of {len(one.elements)} {_parts(one.record)}"
     if one.progress.epochs == 0 and one.progress.step == 0:
         return ""
-    return f"epoch {one.progress.epochs} of {one.total_epochs}, step {one.progress.step}"
+    total = f" of {one.record.epochs}" if one.record.epochs else ""
+    return f"epoch {one.progress.epochs}{total}, step {one.progress.step}"
 
 
 def _parts(record: Record) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import logging
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ConfigError
-from snpdeconv.files import write_text
+from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.files import read_record, write_text
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.search_space import apply
 from snpdeconv.launch.study import Study
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    number: int
+    values: dict[str, Any]
 
 
 def write_best(study: Study, config: Config, out: Path) -> None:
@@ -29,25 +39,39 @@ def write_best(study: Study, config: Config, out: Path) -> None:
 
 def tell_lost(record: Record, elements: Sequence[int]) -> None:
     """Tells the study of trials that have ended without a value, however they did; again does no harm."""
-    trials = [read_trial(record.folder, element) for element in elements]
-    begun = [trial for trial in trials if trial is not None]
+    begun = read_trials(record.folder, elements)
     if not begun:
         return
     try:
         study = Study(study_path(record.folder))
     except ConfigError:  # no Optuna where somebody looks at the status
         return
-    for number, _ in begun:
+    for number, _ in begun.values():
         study.tell(number, None)
+
+
+def read_trials(folder: Path, elements: Iterable[int]) -> dict[int, tuple[int, dict[str, Any]]]:
+    """The trials that have begun, by element; one whose file is damaged is passed over, with a word."""
+    found = {}
+    for element in elements:
+        try:
+            trial = read_trial(folder, element)
+        except InputError as error:
+            logger.warning("%s", error)
+            continue
+        if trial is not None:
+            found[element] = trial
+    return found
 
 
 def read_trial(folder: Path, element: int) -> tuple[int, dict[str, Any]] | None:
     """Number and settings of an element's trial; None before it has begun."""
+    path = trial_path(folder, element)
     try:
-        kept = json.loads(trial_path(folder, element).read_text())
+        kept = read_record(path, _Trial, mend=f"`rm {shlex.quote(str(path))}` lets the trial begin anew")
     except FileNotFoundError:
         return None
-    return kept["number"], kept["values"]
+    return kept.number, kept.values
 
 
 def trial_path(folder: Path, element: int) -> Path:
