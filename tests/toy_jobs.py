@@ -65,6 +65,7 @@ class Failing(Job):
                 raise ZeroDivisionError("division by zero")
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,28 +5,30 @@ Owns the sbatch script, the containers in it and the environment of the job.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from submitit import LocalExecutor, SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission
 from submitit.helpers import clean_env
 from submitit.local.local import LocalJob
 
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.launch import containers
 from snpdeconv.launch.request import Request
+from snpdeconv.launch.scheduler import run_slurm, slurm_environment
 from snpdeconv.launch.site import Site
 from snpdeconv.tracking.home import home
 
@@ -36,6 +38,14 @@ logger = logging.getLogger(__name__)
 _CONTROLLER = "import sys; from submitit.local.local import Controller; Controller(sys.argv[1]).run(10**6)"
 
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The end of a batch script whose job cannot call SLURM: it requeues the job when that asks for it.
+_REQUEUE = (
+    'if [ -e "$job.requeue" ]; then',
+    '  rm "$job.requeue"',
+    '  scontrol requeue "$SLURM_JOB_ID" || touch "$job.norequeue"',
+    "fi",
+)
 _ENTRY = "-P -u -m snpdeconv.launch.entry"
 """Without -P a module of the working folder would take the place of ours."""
 
@@ -127,10 +137,14 @@ def sbatch_script(plan: Plan, *, num_elements: int = 1) -> str:
         plan: How the job runs.
         num_elements: Of an array; 1 for a single job.
     """
-    executor = _slurm(plan)
+    executor = _slurm(plan, is_array=num_elements > 1)
     if num_elements > 1:
         executor.parameters["map_count"] = num_elements
     return executor._make_submission_file_text(executor._submitit_command_str, "").rstrip() + "\n"
+
+
+class Unanswered(ResourceError):
+    """SLURM may have taken a job, and has not said so: its record stays, and finds it by its name."""
 
 
 def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
@@ -141,34 +155,85 @@ def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
         plan: How each runs.
 
     Returns:
-        SLURM's number.
+        SLURM's number; "" if it has timed out, so that the queue must tell.
 
     Raises:
         ConfigError: The container's image lacks a place to mount what the job needs.
         ResourceError: SLURM does not take it.
+        Unanswered: The user would not wait for the answer.
+        KeyboardInterrupt: The user would not have it; it is withdrawn.
     """
     containers.check_mount_points(plan.site.container, needs=_shown(plan))
-    executor = _slurm(plan)
+    for place, job in enumerate(jobs):
+        payload = DelayedSubmission(job)
+        payload.set_timeout(plan.request.timeout_min, plan.site.max_requeues)
+        payload.dump(plan.folder / f"{place}.pkl")
+    script = plan.folder / "sbatch.sh"
+    script.write_text(sbatch_script(plan, num_elements=len(jobs)))
+    answer, interrupted = _ask_sbatch([str(script)])
+    number = re.search(r"^(?:Submitted batch job )?(\d+)", answer.stdout, re.MULTILINE)
+    if answer.returncode == 0 and number is not None:
+        if interrupted:
+            withdraw(number[1])
+            raise KeyboardInterrupt
+        return number[1]
+    if interrupted or re.search(r"timed out|Zero Bytes", answer.stderr):
+        return ""
+    raise ResourceError(
+        f"SLURM does not take the job ({what_slurm_says(answer)})",
+        where=f"cluster {plan.site.name}",
+        mend="compare the script of --dry-run with what the site asks for",
+    )
+
+
+def what_slurm_says(answer: subprocess.CompletedProcess[str]) -> str:
+    """The last line of its complaint."""
+    lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit code {answer.returncode}"
+    return last.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ")
+
+
+def _ask_sbatch(words: list[str]) -> tuple[subprocess.CompletedProcess[str], bool]:
+    """Runs sbatch to its end, in a group of its own: a Ctrl-C waits for its answer, a second one does not.
+
+    Returns:
+        Its answer, and whether the user pressed Ctrl-C.
+
+    Raises:
+        Unanswered: At the second Ctrl-C.
+    """
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise Unanswered("SLURM was not waited for", mend="`snpdeconv status` tells if it took the job")
+        logger.warning("waiting for SLURM's answer, to withdraw the job; Ctrl-C again leaves at once")
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, hold) for number in _INTERRUPTS} if main else {}
     try:
-        # submitit prints what sbatch says as well as raising it.
-        with _without_job(), contextlib.redirect_stderr(io.StringIO()):
-            if len(jobs) == 1:
-                return str(executor.submit(jobs[0]).job_id)
-            with executor.batch():
-                submitted = [executor.submit(job) for job in jobs]
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        raise ResourceError(
-            f"SLURM does not take the job ({lines[-1].removeprefix('sbatch: ').removeprefix('error: ')})",
-            where=f"cluster {plan.site.name}",
-            mend="compare the script of --dry-run with what the site asks for",
-        ) from error
-    return str(submitted[0].job_id).partition("_")[0]
+        process = subprocess.Popen(
+            ["sbatch", "--parsable", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=slurm_environment(),
+            start_new_session=True,
+        )
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(words, process.returncode, out, err), bool(came)
+    except OSError as error:
+        return subprocess.CompletedProcess(words, 127, "", f"sbatch: {error.strerror}"), bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def withdraw(number: str) -> None:
-    """Takes a job out of SLURM's queue whose successors could not be queued."""
-    subprocess.run(["scancel", number], check=False, capture_output=True, timeout=30)
+    """Takes a job out of SLURM's queue."""
+    run_slurm(["scancel", number])
 
 
 def submit_here(job: Any, plan: Plan) -> int:
@@ -201,34 +266,25 @@ def submit_here(job: Any, plan: Plan) -> int:
         signal_delay_s=request.signal_delay_s,
         setup=[*plan.site.setup, *_exports(plan)],
     )
-    with _without_job():
+    with clean_env():  # of the job that this process may run in
         return int(executor.submit(job).job_id)
-
-
-@contextlib.contextmanager
-def _without_job() -> Iterator[None]:
-    """Hides the job that this process may run in: one that it submits would take over its limits."""
-    configuration = os.environ.get("SLURM_CONF")
-    with clean_env():
-        if configuration is not None:
-            os.environ["SLURM_CONF"] = configuration
-        yield
 
 
 def slurm_answers() -> bool:
     """Whether there is a SLURM to submit to."""
     if shutil.which("sbatch") is None:
         return False
-    try:
-        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=20).returncode == 0
-    except (OSError, subprocess.SubprocessError):
-        return False
+    return run_slurm(["scontrol", "ping"]).returncode == 0
 
 
-def _slurm(plan: Plan) -> _Slurm:
+def _slurm(plan: Plan, *, is_array: bool) -> _Slurm:
     request, site = plan.request, plan.site
     executor = _Slurm(plan.folder, max_num_timeout=site.max_requeues, python=_python(plan))
     further: dict[str, str | bool] = {"requeue": True, **site.sbatch}
+    if further.pop("no-requeue", False):
+        further = {"no-requeue": True, **further}
+        further.pop("requeue")
+    further = {option: value for option, value in further.items() if value is not False}
     if plan.after:
         further |= {"dependency": "afterok:" + ":".join(plan.after), "kill-on-invalid-dep": "yes"}
     parameters: dict[str, Any] = {
@@ -244,7 +300,7 @@ def _slurm(plan: Plan) -> _Slurm:
         "qos": site.qos,
         "constraint": site.constraint,
         "stderr_to_stdout": True,
-        "setup": [*site.setup, *_exports(plan)],
+        "setup": [*site.setup, *_exports(plan), *_own_lines(plan.folder, is_array=is_array)],
         "srun_args": [
             # srun takes the CPUs of a task not from sbatch (since SLURM 22.05).
             f"--cpus-per-task={request.cpus_per_task}",
@@ -256,8 +312,12 @@ def _slurm(plan: Plan) -> _Slurm:
         "wckey": None,
         **_gpus(plan),
     }
-    if site.container.runtime != "none":
-        parameters["teardown"] = _requeue_lines(plan.folder)
+    parameters["teardown"] = [
+        "code=$?",
+        'echo "$code" >"$job.exit"',
+        *(_REQUEUE if site.container.runtime != "none" else ()),
+        'exit "$code"',
+    ]
     # A line break in what becomes a comment for sbatch would begin a command.
     for value in (*_texts({k: v for k, v in parameters.items() if k != "setup"}), str(plan.folder)):
         if not value.isprintable():
@@ -327,11 +387,14 @@ def _shown(plan: Plan) -> list[Path]:
     return [home(), plan.folder, *plan.needs]
 
 
-def _requeue_lines(folder: Path) -> list[str]:
-    """The end of a batch script whose job cannot call SLURM: it requeues the job when that asks for it."""
-    asked = f"{shlex.quote(str(folder))}/$SLURM_JOB_ID.requeue"
+def _own_lines(folder: Path, *, is_array: bool) -> list[str]:
+    """Gives a job what it is to do under its number, which may not have been heard when it was submitted."""
+    number, place = "$SLURM_JOB_ID", "0"
+    if is_array:
+        number, place = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "$SLURM_ARRAY_TASK_ID"
+    where = shlex.quote(str(folder))
     return [
-        "code=$?",
-        f'if [ -e {asked} ]; then rm {asked}; scontrol requeue "$SLURM_JOB_ID"; fi',
-        "exit $code",
+        f'job={where}/"{number}"',
+        'rm -f "$job.exit"',
+        f'[ -e "${{job}}_submitted.pkl" ] || cp -p {where}/"{place}.pkl" "${{job}}_submitted.pkl"',
     ]

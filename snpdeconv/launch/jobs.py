@@ -22,7 +22,7 @@ from snpdeconv.config import Config, validate
 from snpdeconv.console import configure_logging
 from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
-from snpdeconv.launch.records import Outcome, begin, read_outcome, write_outcome
+from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_outcome, write_outcome
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted
@@ -66,7 +66,10 @@ class Job(ABC):
         def fail(reason: str) -> None:
             write_outcome(folder, self.element, Outcome("failed", reason))
 
-        with TimeUp(notice_s=self.notice_s, in_container=self.in_container, gave_up=fail) as time_up:
+        def give_up(reason: str) -> None:
+            fail(f"{reason}; {going_on(read_job(folder))}")
+
+        with TimeUp(notice_s=self.notice_s, in_container=self.in_container, gave_up=give_up) as time_up:
             try:
                 result = self.work(read_settings(Path(self.settings)))
             except Preempted as stop:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from submitit.core.utils import UncompletedJobError
 
 logger = logging.getLogger(__name__)
 
+REFUSED = "its time was up, and SLURM does not queue it again (requeue is off for it, or at this site)"
 # After SIGTERM alone SLURM decides what becomes of the job, and kills it when it has. A process that left by
 # itself during the grace time of a preemption would count as ended, and not be queued again.
 _SLURM_DECIDES_S = 900.0
@@ -107,6 +109,10 @@ class TimeUp:
         except UncompletedJobError:
             self.tell_it_gave_up()
             sys.exit(1)
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.error("saved; %s (%s)", REFUSED, error)
+            self._gave_up(f"saved; {REFUSED}")
+            sys.exit(1)
 
     def tell_it_gave_up(self) -> None:
         """Says why the job is not queued again."""
@@ -137,7 +143,7 @@ class TimeUp:
 
     def _ask_batch_script(self, countdown: int) -> None:
         folder = Path(os.environ["SUBMITIT_FOLDER"])
-        (folder / f"{os.environ['SLURM_JOB_ID']}.requeue").touch()
+        (folder / f"{self._handler.env.job_id}.requeue").touch()
         logger.info("the batch script queues the job again (%d time limits left)", countdown)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ from snpdeconv.files import write_text
 from snpdeconv.launch import executor
 from snpdeconv.launch.executor import Plan
 from snpdeconv.launch.jobs import InTurn, Job
-from snpdeconv.launch.records import Kind, Record, new_record, save
+from snpdeconv.launch.records import Kind, Record, discard, new_record, save
+from snpdeconv.launch.scheduler import cluster_name, find_number
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.target import Target
 from snpdeconv.pipelines.inputs import Inputs
 
+logger = logging.getLogger(__name__)
+
+_ARRIVES_S = 20.0
 _NAMED: tuple[Kind, ...] = ("rank", "register", "retrain", "search")
 """Kinds of which a job's name tells."""
 
@@ -44,24 +50,59 @@ def launch(
         after: Submissions that must have ended well before; on SLURM only.
 
     Raises:
-        UserError: It cannot be queued.
+        UserError: It cannot be queued, or nobody knows whether it is.
     """
     plan = Plan(
-        name=f"snpdeconv-{record.model}",
+        name=f"snpdeconv-{record.id}",
         request=target.request,
         site=target.site,
         folder=record.log_folder,
         needs=tuple(needs),
         after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
     )
-    save(record)
     if target.scheduler == "slurm":
-        record = replace(record, scheduler_id=executor.submit_to_slurm(jobs, plan))
+        record = replace(record, job_name=executor.job_name(plan.name), cluster=cluster_name())
+        save(record)
+        number = executor.submit_to_slurm(jobs, plan) or _await_number(record)
+        record = replace(record, scheduler_id=number)
     else:
+        save(record)
         pid = executor.submit_here(jobs[0] if len(jobs) == 1 else InTurn(tuple(jobs)), plan)
         record = replace(record, scheduler_id=str(pid), process_created=psutil.Process(pid).create_time())
     save(record)
     return record
+
+
+def _await_number(record: Record) -> str:
+    """The number of a job whose submission timed out: SLURM may have taken it all the same."""
+    deadline = time.monotonic() + _ARRIVES_S
+    while not (number := find_number(record)):
+        if time.monotonic() > deadline:
+            raise executor.Unanswered(
+                "SLURM has timed out, and does not show the job yet",
+                where=record.id,
+                mend=f"`snpdeconv status {record.id}` tells whether it took it; submit it again if not",
+            )
+        time.sleep(1.0)
+    logger.info("SLURM has timed out, and has taken the job all the same (%s)", number)
+    return number
+
+
+@contextlib.contextmanager
+def discarding(record: Record) -> Iterator[None]:
+    """For a submission: what does not come about leaves no record and no empty folder of results."""
+    out = Path(record.out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except executor.Unanswered:
+        raise
+    except BaseException:
+        discard(record)
+        for folder in made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
 
 
 def make_record(
@@ -97,6 +138,7 @@ def make_record(
             host="",
             partition=(target.site.partition or "") if target.scheduler == "slurm" else "",
             num_tasks=target.request.num_tasks,
+            epochs=0 if kind == "predict" else config.training.epochs,
             after=tuple(earlier.id for earlier in after),
         )
     )

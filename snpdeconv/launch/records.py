@@ -105,12 +105,12 @@ class Record:
         """Where the job's output goes."""
         return self.folder / "log"
 
-    def log_path(self, *, element: int | None = None, rank: int = 0) -> Path:
-        """The output of one process."""
+    def log_path(self, *, element: int | None = None, rank: int = 0, kind: str = "") -> Path:
+        """The output of one process, or what the batch script leaves of a kind: exit or norequeue."""
         job = self.scheduler_id
         if self.elements and self.scheduler == "slurm":
             job += f"_{element or 0}"
-        return self.log_folder / f"{job}_{rank}_log.out"
+        return self.log_folder / (f"{job}.{kind}" if kind else f"{job}_{rank}_log.out")
 
     @property
     def places(self) -> tuple[int | None, ...]:
@@ -205,6 +205,14 @@ def read_job(folder: Path) -> Record:
     ):
         raise DamagedFile("is damaged (it names another job, or none)", where=path, mend=mend)
     return record
+
+
+def going_on(record: Record) -> str:
+    """The command that goes on with a training, in the folder that it has."""
+    if record.kind not in ("train", "retrain") or not record.command:
+        return "submit it again"
+    out = "" if "--out" in shlex.split(record.command) else f" --out {shlex.quote(record.out)}"
+    return f"go on with: {record.command}{out}"
 
 
 def pid_namespace() -> str:

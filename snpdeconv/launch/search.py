@@ -15,8 +15,16 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import write_json, write_text
 from snpdeconv.launch.jobs import Job
-from snpdeconv.launch.queue import common_facts, launch, make_record, needs_of, results_folder, write_files
-from snpdeconv.launch.records import Record, discard
+from snpdeconv.launch.queue import (
+    common_facts,
+    discarding,
+    launch,
+    make_record,
+    needs_of,
+    results_folder,
+    write_files,
+)
+from snpdeconv.launch.records import Record
 from snpdeconv.launch.search_space import Space, apply, read_space
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.study import Study
@@ -133,7 +141,7 @@ def submit_search(
     record = replace(
         record, out=str(folder), elements=tuple(f"trial-{number}" for number in range(num_trials))
     )
-    try:
+    with discarding(record):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError("is not empty", where=folder, mend="choose another --out for the search")
         Study(study_path(record.folder))  # before the jobs are: they would all make it at once
@@ -154,6 +162,3 @@ def submit_search(
             for element in range(num_trials)
         ]
         return launch(jobs, record, target, needs=needs_of(inputs, folder))
-    except BaseException:
-        discard(record)
-        raise

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from snpdeconv.launch.leaving import REFUSED
 from snpdeconv.launch.progress import Progress, read_progress
-from snpdeconv.launch.records import End, Outcome, Record, save, write_outcome
+from snpdeconv.launch.records import End, Outcome, Record, going_on, save, write_outcome
 from snpdeconv.launch.run_ends import end_run
 from snpdeconv.launch.scheduler import FOR_MEMORY, Told, ask
 from snpdeconv.launch.trials import read_trials, settings_text, tell_lost
@@ -157,6 +158,8 @@ def _death(record: Record, element: int | None, told: Told) -> Outcome:
         return Outcome("cancelled", told.reason)
     tail = _tail(record.log_path(element=element))
     text, last = "\n".join(tail), "".join(tail[-1:])
+    if record.log_path(element=element, kind="norequeue").exists():
+        return Outcome("failed", f"saved; {REFUSED}; {going_on(record)}")
     if told.state == "gone" and not record.starts()[element] and not last:
         if not record.scheduler_id:
             return Outcome("failed", "it never reached SLURM's queue; submit it again")
@@ -184,10 +187,8 @@ def _tail(log: Path) -> list[str]:
 
 def _exit_word(record: Record, element: int | None) -> str:
     """What the batch script wrote of the end of its processes."""
-    log = record.log_path(element=element)
-    path = log.with_name(log.name.replace("_0_log.out", ".exit"))
     try:
-        code = path.read_text(errors="replace")[:20].strip()
+        code = record.log_path(element=element, kind="exit").read_text(errors="replace")[:20].strip()
     except OSError:
         return ""
     if code == str(128 + signal.SIGKILL):

@@ -15,6 +15,7 @@ from snpdeconv.launch.executor import Plan
 from snpdeconv.launch.jobs import PredictJob, RetrainJob, TrainJob
 from snpdeconv.launch.queue import (
     common_facts,
+    discarding,
     launch,
     make_record,
     needs_of,
@@ -87,7 +88,7 @@ def submit_train(
                 out = results_folder(site) / record.id
             out = out.absolute()
             record = replace(record, out=str(out))
-            try:
+            with discarding(record):
                 if not records:
                     # Looks whether the folder is free, or holds this very run.
                     with RunFolder(out, settings=run_settings(config, model_name=model_name)):
@@ -98,9 +99,6 @@ def submit_train(
                 )
                 needs = needs_of(inputs, out)
                 records.append(launch([job], record, place, needs=needs, after=before))
-            except BaseException:
-                discard(record)
-                raise
     except BaseException:
         for record in records:
             executor.withdraw(record.scheduler_id)
@@ -145,7 +143,7 @@ def submit_retrain(
     record = make_record("retrain", config, target, model=model_name, command=command)
     folder = out.absolute() if out is not None else results_folder(site) / record.id
     record = replace(record, out=str(folder))
-    try:
+    with discarding(record):
         with RunFolder(folder, settings=run_settings(config, model_name=model_name)):
             pass
         job = RetrainJob(
@@ -156,9 +154,6 @@ def submit_retrain(
             force=force,
         )
         return launch([job], record, target, needs=needs_of(inputs, folder))
-    except BaseException:
-        discard(record)
-        raise
 
 
 def submit_predict(
@@ -201,7 +196,7 @@ def submit_predict(
     record = replace(record, elements=elements if len(elements) > 1 else ())
     folder = out.absolute() if out is not None else results_folder(site) / record.id
     record = replace(record, out=str(folder))
-    try:
+    with discarding(record):
         if folder.is_file():
             raise ConfigError("is a file", where=folder, mend="give a folder for the tables")
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,9 +215,6 @@ def submit_predict(
         ]
         needs = (folder, *(Path(cohort).parent for cohort in elements))
         return launch(jobs, record, target, needs=needs, after=after)
-    except BaseException:
-        discard(record)
-        raise
 
 
 def show_script(config: Config, *, site: Site, name: str, needs: Sequence[Path], num_elements: int) -> str:
@@ -236,7 +228,7 @@ def show_script(config: Config, *, site: Site, name: str, needs: Sequence[Path],
         num_elements: Cohorts to predict; 0 for a training.
     """
     plan = Plan(
-        name=f"snpdeconv-{name}",
+        name=f"snpdeconv-{name}-DATE-TIME",
         request=make_request(config, one_process=num_elements > 0),
         site=site,
         folder=jobs_dir() / f"{executor.job_name(name)}-DATE-TIME" / "log",

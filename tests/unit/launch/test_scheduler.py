@@ -1,5 +1,6 @@
 """What squeue and sacct say, and what becomes of it together with what the job wrote."""
 
+import subprocess
 import time
 
 import pytest
@@ -20,26 +21,26 @@ from snpdeconv.launch.records import (
 )
 from snpdeconv.launch.scheduler import Told, parse_accounting, parse_queue
 
-# squeue --noheader --array --states=all --format='%i|%T|%r', recorded.
+# squeue --noheader --array --states=all --format='%i|%T|%r|%j', recorded.
 SQUEUE = """\
-12|RUNNING|None
-13|PENDING|Resources
-14|PENDING|DependencyNeverSatisfied
-15|COMPLETING|None
-16_0|COMPLETED|None
-16_1|FAILED|NonZeroExitCode
-16_2|RUNNING|None
-17|CANCELLED|None
-18|NODE_FAIL|None
+12|RUNNING|None|snpdeconv-a
+13|PENDING|Resources|snpdeconv-b
+14|PENDING|DependencyNeverSatisfied|snpdeconv-c
+15|COMPLETING|None|x|y
+16_0|COMPLETED|None|snpdeconv-d
+16_1|FAILED|NonZeroExitCode|snpdeconv-d
+16_2|RUNNING|None|snpdeconv-d
+17|CANCELLED|None|snpdeconv-e
+18|NODE_FAIL|None|snpdeconv-f
 """
-# sacct --noheader --parsable2 --allocations --array --format=JobID,State,ExitCode, recorded.
+# sacct --noheader --parsable2 --allocations --array --format=JobID,State,ExitCode,JobName, recorded.
 SACCT = """\
-21|COMPLETED|0:0
-22|CANCELLED by 1000|0:15
-23|OUT_OF_MEMORY|0:125
-24|FAILED|0:9
-25|FAILED|2:0
-26|TIMEOUT|0:15
+21|COMPLETED|0:0|snpdeconv-g
+22|CANCELLED by 1000|0:15|snpdeconv-h
+23|OUT_OF_MEMORY|0:125|snpdeconv-i
+24|FAILED|0:9|snpdeconv-j
+25|FAILED|2:0|snpdeconv-k
+26|TIMEOUT|0:15|snpdeconv-l
 """
 
 
@@ -58,21 +59,25 @@ def record(home, number: str = "12", *, elements: tuple[str, ...] = (), **facts:
 @pytest.fixture
 def slurm(monkeypatch):
     """SLURM as it was when its answers were recorded."""
-    monkeypatch.setattr(scheduler, "_run", lambda words: SQUEUE if words[0] == "squeue" else SACCT)
+
+    def answer(words, **_):
+        return subprocess.CompletedProcess(words, 0, SQUEUE if words[0] == "squeue" else SACCT, "")
+
+    monkeypatch.setattr(scheduler, "run_slurm", answer)
 
 
 def test_the_queue_is_read():
     told = parse_queue(SQUEUE)
-    assert told["12"] == Told("running", "RUNNING", "")
-    assert told["13"] == Told("waiting", "PENDING", "Resources")
-    assert told["15"].state == "stopping"
-    assert told["16_1"] == Told("ended", "FAILED", "failed")
+    assert told["12"] == Told("running", "RUNNING", "", "snpdeconv-a")
+    assert told["13"] == Told("waiting", "PENDING", "Resources", "snpdeconv-b")
+    assert (told["15"].state, told["15"].name) == ("stopping", "x|y")
+    assert told["16_1"] == Told("ended", "FAILED", "failed", "snpdeconv-d")
     assert told["17"].was_cancelled
 
 
 def test_the_accounting_is_read():
     told = parse_accounting(SACCT)
-    assert told["21"] == Told("ended", "COMPLETED", "")
+    assert told["21"] == Told("ended", "COMPLETED", "", "snpdeconv-g")
     assert (told["22"].was_cancelled, told["22"].reason) == (True, "cancelled by 1000")
     assert told["23"].reason == "killed for memory; raise resources.mem_gib"
     assert told["24"].reason == "failed, killed by signal 9"
@@ -89,7 +94,7 @@ def test_the_accounting_is_read():
         ("17", "cancelled", "cancelled"),
         ("18", "failed", "its node failed"),
         ("23", "failed", "killed for memory; raise resources.mem_gib"),
-        ("99", "unknown", "the scheduler does not know it"),
+        ("99", "cancelled", "it left SLURM's queue before it began"),
     ],
 )
 def test_states(slurm, home, number, state, reason):

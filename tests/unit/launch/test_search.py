@@ -182,8 +182,10 @@ def test_a_trial_that_died_without_a_word_is_told_to_the_study(trial, monkeypatc
     with pytest.raises(Preempted):
         first.work(CONFIG)
     dead = {0: Told("ended", "NODE_FAIL", "its node failed"), 1: Told("waiting"), None: Told("unknown")}
-    monkeypatch.setattr(status, "ask", lambda records: {record.id: dead})
+    monkeypatch.setattr(status, "ask", lambda records: (records, {record.id: dead}))
     (now,) = status.read_status([record])
+    assert [one.state.name for one in finished(study_path(record.folder))] == ["RUNNING"]  # it only reads
+    status.settle([record])
     assert [state for state, _ in now.elements] == ["failed", "waiting"]
     assert now.elements[0][1].startswith("its node failed; training.learning_rate ")
     assert [one.state.name for one in finished(study_path(record.folder))] == ["FAIL"]

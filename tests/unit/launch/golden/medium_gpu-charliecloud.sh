@@ -2,7 +2,7 @@
 
 # Parameters
 #SBATCH --cpus-per-task=8
-#SBATCH --job-name=snpdeconv-height
+#SBATCH --job-name=snpdeconv-height-DATE-TIME
 #SBATCH --mem=64G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -22,6 +22,9 @@ export TORCHINDUCTOR_CACHE_DIR=/home/me/cache/torchinductor
 export TRITON_CACHE_DIR=/home/me/cache/triton
 export LOGNAME=me
 export USER=me
+job=/home/me/jobs/height-DATE-TIME/log/"$SLURM_JOB_ID"
+rm -f "$job.exit"
+[ -e "${job}_submitted.pkl" ] || cp -p /home/me/jobs/height-DATE-TIME/log/"0.pkl" "${job}_submitted.pkl"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -30,5 +33,9 @@ srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%j_%t_log.out --cp
 
 # teardown
 code=$?
-if [ -e /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue ]; then rm /home/me/jobs/height-DATE-TIME/log/$SLURM_JOB_ID.requeue; scontrol requeue "$SLURM_JOB_ID"; fi
-exit $code
+echo "$code" >"$job.exit"
+if [ -e "$job.requeue" ]; then
+  rm "$job.requeue"
+  scontrol requeue "$SLURM_JOB_ID" || touch "$job.norequeue"
+fi
+exit "$code"

@@ -6,7 +6,7 @@
 #SBATCH --constraint='a100&nvlink'
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
-#SBATCH --job-name=snpdeconv-height
+#SBATCH --job-name=snpdeconv-height-DATE-TIME
 #SBATCH --mail-type=FAIL
 #SBATCH --mem=32G
 #SBATCH --nodes=1
@@ -27,7 +27,16 @@ export OMP_WAIT_POLICY=passive
 export PYTHONSAFEPATH=1
 export MLFLOW_TRACKING_URI=http://mlflow.example.org:5000
 export NCCL_SOCKET_IFNAME=ib0
+job=/home/me/jobs/height-DATE-TIME/log/"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+rm -f "$job.exit"
+[ -e "${job}_submitted.pkl" ] || cp -p /home/me/jobs/height-DATE-TIME/log/"$SLURM_ARRAY_TASK_ID.pkl" "${job}_submitted.pkl"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /home/me/jobs/height-DATE-TIME/log/%A_%a_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 /venv/python -P -u -m snpdeconv.launch.entry /home/me/jobs/height-DATE-TIME/log
+
+
+# teardown
+code=$?
+echo "$code" >"$job.exit"
+exit "$code"
