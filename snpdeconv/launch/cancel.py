@@ -12,7 +12,7 @@ import psutil
 from snpdeconv.errors import ResourceError
 from snpdeconv.launch.records import Outcome, Record, write_outcome
 from snpdeconv.launch.scheduler import find_process, run_slurm
-from snpdeconv.launch.status import JobStatus, read_status
+from snpdeconv.launch.status import JobStatus, read_status, settle
 
 _PATIENCE_S = 30.0
 
@@ -48,6 +48,7 @@ def cancel(record: Record) -> JobStatus:
     while True:
         (after,) = read_status([record])
         if not after.is_live or time.monotonic() > deadline:
+            settle([record])  # its run was wanted to end as well
             return after
         time.sleep(0.5)
 

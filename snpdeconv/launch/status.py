@@ -202,5 +202,5 @@ def _sum(parts: list[tuple[JobState, str]]) -> tuple[JobState, str]:
     order: tuple[JobState, ...] = ("running", "stopping", "waiting", "unknown", "failed", "cancelled", "done")
     state = next(state for state in order if counts[state])
     told = ", ".join(f"{counts[state]} {state}" for state in reversed(order) if counts[state])
-    reasons = [reason for state, reason in parts if state == "failed"]
+    reasons = [reason for state, reason in parts if state in ("failed", "unknown") and reason]
     return state, f"{told}; {reasons[0]}" if reasons else told

@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# Starts a real SLURM cluster on this machine for the tests: gpu1 and gpu2 with four stand-in GPUs each, cpu1;
-# partitions cpu, gpu and scavenge (which gpu preempts). Needs root and Debian's packages, no systemd.
-# Then: . "$SNPDECONV_SLURM/env.sh" (default /tmp/snpdeconv-slurm). Doing it again changes nothing.
+# Starts a real SLURM cluster on this machine for the tests. Needs root and Debian's packages, no systemd.
+# Without a word: gpu1 and gpu2 with four stand-in GPUs each, cpu1; partitions cpu, gpu and scavenge (which gpu
+# preempts); accounting. Then: . "$SNPDECONV_SLURM/env.sh" (default /tmp/snpdeconv-slurm).
+# With `odd`, in a folder of its own beside that one: nodes whose names no DNS knows, GPU types 3090 and
+# 1g.10gb, a hidden partition, an account that the partition refuses, requeue forbidden, arrays of 20 at most,
+# jobs forgotten after 2 s, memory limits enforced, and no accounting. Doing it again changes nothing.
 set -euo pipefail
+layout=${1:-usual}
 root=${SNPDECONV_SLURM:-/tmp/snpdeconv-slurm}
+nodes="gpu1 gpu2 cpu1"
+port=17000
+if [ "$layout" = odd ]; then
+    root=$root-odd
+    nodes="knoten-3090 knoten-mig"
+    port=17100
+fi
 run=$root/run
 log=$root/log
 export SLURM_CONF=$root/etc/slurm.conf
@@ -14,7 +25,8 @@ if ! type slurmctld slurmd slurmdbd sbatch munged mariadbd >/dev/null 2>&1; then
         --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server; } >"${TMPDIR:-/tmp}/slurm-apt.log" 2>&1 ||
         { tail -3 "${TMPDIR:-/tmp}/slurm-apt.log" >&2; exit 1; }
 fi
-mkdir -p "$root/etc" "$run"/state "$run"/spool/{gpu1,gpu2,cpu1} "$log"
+mkdir -p "$root/etc" "$run"/state "$log"
+for node in $nodes; do mkdir -p "$run/spool/$node"; done
 
 # A pid file may outlive its process, or name another one by now.
 alive() { [ -s "$run/$1.pid" ] && [[ $(readlink "/proc/$(cat "$run/$1.pid" 2>/dev/null)/exe") == */"${1%%-*}"* ]]; }
@@ -27,10 +39,11 @@ await() {
     exit 1
 }
 
-cat >"$SLURM_CONF" <<CONF
-ClusterName=test
+{
+    cat <<CONF
+ClusterName=$([ "$layout" = odd ] && echo odd || echo test)
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort=17000
+SlurmctldPort=$port
 SlurmUser=root
 # A requeued job waits as long as its credential may live: 120 s by default.
 AuthInfo=socket=$run/munge.sock,cred_expire=6
@@ -54,13 +67,31 @@ GresTypes=gpu
 ReturnToService=1
 SlurmdTimeout=10
 KillWait=5
-MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 # --signal's USR2 comes on preemption too.
 SlurmctldParameters=preempt_send_user_signal
 JobAcctGatherType=jobacct_gather/linux
+CONF
+    if [ "$layout" = odd ]; then
+        cat <<CONF
+MinJobAge=2
+JobRequeue=0
+JobSubmitPlugins=lua
+MaxArraySize=21
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+NodeName=knoten-3090 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17101 CPUs=8 RealMemory=16000 Gres=gpu:3090:4
+NodeName=knoten-mig NodeHostname=localhost NodeAddr=127.0.0.1 Port=17102 CPUs=8 RealMemory=16000 Gres=gpu:1g.10gb:7
+PartitionName=short Nodes=knoten-mig Default=YES MaxTime=2:00:00 DenyAccounts=closed
+PartitionName=old Nodes=knoten-3090 MaxTime=1-00:00:00
+PartitionName=secret Nodes=knoten-3090 Hidden=YES MaxTime=1:00:00
+CONF
+    else
+        cat <<CONF
+MinJobAge=3600
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=17010
@@ -72,8 +103,28 @@ PartitionName=cpu Nodes=cpu1 Default=YES MaxTime=1-00:00:00
 PartitionName=gpu Nodes=gpu[1-2] PriorityTier=10 MaxTime=1-00:00:00
 PartitionName=scavenge Nodes=gpu[1-2] PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 CONF
+    fi
+} >"$SLURM_CONF"
 # Any character devices stand in for GPUs; ordinary files would leave CUDA_VISIBLE_DEVICES empty.
-echo 'NodeName=gpu[1-2] Name=gpu Type=a100 File=/dev/null,/dev/zero,/dev/full,/dev/random' >"$root/etc/gres.conf"
+if [ "$layout" = odd ]; then
+    cat >"$root/etc/gres.conf" <<CONF
+NodeName=knoten-3090 Name=gpu Type=3090 File=/dev/null,/dev/zero,/dev/full,/dev/random
+NodeName=knoten-mig Name=gpu Type=1g.10gb File=/dev/null,/dev/zero,/dev/full,/dev/random,/dev/urandom,/dev/tty,/dev/ptmx
+CONF
+    cat >"$root/etc/job_submit.lua" <<'LUA'
+function slurm_job_submit(job, partitions, user)
+    job.requeue = 0
+    if job.account == "closed" then
+        slurm.log_user("account closed may not submit here")
+        return 2045
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user) return slurm.SUCCESS end
+LUA
+else
+    echo 'NodeName=gpu[1-2] Name=gpu Type=a100 File=/dev/null,/dev/zero,/dev/full,/dev/random' >"$root/etc/gres.conf"
+fi
 cat >"$root/etc/slurmdbd.conf" <<CONF
 DbdHost=localhost
 DbdAddr=127.0.0.1
@@ -87,13 +138,14 @@ PidFile=$run/slurmdbd.pid
 LogFile=$log/slurmdbd.log
 CONF
 chmod 600 "$root/etc/slurmdbd.conf"
-# Ranks find each other by the nodes' names.
-grep -q '# snpdeconv test cluster$' /etc/hosts || echo '127.0.0.1 gpu1 gpu2 cpu1 # snpdeconv test cluster' >>/etc/hosts
+# Ranks of several nodes find each other by name on this layout; on the other nothing but SLURM knows them.
+[ "$layout" = odd ] || grep -q '# snpdeconv test cluster$' /etc/hosts || echo '127.0.0.1 gpu1 gpu2 cpu1 # snpdeconv test cluster' >>/etc/hosts
 echo "export SLURM_CONF=$SLURM_CONF" >"$root/env.sh"
 
 [ -s "$run/munge.key" ] || (umask 077 && head -c 1024 /dev/urandom >"$run/munge.key")
 alive munged || munged --key-file="$run/munge.key" --socket="$run/munge.sock" --pid-file="$run/munged.pid" \
     --log-file="$log/munged.log" --seed-file="$run/munged.seed"
+if [ "$layout" != odd ]; then
 export MYSQL_UNIX_PORT=$run/mysql.sock
 [ -d "$run/mysql/mysql" ] || mariadb-install-db --no-defaults --user=root --datadir="$run/mysql" --skip-test-db >"$log/mysql-install.log" 2>&1
 # The braces: a shell that waits for it in the background must not keep the caller's streams open.
@@ -103,9 +155,10 @@ export MYSQL_UNIX_PORT=$run/mysql.sock
 await mariadb --no-defaults -e 'select 1'
 alive slurmdbd || SLURM_CONF=$root/etc/slurmdbd.conf slurmdbd
 await sacctmgr -n show cluster
+fi
 alive slurmctld || slurmctld
 await scontrol ping
-for node in gpu1 gpu2 cpu1; do alive "slurmd-$node" || slurmd -N "$node"; done
-is_up() { [ "$(sinfo -hN -o '%N %t' | sort -u | grep -cE ' (idle|mix|alloc)')" -ge 3 ]; }
+for node in $nodes; do alive "slurmd-$node" || slurmd -N "$node"; done
+is_up() { [ "$(sinfo -haN -o '%N %t' | sort -u | grep -cE ' (idle|mix|alloc)')" -ge "$(wc -w <<<"$nodes")" ]; }
 await is_up
-sinfo
+sinfo -a

@@ -76,6 +76,7 @@ def test_a_run_that_was_killed_does_not_stay_running(run, cohort, home, work):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert status_of(run)["state"] == "failed"
+    run("sync")
     assert run_in_mlflow(home).info.status == "FAILED"
     # The same again goes on in the same run; cancelled, it counts as killed.
     assert run("submit", "small_cpu", "--data", cohort, *HERE, *FAST_WORDS, *words, "--out", "run").code == 0
