@@ -59,7 +59,7 @@ def jobs(home):
     spool = home / "spool" / KEY
     spool.mkdir(parents=True)
     (spool / "events.jsonl").write_text(
-        '{"kind": "metrics", "time_ms": 1, "step": 3, "values": {"train/epoch_loss": 0.5, "val/r2": 0.1}}\n'
+        '{"kind": "metrics", "time_ms": 1, "step": 3, "values": {"train/epoch_lr": 0.5, "val/r2": 0.1}}\n'
     )
     (spool / "sent.json").write_text(json.dumps({"run_id": "ab", "uri": "http://host"}))
     return searched, well
