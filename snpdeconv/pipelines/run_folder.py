@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, Field, FiniteFloat, with_config
+from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
 
 from snpdeconv.config import Config
@@ -40,6 +40,7 @@ class _Result(TypedDict):
     test: _Intervals
     paths: _Paths
     validation: NotRequired[_Metrics]
+    added: NotRequired[dict[str, JsonValue]]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -50,7 +51,8 @@ class _State(TypedDict):
     settings: dict[str, str]
     batch_size: NotRequired[Annotated[int, Field(ge=1, le=2**31)]]
     validated: NotRequired[_Metrics]
-    tested: NotRequired[_Intervals]
+    micro_batch_size: NotRequired[Annotated[int, Field(ge=1, le=2**31)] | None]
+    tested: NotRequired[dict[str, JsonValue]]
     ranked: NotRequired[_Ranked]
     result: NotRequired[_Result]
 
