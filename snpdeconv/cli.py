@@ -33,7 +33,7 @@ from snpdeconv.cli_options import (
     Trait,
     refuse_repeated_options,
 )
-from snpdeconv.console import configure_logging, progress
+from snpdeconv.console import configure_logging, progress, shortened
 from snpdeconv.errors import ConfigError, ResourceError, UserError
 from snpdeconv.startup import loading
 from snpdeconv.version import __version__
@@ -376,20 +376,26 @@ def _refuse_beside_a_network(
 
 def _print_ranking(result: RankResult) -> None:
     with_posterior = "pip" in result.top[0]
-    told = f"{'pip':>7}  {'set':>5}  {'q':>6}" if with_posterior else f"{'score':>9}"
-    print(f"{'rank':>4}  {'SNP':<20}{told}")
+    told = f"{'pip':>7}  {'set':>5}  {'q':>6}  {'effect':>7}" if with_posterior else f"{'score':>9}"
+    print(f"{'rank':>4}  {'SNP':<24}{told}")
     for place, snp in enumerate(result.top, start=1):
-        line = f"{place:>4}  {snp['variant_id']:<20}"
+        line = f"{place:>4}  {shortened(snp['variant_id'], limit=24):<24}"
         if with_posterior:
-            set_, q = snp["credible_set"], snp["q_value"]
+            set_, q, effect = snp["credible_set"], snp["q_value"], snp["effect"]
             line += f"{snp['pip']:7.3f}  {set_ or '-':>5}  " + (f"{'-':>6}" if q is None else f"{q:6.3f}")
+            line += f"  {'-':>7}" if effect is None else f"  {effect:+7.3f}"
+            line += f"  on {shortened(snp['class'], limit=24)}" if snp.get("class") else ""
+            line += f"  in a pair with {shortened(snp['pair_with'], limit=24)}" if snp["pair_with"] else ""
         else:
             line += f"{snp['score']:9.3g}"
         print(line)
     if result.single_effects is not None:
         found = result.single_effects
+        pairs = f"{found['pairs']:.0f} pairs of probability over .5"
+        if not found["pairs_searched"]:
+            pairs = "pairs not looked for"
         print(
-            f"{found['credible_sets']:.0f} credible sets; {found['pairs']:.0f} pairs of probability over .5; "
+            f"{found['credible_sets']:.0f} credible sets; {pairs}; "
             f"explained variance {found['pve']:.2f} ({found['pve_low']:.2f} to {found['pve_high']:.2f})"
         )
     for name in ("ranking", "credible_sets", "pairs", "blocks"):

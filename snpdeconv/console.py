@@ -38,6 +38,12 @@ def configure_logging(*, verbose: bool = False) -> None:
     package.propagate = False
 
 
+def shortened(text: str, *, limit: int) -> str:
+    """Text without its middle where it is longer than the limit: IDs of indels spell out alleles."""
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
+
+
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """Shows how far a long piece of work is.

@@ -16,9 +16,12 @@ from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.block_pve import BlockPVE
 from snpdeconv.interpret.deconvolution import PairEffects
+from snpdeconv.interpret.ranking import PIP_DECIMALS
 from snpdeconv.interpret.single_effects import CredibleSet, SingleEffectsFit
 
 _LN_10 = np.log(10)
+LIKELY_PAIR = 0.5
+"""Inclusion probability above which a pair counts as found."""
 
 
 def set_name(place: int) -> str:
@@ -34,8 +37,23 @@ def set_of_variant(sets: Sequence[CredibleSet], *, num_variants: int) -> NDArray
     return name
 
 
+def partner_of_variant(pairs: PairEffects, *, variants: Variants) -> NDArray[np.object_]:
+    """(V,) ID of the other SNP of each variant's most probable pair; None where no pair is likely."""
+    partner = np.full(len(variants), None, dtype=object)
+    for pair in np.argsort(pairs.pip, kind="stable"):
+        if pairs.pip[pair] > LIKELY_PAIR:
+            sides = [pairs.first[pair], pairs.second[pair]]
+            partner[sides] = variants.variant_id[sides[::-1]]
+    return partner
+
+
 def credible_set_table(
-    sets: Sequence[CredibleSet], *, variants: Variants, kinds: Sequence[str], classes: Sequence[str]
+    sets: Sequence[CredibleSet],
+    *,
+    variants: Variants,
+    kinds: Sequence[str],
+    classes: Sequence[str],
+    effects: Sequence[float],
 ) -> pd.DataFrame:
     """One row a credible set, the strongest evidence first.
 
@@ -45,11 +63,13 @@ def credible_set_table(
         kinds: Of each set, what its effect is: additive, dominance or pair.
         classes: Of each set, the class of the trait that its effect tells from the rest; empty where a trait
             has no such classes.
+        effects: Of each set, what a standard deviation of its best SNP's dosage does; NaN where the effect is
+            not of a dosage.
 
     Returns:
         Columns set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
-        num_snps, best_snp, chrom, start, end, snps and probabilities, the last two as lists with commas, the
-        most probable SNP first.
+        num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
+        commas, the most probable SNP first.
     """
     rows = []
     for place, (found, kind) in enumerate(zip(sets, kinds, strict=True)):
@@ -65,6 +85,7 @@ def credible_set_table(
                 "pve": found.pve,
                 "num_snps": len(found.variants),
                 "best_snp": variants.variant_id[found.top],
+                "best_effect": effects[place],
                 "chrom": variants.chrom[found.top],
                 "start": int(position.min()),
                 "end": int(position.max()),
@@ -74,7 +95,7 @@ def credible_set_table(
         )
     columns = (
         "set", "effect", "class", "coverage", "purity", "log10_bayes_factor", "pve", "num_snps", "best_snp",
-        "chrom", "start", "end", "snps", "probabilities",
+        "best_effect", "chrom", "start", "end", "snps", "probabilities",
     )  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
@@ -117,15 +138,15 @@ def block_table(
         variants: The V variants.
         share: Explained variance of each block.
         pip: (V,) inclusion probabilities.
-        score: (V,) what orders the variants of a block.
+        score: (V,) what orders the variants of a block of equal pip.
         sets: Credible sets; a block names those that have a SNP in it.
 
     Returns:
         Columns block, chrom, start, end, num_snps, pve, pve_low, pve_high (the 95 % interval), best_snp,
         best_pip and credible_sets (names with commas, NA where there are none).
     """
-    # Of each block the variant of the highest score; the first in the cohort where several are equal.
-    order = np.lexsort((-score, blocks.of_variant))
+    # Of each block the variant that the ranking puts first; the first in the cohort where several are equal.
+    order = np.lexsort((-score, -pip.round(PIP_DECIMALS), blocks.of_variant))
     best = order[np.searchsorted(blocks.of_variant[order], np.arange(len(blocks)))]
     touching: list[list[str]] = [[] for _ in range(len(blocks))]
     for place, found in enumerate(sets):

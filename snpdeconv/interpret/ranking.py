@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from snpdeconv.files import replacing
 from snpdeconv.genetics.variants import Variants, normalise_chroms
 
+# What pips are written with, so that a reader finds in the file what orders it.
+PIP_DECIMALS = 6
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -25,6 +28,9 @@ class Posterior:
         pip: (V,) probability that the variant takes part in any effect.
         effect: (V,) effect of one standard deviation of the counted allele's dosage, given that it acts; NaN
             where none may rest on it.
+        trait_class: (V,) class of the trait that `effect` tells from the rest; None where there is no effect;
+            None altogether for a trait without such classes.
+        pair_with: (V,) ID of the SNP that it probably acts with in a pair; None for most.
         credible_set: (V,) name of the strongest credible set it is in; None where there is none.
         q_value: (V,) false discovery rate of all variants of at least its single-effects score; NaN where it
             was not asked for.
@@ -33,7 +39,9 @@ class Posterior:
     pip: NDArray[np.float64]
     effect: NDArray[np.float64]
     credible_set: NDArray[np.object_]
+    pair_with: NDArray[np.object_]
     q_value: NDArray[np.float64]
+    trait_class: NDArray[np.object_] | None = None
 
 
 def build_ranking(
@@ -50,30 +58,40 @@ def build_ranking(
         variants: The V variants.
         block_names: (V,) name of each one's LD block.
         scores: (V,) finite scores by method, higher is more important; that of ``marginal`` is -log10 p.
-        final: The method in `scores` to order by. Ties go by ``marginal``, where it is there, then by
-            chromosome, position and alleles.
+        final: The method in `scores` to order by; with a posterior ``single_effects`` and ``ensemble`` are
+            the order by pip, as it is written, then by ``single_effects``, which is the evidence. Ties go by
+            ``marginal``, where it is there, then by chromosome, position and alleles.
         posterior: What single effects say, where they were asked.
 
     Returns:
         Columns rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
-        `final`), with a posterior pip, effect, credible_set (missing for most) and q_value, and then one for
-        each method in the order of `scores`.
+        `final`, or -log10 of rank / (V + 1) where pip decides), with a posterior pip, effect, class (of a
+        trait that has them), credible_set (missing for most), pair_with and q_value, and then one for each
+        method in the order of `scores` that ``score`` is not a copy of; ``marginal`` is always there.
     """
+    by_pip = posterior is not None and final in ("single_effects", "ensemble")
     table = variants.to_frame().assign(block=block_names, score=scores[final])
+    keys = [scores[final]]
     if posterior is not None:
+        table = table.assign(pip=posterior.pip.round(PIP_DECIMALS), effect=posterior.effect)
+        if posterior.trait_class is not None:
+            table["class"] = posterior.trait_class
         table = table.assign(
-            pip=posterior.pip,
-            effect=posterior.effect,
-            credible_set=posterior.credible_set,
-            q_value=posterior.q_value,
+            credible_set=posterior.credible_set, pair_with=posterior.pair_with, q_value=posterior.q_value
         )
-    table = table.assign(**scores)
+        if by_pip:
+            keys = [table["pip"].to_numpy(), scores["single_effects"]]
+    copied = "ensemble" if by_pip else final
+    table = table.assign(**{name: s for name, s in scores.items() if name != copied or name == "marginal"})
     place = np.empty(len(variants), dtype=np.int64)
     place[variants.genome_order()] = np.arange(len(variants))
     # lexsort orders by its last key first; where all is equal the order of the genome decides.
-    order = np.lexsort((place, -scores.get("marginal", scores[final]), -scores[final]))
+    keys.append(scores.get("marginal", keys[-1]))
+    order = np.lexsort((place, *(-key for key in reversed(keys))))
     table = table.iloc[order].reset_index(drop=True)
     table.insert(0, "rank", np.arange(1, len(table) + 1))
+    if by_pip:
+        table["score"] = -np.log10(table["rank"] / (len(table) + 1))
     return table
 
 

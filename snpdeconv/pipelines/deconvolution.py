@@ -26,10 +26,12 @@ from snpdeconv.interpret.block_pve import BlockPVE, block_pve
 from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
 from snpdeconv.interpret.decoys import decoy_scores, q_values
 from snpdeconv.interpret.effect_tables import (
+    LIKELY_PAIR,
     block_table,
     credible_set_table,
     effect_kind,
     pair_table,
+    partner_of_variant,
     set_of_variant,
 )
 from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
@@ -109,7 +111,7 @@ class Findings:
         return {
             "credible_sets": float(len(self.tables["credible_sets"])),
             "pairs_searched": float(self.looked_for_pairs),
-            "pairs": float((self.tables["pairs"]["pip"] > 0.5).sum()),
+            "pairs": float((self.tables["pairs"]["pip"] > LIKELY_PAIR).sum()),
             "sum_of_pips": float(self.posterior.pip.sum()),
             "pve": self.share.total,
             "pve_low": self.share.total_low,
@@ -173,6 +175,7 @@ def deconvolve_people(
             variants=people.variants,
             kinds=[effect_kind(found.fits[number], one.effects[0]) for number, one in sets],
             classes=[people.classes[number] for number, _ in sets] if people.kind == "multiclass" else [],
+            effects=[float(found.fits[number].column_effect[one.top]) for number, one in sets],
         ),
         "pairs": pair_table(found.pairs, variants=people.variants),
         "blocks": block_table(
@@ -188,11 +191,20 @@ def deconvolve_people(
         pip=found.pip,
         effect=found.effect,
         credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
+        pair_with=partner_of_variant(found.pairs, variants=people.variants),
+        trait_class=_class_of_variant(people, found) if people.kind == "multiclass" else None,
         q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
     )
     return Findings(
         deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
     )
+
+
+def _class_of_variant(people: People, found: Deconvolution) -> NDArray[np.object_]:
+    """(V,) name of the class that each effect is of; None where there is no effect."""
+    names = np.array(people.classes, dtype=object)[found.strongest]
+    names[np.isnan(found.effect)] = None
+    return names
 
 
 def write_tables(findings: Findings, folder: Path) -> dict[str, Path]:

@@ -47,7 +47,8 @@ class RankResult:
         num_variants: SNPs ranked.
         lambda_gc: Inflation of plain association.
         single_effects: What single effects found, in numbers; None where they were not asked for.
-        top: The first SNPs: variant_id, score and, with single effects, pip, credible_set and q_value.
+        top: The first SNPs: variant_id, score and, with single effects, pip, effect, class (of a trait that
+            has them), credible_set, pair_with and q_value.
         paths: Where the tables and plots are, by name.
     """
 
@@ -251,7 +252,7 @@ def _write(
 
 
 def _top(ranking: pd.DataFrame) -> list[dict[str, Any]]:
-    names = ("variant_id", "score", "pip", "credible_set", "q_value")
+    names = ("variant_id", "score", "pip", "effect", "class", "credible_set", "pair_with", "q_value")
     shown = ranking.head(_SHOWN)[[name for name in names if name in ranking]]
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}

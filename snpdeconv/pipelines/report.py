@@ -41,13 +41,25 @@ def draw_ranking(
         The PNG files by name.
     """
     paths = {"association_plot": folder / "association.png"}
-    plots.association_plot(ranking, path=paths["association_plot"], method=method, trait=trait)
+    plots.association_plot(
+        ranking,
+        path=paths["association_plot"],
+        method=method,
+        trait=trait,
+        num_sets=None if findings is None else len(findings.tables["credible_sets"]),
+    )
     of_effects = {"pair_map": folder / "pairs.png", "block_plot": folder / "blocks.png"}
     if findings is None:
         for path in of_effects.values():
             path.unlink(missing_ok=True)
         return paths
-    plots.pair_map(findings.tables["pairs"], ranking, path=of_effects["pair_map"], trait=trait)
+    plots.pair_map(
+        findings.tables["pairs"],
+        ranking,
+        path=of_effects["pair_map"],
+        trait=trait,
+        looked_for=findings.looked_for_pairs,
+    )
     share = findings.share
     plots.block_plot(
         findings.tables["blocks"],

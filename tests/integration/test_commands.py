@@ -41,12 +41,12 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     ranking = pd.read_csv(trained["paths"]["ranking"], sep="\t")
     assert list(ranking.columns) == [
         "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score", "pip",
-        "effect", "credible_set", "q_value", "marginal", "single_effects", "attention",
-        "integrated_gradients", "ensemble",
+        "effect", "credible_set", "pair_with", "q_value", "marginal", "single_effects", "attention",
+        "integrated_gradients",
     ]  # fmt: skip
     assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
     assert ranking["score"].is_monotonic_decreasing
-    np.testing.assert_allclose(ranking["score"], ranking["ensemble"])
+    assert ranking["pip"].is_monotonic_decreasing
     causal = pd.read_csv(cohort / "causal.tsv", sep="\t")
     assert ranking["variant_id"].head(5).isin(causal["variant_id"]).any()
     sets = pd.read_csv(folder / "credible_sets.tsv", sep="\t")

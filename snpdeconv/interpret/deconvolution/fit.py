@@ -76,7 +76,8 @@ class Deconvolution:
         pairs: Pairs that joined the fit.
         pip: (V,) probability that a SNP takes part in any effect.
         effect: (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN
-            where no effect may rest on it, and for classes.
+            where no effect may rest on it.
+        strongest: (V,) which of `fits` a SNP most probably acts in, which is the one that `effect` is of.
         score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
         terms: What predicts the trait of other samples.
         fitted: (N, O) linear predictor of the samples of the fit.
@@ -87,6 +88,7 @@ class Deconvolution:
     pairs: PairEffects
     pip: Floats
     effect: Floats
+    strongest: NDArray[np.int64]
     score: Floats
     terms: Terms
     fitted: Floats
@@ -245,13 +247,16 @@ def _joined(
     found: PairScan | None,
 ) -> Deconvolution:
     pip = joint_pip(fits)
+    strongest = np.argmax([fit.pip for fit in fits], axis=0)
+    effects = np.array([fit.column_effect[: len(pip)] for fit in fits])
     further = 1 - np.prod([1 - fit.next_effect for fit in fits], axis=0)
     return Deconvolution(
         kind=kind,
         fits=fits,
         pairs=_pair_effects(fits[0], columns, found),
         pip=pip,
-        effect=fits[0].column_effect[: len(pip)] if kind != "multiclass" else np.full(len(pip), np.nan),
+        effect=effects[strongest, np.arange(len(pip))],
+        strongest=strongest,
         score=1 - (1 - pip) * (1 - 0.5 * further),
         terms=fitted_terms(fits, columns),
         fitted=np.column_stack([fit.fitted for fit in fits]),

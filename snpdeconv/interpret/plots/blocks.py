@@ -21,7 +21,7 @@ def block_plot(
     trait: str,
     total: tuple[float, float, float] | None = None,
 ) -> None:
-    """The LD blocks that explain most of the trait's variance, with 95 % intervals.
+    """The LD blocks that explain most of the trait's variance, with 95 % intervals; none without a set.
 
     Args:
         blocks: As `effect_tables.block_table` gives it.
@@ -29,7 +29,8 @@ def block_plot(
         trait: Name of the trait.
         total: Share of all blocks together, and its interval.
     """
-    seen = blocks[blocks["pve"] >= LEAST_SHARE].nlargest(NUM_SHOWN, "pve")
+    nothing_found = blocks["credible_sets"].isna().all()
+    seen = blocks[(blocks["pve"] >= LEAST_SHARE) & (not nothing_found)].nlargest(NUM_SHOWN, "pve")
     of_set = seen["credible_sets"].notna().to_numpy()
     share, low, high = (
         100 * seen[name].to_numpy(dtype=np.float64) for name in ("pve", "pve_low", "pve_high")
@@ -70,7 +71,7 @@ def block_plot(
             axes.text(
                 0.5,
                 0.5,
-                f"No LD block explains {LEAST_SHARE:.2%} or more.",
+                "No credible set: what each LD block explains cannot be told from nothing.",
                 transform=axes.transAxes,
                 ha="center",
                 va="center",

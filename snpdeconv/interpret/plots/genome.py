@@ -41,12 +41,14 @@ def association_plot(
     method: str,
     trait: str,
     causal: Collection[str] = (),
+    num_sets: int | None = None,
 ) -> None:
     """-log10 p of marginal association and the ranking along the genome, in two aligned panels.
 
     Where the ranking has a column ``pip``, the lower panel is the posterior inclusion probability: SNPs of
     credible sets have a colour for each set, its LD blocks are shaded and its leading SNP is named. Otherwise
-    it is the score, and where there is no set, the five leading SNPs are named and their blocks shaded.
+    it is the score, the five leading SNPs are named and their blocks shaded. Where nothing is found (no set,
+    or by association no SNP that passes) nothing is named.
 
     Args:
         ranking: As `ranking.build_ranking` gives it, with a ``marginal`` column, and with ``pip`` and
@@ -55,15 +57,18 @@ def association_plot(
         method: Name of the method that ``score`` is of.
         trait: Name of the trait.
         causal: IDs of planted variants, marked.
+        num_sets: How many credible sets there are, where SNPs are in several of them (sides of pairs, or
+            classes) and the ranking names the strongest alone; by default as many as it names.
     """
     axis = GenomeAxis.of(ranking)
     by_pip = "pip" in ranking
     sets = drawn_sets(ranking, axis=axis) if by_pip else []
-    leading = np.flatnonzero(ranking["rank"].to_numpy() <= NUM_LABELLED)
-    named = np.array([one.leading for one in sets[:NUM_SETS_LABELLED]]) if sets else leading
     planted = ranking["variant_id"].isin(list(causal)).to_numpy()
     threshold = -np.log10(0.05 / len(ranking))
     num_passing = int((ranking["marginal"] > threshold).sum())
+    leads = ranking["rank"].to_numpy() <= (0 if by_pip else NUM_LABELLED)
+    leading = np.flatnonzero(leads & (ranking["marginal"] > threshold) if method == "marginal" else leads)
+    named = np.array([one.leading for one in sets[:NUM_SETS_LABELLED]]) if sets else leading
     with style.figure_file(path, width=12, height=6.4) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, column in ((upper, "marginal"), (lower, "pip" if by_pip else "score")):
@@ -73,7 +78,7 @@ def association_plot(
             axes.set_ylim(bottom=-0.04 * scale)  # Room for the lower half of a mark at 0.
             if sets:
                 _mark_sets(axes, ranking, height, sets=sets, axis=axis)
-            else:
+            elif len(leading):
                 _mark_leading(axes, ranking, height, leading=leading, axis=axis)
             _mark_planted(axes, height, planted=planted, axis=axis)
         upper.axhline(
@@ -82,7 +87,7 @@ def association_plot(
         upper.tick_params(axis="x", length=0)
         upper.set_ylabel(r"$-\log_{10}\,p$")
         upper.set_title(
-            f"Association of each SNP with {style.plain(trait)}: "
+            f"Association of each SNP with {style.shortened(trait, limit=60)}: "
             f"{num_passing:,} of {len(ranking):,} pass Bonferroni"
         )
         if by_pip:
@@ -90,9 +95,8 @@ def association_plot(
             lower.set_title("Posterior inclusion probability")
         else:
             lower.set_ylabel("score")
-            lower.set_title(
-                f"Importance by {_METHOD_NAMES.get(method, method)}: the {len(named)} leading SNPs named"
-            )
+            told = f"the {len(named)} leading SNPs named" if len(named) else "no SNP passes Bonferroni"
+            lower.set_title(f"Importance by {_METHOD_NAMES.get(method, method)}: {told}")
         axis.label(lower)
         handles, labels = upper.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), markerscale=1.3)
@@ -105,19 +109,21 @@ def association_plot(
             scale=scale,
         )
         if by_pip:
-            lower.set_title(f"Posterior inclusion probability: {_sets_in_words(len(sets), num_named)}")
+            num_all = len(sets) if num_sets is None else num_sets
+            told = _sets_in_words(num_all, num_places=len(sets), num_named=num_named)
+            lower.set_title(f"Posterior inclusion probability: {told}")
             lower.set_yticks(np.linspace(0, 1, 5))
             lower.set_ylim(top=max(1.04, lower.get_ylim()[1]))
 
 
-def _sets_in_words(num_sets: int, num_named: int) -> str:
+def _sets_in_words(num_sets: int, *, num_places: int, num_named: int) -> str:
     if not num_sets:
-        return f"no credible set; the {num_named} leading SNPs named"
+        return "no credible set"
     if num_sets == 1:
         return "1 credible set, its leading SNP named"
-    if num_named < num_sets:
-        return f"{num_sets:,} credible sets, the leading SNPs of the best {num_named} named"
-    return f"{num_sets} credible sets, their leading SNPs named"
+    shared = "" if num_places == num_sets else f", some of the same SNPs, in {num_places:,} colours"
+    best = f"the leading SNPs of the best {num_named}" if num_named < num_places else "their leading SNPs"
+    return f"{num_sets:,} credible sets{shared}, {best} named"
 
 
 def _draw_points(axes: Axes, height: NDArray[np.float64], *, axis: GenomeAxis, quiet: bool) -> None:
@@ -213,6 +219,8 @@ def _label_named(
     Returns:
         How many there was room for; the first ones come first.
     """
+    if not len(names):
+        return 0
     highest = float(height.max())
     row = highest + 0.2 * scale
     axes.set_ylim(top=highest + 0.3 * scale)

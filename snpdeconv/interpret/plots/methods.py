@@ -60,6 +60,8 @@ def importance_by_method(
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         title = f"Rank of the {len(names)} leading SNPs (of {num_variants:,}) by each method"
+        if "credible_set" in ranking and ranking["credible_set"].isna().all():
+            title += "\nNo credible set: chance would give such an order"
         figure.suptitle(
             title + ("\n◆ planted" if planted else ""), fontsize=11, fontweight="bold", x=0.02, ha="left"
         )

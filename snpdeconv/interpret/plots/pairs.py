@@ -39,6 +39,7 @@ def pair_map(
     path: Path,
     trait: str,
     causal_pairs: Collection[tuple[str, str]] = (),
+    looked_for: bool = True,
 ) -> None:
     """Each pair that may act at the positions of its SNPs, below the diagonal; the leading ones listed above.
 
@@ -52,6 +53,7 @@ def pair_map(
         path: The PNG.
         trait: Name of the trait.
         causal_pairs: IDs of planted pairs, marked.
+        looked_for: Whether pairs were looked for at all.
     """
     axis = GenomeAxis.of(ranking)
     place = dict(zip(ranking["variant_id"], axis.places, strict=True))
@@ -101,14 +103,17 @@ def pair_map(
             )
         axis.label(axes, along="x")
         axis.label(axes, along="y")
-        axes.set_title(f"SNPs that act together on {style.shortened(trait)}: {_in_words(pip)}")
+        told = _in_words(pip) if looked_for else "not looked for"
+        axes.set_title(f"SNPs that act together on {style.shortened(trait)}: {told}")
         if len(pairs):
             _list_leading(axes, pairs, points)
         else:
             axes.text(
                 0.04,
                 0.96,
-                "No pair of SNPs stood out\nfrom what its SNPs do alone.",
+                "No pair of SNPs stood out\nfrom what its SNPs do alone."
+                if looked_for
+                else "Pairs of SNPs were not looked for.",
                 transform=axes.transAxes,
                 va="top",
                 fontsize=12,

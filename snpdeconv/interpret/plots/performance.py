@@ -178,7 +178,7 @@ def prediction_scatter(predictions: ArrayLike, targets: ArrayLike, *, trait: str
                 label=f"fit, slope {fit.slope:.2f}",
             )
         axes.set(xlim=ends, ylim=ends, aspect="equal")
-        name = style.plain(trait)
+        name = style.shortened(trait, limit=40)
         axes.set(xlabel=f"predicted {name}", ylabel=f"observed {name}")
         axes.set_title(f"Observed and predicted: R² = {r2:.2f}, {len(value):,} samples")
         axes.legend(loc="upper left")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snpdeconv import console
 from snpdeconv.files import replacing
 
 if TYPE_CHECKING:
@@ -73,6 +74,5 @@ def plain(text: str) -> str:
 
 
 def shortened(text: str, *, limit: int = 22) -> str:
-    """`plain` text without its middle where it is longer than the limit: IDs of indels spell out alleles."""
-    half = (limit - 1) // 2
-    return plain(text if len(text) <= limit else f"{text[:half]}…{text[-half:]}")
+    """`plain` text, shortened as on a terminal."""
+    return plain(console.shortened(text, limit=limit))

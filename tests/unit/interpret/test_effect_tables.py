@@ -14,6 +14,7 @@ from snpdeconv.interpret.effect_tables import (
     credible_set_table,
     effect_kind,
     pair_table,
+    partner_of_variant,
     set_of_variant,
 )
 from snpdeconv.interpret.ranking import write_tsv
@@ -52,7 +53,9 @@ def test_a_snp_in_several_sets_is_named_with_the_strongest():
 
 
 def test_credible_sets():
-    table = credible_set_table([STRONG, WEAK], variants=VARIANTS, kinds=["additive", "pair"], classes=[])
+    table = credible_set_table(
+        [STRONG, WEAK], variants=VARIANTS, kinds=["additive", "pair"], classes=[], effects=[0.5, np.nan]
+    )
     first = table.iloc[0]
     assert first[["set", "effect", "best_snp", "chrom", "start", "end", "num_snps", "snps"]].tolist() == [
         "cs1", "additive", "rs0", "1", 100, 500, 2, "rs0,rs1",
@@ -61,9 +64,25 @@ def test_credible_sets():
     assert first["coverage"] == pytest.approx(0.98)
     assert first["log10_bayes_factor"] == pytest.approx(6)
     assert table["class"].isna().all()
+    np.testing.assert_equal(table["best_effect"].tolist(), [0.5, np.nan])
     assert table["effect"].tolist() == ["additive", "pair"]
-    named = credible_set_table([STRONG], variants=VARIANTS, kinds=["additive"], classes=["tall"])
+    named = credible_set_table(
+        [STRONG], variants=VARIANTS, kinds=["additive"], classes=["tall"], effects=[-1.0]
+    )
     assert named["class"].tolist() == ["tall"]
+
+
+def test_the_sides_of_a_likely_pair_name_each_other():
+    pairs = PairEffects(
+        first=np.array([0, 0, 2]),
+        second=np.array([3, 4, 5]),
+        effect=np.zeros(3),
+        pip=np.array([0.6, 0.9, 0.4]),
+        neg_log10_p=np.zeros(3),
+        q_value=np.zeros(3),
+    )
+    # rs0 is in two: the likelier counts.
+    assert partner_of_variant(pairs, variants=VARIANTS).tolist() == ["rs4", None, None, "rs0", "rs0", None]
 
 
 def test_pairs_by_probability_then_by_evidence():
@@ -104,8 +123,8 @@ def test_blocks_by_share_with_their_best_snp_and_the_sets_that_touch_them():
         sets=[STRONG, WEAK],
     )  # fmt: skip
     assert table["block"].tolist() == ["b", "a", "c"]
-    assert table["best_snp"].tolist() == ["rs3", "rs1", "rs5"]
-    assert table["best_pip"].tolist() == [0.3, 0.9, 0.0]
+    assert table["best_snp"].tolist() == ["rs4", "rs1", "rs5"]
+    assert table["best_pip"].tolist() == [0.4, 0.9, 0.0]
     assert table["num_snps"].tolist() == [2, 3, 1]
     assert table["credible_sets"].tolist()[:2] == ["cs2", "cs1,cs2"]
     assert pd.isna(table["credible_sets"][2])
@@ -113,7 +132,9 @@ def test_blocks_by_share_with_their_best_snp_and_the_sets_that_touch_them():
 
 def test_tables_of_nothing_have_their_header(tmp_path):
     none = np.empty(0, dtype=np.int64)
-    write_tsv(credible_set_table([], variants=VARIANTS, kinds=[], classes=[]), tmp_path / "sets.tsv")
+    write_tsv(
+        credible_set_table([], variants=VARIANTS, kinds=[], classes=[], effects=[]), tmp_path / "sets.tsv"
+    )
     write_tsv(pair_table(PairEffects(none, none, *[np.empty(0)] * 4), variants=VARIANTS), tmp_path / "p.tsv")
     assert (tmp_path / "sets.tsv").read_text().startswith("set\teffect\tclass\tcoverage\tpurity\t")
     pairs = (tmp_path / "p.tsv").read_text()

@@ -189,9 +189,31 @@ def test_probabilities_without_a_credible_set(tmp_path, drawn, column):
     plots.association_plot(ranking, path=tmp_path / "a.png", method="single_effects", trait="height")
     assert_well_laid_out(drawn[0])
     lower = drawn[0].axes[1]
-    assert lower.get_title("left").endswith("no credible set; the 5 leading SNPs named")
-    assert {text.get_text() for text in lower.texts} == set(ranking["variant_id"].head(5))
+    assert lower.get_title("left").endswith(": no credible set")
+    assert not lower.texts
+    assert not lower.patches
+    assert not rows_of_colour(lower, ranking, style.ORANGE)
     assert lower.get_ylim()[1] >= 1
+
+
+def test_association_alone_names_only_what_passes(tmp_path, drawn):
+    ranking = ranking_table(chromosomes=["1"], num_variants=100)
+    for passing, told in ((0, "no SNP passes Bonferroni"), (2, "the 2 leading SNPs named")):
+        ranking["marginal"] = ranking["score"] = np.where(np.arange(100) < passing, 9.0, 1.0)
+        plots.association_plot(ranking, path=tmp_path / "a.png", method="marginal", trait="height")
+        lower = drawn[-1].axes[1]
+        assert lower.get_title("left") == f"Importance by marginal association: {told}"
+        assert len(lower.texts) == passing
+
+
+def test_the_title_counts_the_sets_that_share_their_snps(tmp_path, drawn):
+    ranking = with_sets(ranking_table(chromosomes=["2"], num_variants=300), {"cs1": [0], "cs3": [5, 6]})
+    plots.association_plot(
+        ranking, path=tmp_path / "a.png", method="ensemble", trait="a trait " * 30, num_sets=4
+    )
+    assert_well_laid_out(drawn[0])
+    told = "4 credible sets, some of the same SNPs, in 2 colours, their leading SNPs named"
+    assert drawn[0].axes[1].get_title("left").endswith(told)
 
 
 def test_sets_whose_names_do_not_fit_are_left_unnamed(tmp_path, drawn):
@@ -378,8 +400,30 @@ def test_block_plot_shows_the_largest_shares(tmp_path, drawn, num):
 def test_block_plot_without_effects_says_so(tmp_path, drawn):
     plots.block_plot(block_rows([0.0, 1e-5]), path=tmp_path / "b.png", trait="height", total=(0, 0, 0))
     assert_well_laid_out(drawn[0])
-    assert drawn[0].axes[0].texts[0].get_text() == "No LD block explains 0.05% or more."
+    assert drawn[0].axes[0].texts[0].get_text().startswith("No credible set: ")
     assert "together" not in drawn[0].get_suptitle()
+
+
+def test_without_a_credible_set_no_block_has_a_bar(tmp_path, drawn):
+    blocks = block_rows([0.03, 0.02]).assign(credible_sets=None)
+    plots.block_plot(blocks, path=tmp_path / "b.png", trait="height", total=(0.05, 0.01, 0.1))
+    assert not drawn[0].axes[0].patches
+    assert "none to show" in drawn[0].get_suptitle()
+
+
+def test_pairs_that_nobody_looked_for_are_not_said_to_be_absent(tmp_path, drawn):
+    none = pd.DataFrame(columns=["variant_id_1", "variant_id_2", "effect", "pip", "neg_log10_p"])
+    ranking = ranking_table(chromosomes=["2"], num_variants=30)
+    plots.pair_map(none, ranking, path=tmp_path / "p.png", trait="height", looked_for=False)
+    assert drawn[0].axes[0].get_title("left").endswith("height: not looked for")
+    assert drawn[0].axes[0].texts[0].get_text() == "Pairs of SNPs were not looked for."
+
+
+def test_the_methods_of_a_ranking_of_nothing_say_so(tmp_path, drawn):
+    ranking = ranking_table(chromosomes=["2"], num_variants=30).assign(credible_set=None)
+    plots.importance_by_method(ranking, path=tmp_path / "m.png", methods=["marginal", "attention"])
+    assert "No credible set" in drawn[0].get_suptitle()
+    assert_well_laid_out(drawn[0])
 
 
 def crossings(points, centres, row):

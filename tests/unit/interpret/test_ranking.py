@@ -29,13 +29,12 @@ def test_columns_and_order(variants):
     }
     table = build_ranking(variants, block_names=BLOCKS, scores=scores, final="attention")
     assert list(table) == [
-        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
-        "attention", "marginal",
+        "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score", "marginal",
     ]  # fmt: skip
     # Equal attention goes by association, and then by place in the genome.
     assert table["variant_id"].tolist() == ["rs1", "rs3", "rs4", "rs2", "rs5"]
     assert table["rank"].tolist() == [1, 2, 3, 4, 5]
-    assert table["score"].tolist() == table["attention"].tolist()
+    assert table["score"].tolist() == sorted(scores["attention"], reverse=True)
     assert table.iloc[1, 1:8].tolist() == ["rs3", "2", 100, "G", "T", "b2", 0.2]
     assert table.loc[1, "marginal"] == 7.0
 
@@ -50,15 +49,46 @@ def test_a_posterior_stands_between_the_score_and_the_methods(variants, tmp_path
             pip=np.array([0.0, 0.1, 0.2, 0.3, 0.4]),
             effect=np.array([np.nan, 0.1, 0.1, 0.1, -0.25]),
             credible_set=np.array([None, None, None, "cs2", "cs1"], dtype=object),
+            pair_with=np.array([None, None, None, None, "rs9"], dtype=object),
             q_value=np.array([np.nan, 1.0, 1.0, 0.5, 0.01]),
         ),
     )
-    assert list(table)[7:] == ["score", "pip", "effect", "credible_set", "q_value", "marginal"]
+    assert list(table)[7:] == ["score", "pip", "effect", "credible_set", "pair_with", "q_value", "marginal"]
     assert table["credible_set"].tolist()[:2] == ["cs1", "cs2"]
     write_tsv(table, tmp_path / "ranking.tsv")
     lines = (tmp_path / "ranking.tsv").read_text().splitlines()
-    assert lines[1].split("\t")[8:] == ["0.4", "-0.25", "cs1", "0.01", "4"]
-    assert lines[5].split("\t")[8:] == ["0", "NA", "NA", "NA", "0"]
+    assert lines[1].split("\t")[8:] == ["0.4", "-0.25", "cs1", "rs9", "0.01", "4"]
+    assert lines[5].split("\t")[8:] == ["0", "NA", "NA", "NA", "NA", "0"]
+
+
+@pytest.mark.parametrize("final", ["single_effects", "ensemble"])
+def test_pips_as_they_are_written_order_and_then_the_evidence(variants, final):
+    nothing = np.full(5, None, dtype=object)
+    table = build_ranking(
+        variants,
+        block_names=BLOCKS,
+        scores={
+            "marginal": np.array([1.0, 2.0, 3.0, 4.0, 9.0]),
+            "single_effects": np.array([0.3, 0.5, 0.4, 0.4, 0.4]),
+            "ensemble": np.array([0.1, 0.9, 0.4, 0.4, 0.5]),
+        },
+        final=final,
+        posterior=Posterior(
+            pip=np.array([0.048, 0.009, 2e-9, 1e-9, 0.0]),  # the last three are written as 0
+            effect=np.array([0.1, -0.1, 0.1, 0.1, np.nan]),
+            credible_set=nothing,
+            pair_with=nothing,
+            q_value=np.ones(5),
+            trait_class=np.array(["red", "blue", "red", "red", None], dtype=object),
+        ),
+    )
+    assert table["variant_id"].tolist() == ["rs1", "rs2", "rs5", "rs4", "rs3"]
+    assert table["pip"].tolist() == [0.048, 0.009, 0.0, 0.0, 0.0]
+    assert table["class"].tolist()[:2] == ["red", "blue"]
+    assert table["score"].is_monotonic_decreasing
+    assert "ensemble" not in table
+    numbers = table.select_dtypes("number")
+    assert not any(numbers[a].equals(numbers[b]) for a in numbers for b in numbers if a < b)
 
 
 def test_full_ties_follow_the_genome_not_the_file(variants):
