@@ -26,6 +26,7 @@ COMMAND_S = 45.0
 """Seconds that all calls of a command's look-up may take together."""
 CALL_BYTES = 16 * 2**20
 """Bytes that an answer other than a file may have; JSON takes twenty times as much memory."""
+_HEADER_BYTES = 2**20
 _TRANSFER_SPEED = 64 * 2**10  # bytes a second; a server that is slower for long is taken for a sick one
 
 
@@ -86,6 +87,7 @@ class _Limits:
     def __init__(self) -> None:
         self.transfer = _transfer
         self.bytes = 0
+        self.in_body = False
         self._deadline = time.monotonic() + max(CALL_S, _patience())
         if (whole := getattr(_here, "deadline", None)) is not None and self.transfer is None:
             self._deadline = min(self._deadline, whole)
@@ -109,8 +111,8 @@ class _Limits:
 
     def count(self, number: int) -> None:
         self.bytes += number
-        most = CALL_BYTES
-        if self.transfer is not None:
+        most = CALL_BYTES if self.in_body else _HEADER_BYTES
+        if self.transfer is not None and self.in_body:
             self.transfer.bytes += number
             most = self.transfer.most
         if self.bytes > most:
@@ -168,6 +170,7 @@ class _Limited:
 
     def getresponse(self) -> Any:
         response = super().getresponse()  # type: ignore[misc]
+        self._limits.in_body = True
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             response.close()
             raise ServerLimit("the server compresses what it was asked to send as it is")
