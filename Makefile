@@ -15,7 +15,7 @@ REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types slow bench bench-gpu bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
+.PHONY: help install demo test check lint types fuzz slow bench bench-gpu bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: install  ## Simulate, train, rank, register and predict, in about three mi
 
 test: install  ## Run the default tests
 	$(BIN)/python -m pytest -n 2
+
+fuzz: install  ## Damaged inputs for every reader, INPUTS=150 of each, fixed and fresh
+	SNPDECONV_FUZZ_INPUTS=$(or $(INPUTS),150) $(BIN)/python -m pytest -n 2 tests/fuzz
 
 slow: install  ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from snpdeconv.errors import one_line
+
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in the same unit; a total of 0 is not known."""
 
@@ -28,10 +30,18 @@ class _StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _OneLine(logging.Formatter):
+    """A message quotes files, servers and names: none of them may break the line or run on for pages."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message, 1_500)
+        return super().formatMessage(record)
+
+
 def configure_logging(*, verbose: bool = False) -> None:
     """Sends the package's log lines to standard error, with the time and without noise from libraries."""
     handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_OneLine("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     package = logging.getLogger("snpdeconv")
     package.handlers[:] = [handler]
     package.setLevel(logging.DEBUG if verbose else logging.INFO)

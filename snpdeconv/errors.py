@@ -11,6 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), *range(0x2028, 0x202F))}
+
+
+def one_line(text: str, most_characters: int = 600) -> str:
+    """Text that may quote a file or a server, fit for a message: without line breaks, and not long."""
+    text = text.rstrip().translate(_CONTROL)
+    half = most_characters // 2
+    return text if len(text) <= most_characters else f"{text[:half]} … {text[-half:]}"
+
 
 class UserError(Exception):
     """A mistake in the input, the configuration or the surroundings, told in one line.
@@ -22,11 +31,11 @@ class UserError(Exception):
     """
 
     def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
-        self.problem = problem
-        self.where = where
-        self.mend = mend
-        text = problem if where is None else f"{where}: {problem}"
-        super().__init__(text if mend is None else f"{text}; {mend}")
+        self.problem = one_line(problem)
+        self.where = None if where is None else one_line(str(where))
+        self.mend = None if mend is None else one_line(mend)
+        text = self.problem if where is None else f"{self.where}: {self.problem}"
+        super().__init__(text if mend is None else f"{text}; {self.mend}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """One rank tells it to the others."""

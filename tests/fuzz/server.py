@@ -81,7 +81,6 @@ def serve() -> None:
     """Answers until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # What a library prints while it is imported is no answer.
-    import mlflow.tracking
     import optuna  # noqa: F401
 
     import snpdeconv.cli

@@ -9,9 +9,9 @@ from random import Random
 import cyvcf2
 import numpy as np
 from fuzz.harness import Target
-from fuzz.mutate import mutate
+from fuzz.mutate import NASTY, mutate
 
-from snpdeconv.config import preset_text
+from snpdeconv.config import load_config, preset_text
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.genetics.writers import write_bed, write_pgen, write_vcf
@@ -92,6 +92,26 @@ def with_setting(folder: Path) -> None:
     (folder / "set.txt").write_text("data.maf_min=0.05")
 
 
+def damage_setting(path: Path, rng: Random) -> None:
+    """Any setting, with any value."""
+    key = rng.choice(
+        [
+            f"{name}.{key}"
+            for name, section in SETTINGS.items()
+            if isinstance(section, dict)
+            for key in section
+        ]
+    )
+    path.write_text(f"{key}={rng.choice(NASTY)}") if rng.random() < 0.6 else path.write_bytes(
+        key.encode() + b"=" + rng.choice(YAML)
+    )
+    if rng.random() < 0.2:
+        damage_yaml(path, rng)
+
+
+SETTINGS = load_config("small_cpu").model_dump()
+
+
 def damage_yaml(path: Path, rng: Random) -> None:
     """What is nasty in YAML, beside what is nasty in any text."""
     content = path.read_bytes()
@@ -160,7 +180,7 @@ TARGETS = [
         ("set.txt",),
         with_setting,
         out="r",
-        damage=damage_yaml,
+        damage=damage_setting,
     ),
     ranking(
         "fit",

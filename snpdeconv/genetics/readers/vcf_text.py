@@ -4,11 +4,13 @@ and how a broken record reads. Decodes no genotypes.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import itertools
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from snpdeconv.errors import InputError
@@ -17,7 +19,10 @@ from snpdeconv.genetics.bgzf import BGZF_END
 _GZIP_MAGIC = b"\x1f\x8b"
 _BCF_MAGIC = b"BCF\x02"
 _BGZF_SUBFIELD = b"BC\x02\x00"
-_FIXED_COLUMNS = 9
+_FIXED_COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_TAB = b"\t"
+_LONGEST_LINE = 2**29
 _LOOK_AHEAD_BYTES = 2**20
 
 
@@ -35,15 +40,41 @@ def read_sample_names(path: Path) -> list[str]:
     """
     try:
         with _open(path) as file:
-            header = _bcf_header(file) if file.peek(4)[:4] == _BCF_MAGIC else file
+            is_bcf = file.peek(4)[:4] == _BCF_MAGIC
+            header = iter(_bcf_header(file)) if is_bcf else _lines(file)
             columns = next((line for line in header if line[:1] != b"#" or line[:6] == b"#CHROM"), b"")
+            record = b"" if is_bcf else next(header, b"")
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"the header cannot be read ({error})", where=path) from error
+    if columns[:2] in _UTF_16 or columns[:3] == codecs.BOM_UTF8:
+        raise InputError(
+            "starts with a byte-order mark", where=path, mend="save it as plain UTF-8, or run dos2unix on it"
+        )
     if columns[:6] != b"#CHROM":
         raise InputError("not a VCF or BCF: no #CHROM line before the first record", where=path)
-    names = columns.rstrip(b"\r\n\0").decode("utf-8", errors="replace").split("\t")[_FIXED_COLUMNS:]
-    if not names:
+    fields = columns.rstrip(b"\r\n\0").decode("utf-8", errors="replace").split("\t")
+    names = [name.strip(" ") for name in fields[len(_FIXED_COLUMNS) :]]
+    fixed = tuple(fields[: len(_FIXED_COLUMNS)])
+    if not names and fixed in (_FIXED_COLUMNS, _FIXED_COLUMNS[:-1]):
         raise InputError("a VCF without samples: the #CHROM line has no sample columns", where=path)
+    if fixed != _FIXED_COLUMNS:
+        raise InputError(
+            f"the #CHROM line begins {' '.join(fixed)}",
+            where=path,
+            mend=f"it must be {' '.join(_FIXED_COLUMNS)} and the samples, between single tabs",
+        )
+    if "" in names:
+        raise InputError(
+            f"sample {names.index('') + 1} of {len(names)} has no name in the #CHROM line",
+            where=path,
+            mend="name it, or take out the tab too much",
+        )
+    if record.strip() and record.count(b"\t") + 1 != len(fields):
+        raise InputError(
+            f"the #CHROM line has {len(fields)} columns and the first record {record.count(_TAB) + 1}",
+            where=path,
+            mend="name every sample, once",
+        )
     return names
 
 
@@ -81,7 +112,7 @@ def describe_record(path: Path, number: int) -> str:
         with _open(path) as file:
             if file.peek(4)[:4] == _BCF_MAGIC:
                 return ""
-            numbered = enumerate(file, start=1)
+            numbered = enumerate(_lines(file), start=1)
             records = ((n, line) for n, line in numbered if line[:1] != b"#")
             line_number, line = next(itertools.islice(records, number - 1, None))
             file.read(
@@ -102,4 +133,14 @@ def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 def _bcf_header(file: gzip.GzipFile | io.BufferedReader) -> list[bytes]:
     (length,) = struct.unpack("<I", file.read(9)[5:])
+    if length > _LONGEST_LINE:
+        raise EOFError(f"of {length} bytes")
     return file.read(length).splitlines()
+
+
+def _lines(file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
+    """Lines, but no gigabytes without a line break."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise EOFError("a line without an end")
+        yield line

@@ -149,7 +149,10 @@ class TestVcf:
 
     def test_broken_records_make_no_noise_of_the_library(self, tmp_path: Path) -> None:
         path = write_vcf_text(
-            tmp_path / "c.vcf", "7 10 a A G . . . GT 0/0 0/1", header="##fileformat=VCFv4.2\n"
+            tmp_path / "c.vcf",
+            "7 10 a A G . . . GT 0/0 0/1 0/0 0/1",
+            "7 20 b A G . . . GT 0/0 0/1",
+            header="##fileformat=VCFv4.2\n",
         )
         script = (
             "import sys; from pathlib import Path\n"
@@ -162,7 +165,7 @@ class TestVcf:
             [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
         )
         assert run.stderr == ""
-        assert "record 1 cannot be read" in run.stdout
+        assert "record 2 cannot be read" in run.stdout
 
     @pytest.mark.parametrize("cut", [28, 1, 3000])
     @pytest.mark.parametrize(("mode", "suffix"), [("wz", ".vcf.gz"), ("wb", ".bcf")])
