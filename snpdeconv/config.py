@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from snpdeconv.errors import ConfigError, nearest
-from snpdeconv.yaml_text import read_yaml
+from snpdeconv.yaml_text import read_yaml, read_yaml_file
 
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
@@ -96,7 +96,7 @@ class TrainingConfig(Section):
     focal_alpha: float = Field(gt=0.0, lt=1.0)
     focal_gamma: float = Field(ge=0.0)
     checkpoint_every_steps: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -241,16 +241,10 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     """
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError("is not UTF-8 text", where=path, mend="save it as UTF-8") from error
-        name = path.stem
+        content, name = read_yaml_file(path), path.stem
     else:
-        text, name = preset_text(preset), preset
-    settings = _on_base(read_yaml(text, where=name), where=name)
+        content, name = read_yaml(preset_text(preset), where=preset), preset
+    settings = _on_base(content, where=name)
     settings.setdefault("description", "")
     settings["preset"] = name
     return _validate(settings, where=name, changed=[_override(settings, one) for one in overrides])

@@ -32,9 +32,9 @@ class UserError(Exception):
 
     def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
         self.problem = one_line(problem)
-        self.where = None if where is None else one_line(str(where))
+        self.where = where
         self.mend = None if mend is None else one_line(mend)
-        text = self.problem if where is None else f"{self.where}: {self.problem}"
+        text = self.problem if where is None else f"{one_line(str(where))}: {self.problem}"
         super().__init__(text if mend is None else f"{text}; {self.mend}")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.files import read_whole
+
+_MOST_BYTES, _MOST_VALUES = 2**20, 20_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,9 +45,50 @@ def read_yaml(text: str, *, where: str | Path) -> Any:
     """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
 
     Raises:
-        ConfigError: The text is no YAML, or a mapping holds a key twice.
+        ConfigError: The text is no YAML, a mapping holds a key twice, or it is larger or deeper than settings
+            are, aliases counted as what they stand for.
     """
     try:
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"longer than {_MOST_BYTES} characters")
+        _require_small(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError("is nested too deeply to be settings", where=where) from error
+    # Besides YAMLError: what Python raises for a number of 5,000 digits, a 30th of February or `!!int x`.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from error
+
+
+def read_yaml_file(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, is no UTF-8 text or no YAML, or is too large.
+    """
+    mend = "give the path of a YAML file"
+    try:
+        text = read_whole(path, limit=_MOST_BYTES, mend=mend).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", where=path, mend="check the path") from error
+    except InputError as error:
+        raise ConfigError(error.problem, where=path, mend=mend) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8 text", where=path, mend="save it as UTF-8") from error
+    return read_yaml(text, where=path)
+
+
+def _require_small(root: yaml.Node | None) -> None:
+    """Counts values before any is made, aliases as what they stand for: a few lines can mean billions."""
+    waiting, seen = [root] if root is not None else [], 0
+    while waiting:
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values")
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]

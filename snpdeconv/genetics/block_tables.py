@@ -6,7 +6,9 @@ Gives them sorted, checked and 1-based. Knows nothing of a cohort.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
+from snpdeconv.files import read_whole
 from snpdeconv.genetics.variants import normalise_chrom
 
+_MOST_BYTES = 64 * 2**20
 _PLINK_MAGIC = b"\x6c\x1b"
 _BED_COMMENTS = ("#", "track", "browser")
 _TSV_COLUMNS = ("chrom", "start", "end", "name")
@@ -96,12 +100,16 @@ def read_table(path: Path) -> BlockTable:
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+    mend = "give a table of blocks"
     try:
-        content = path.read_bytes()
+        content = read_whole(path, limit=_MOST_BYTES, mend=mend)
         if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read ({error})", where=path) from error
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"holds more than {_MOST_BYTES} bytes, unpacked", where=path, mend=mend)
     if content.startswith(_PLINK_MAGIC):
         raise InputError(
             "holds PLINK genotypes, not a table of blocks",

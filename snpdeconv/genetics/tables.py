@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError, nearest
+from snpdeconv.files import read_whole
 from snpdeconv.genetics.samples import Samples
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 MISSING_WORDS = frozenset({"", ".", "na", "nan", "n/a"})
 # PLINK writes this number for a missing phenotype.
 MISSING_NUMBER = -9.0
+_MOST_BYTES = 4 * 2**30
 ID_COLUMNS = ("FID", "IID")
 
 # Narrower than float(), which also takes "1_000" and digits of other scripts.
@@ -76,18 +78,15 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return read_whole(path, limit=_MOST_BYTES, mend="give a table's path").decode("utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=path, mend="check the path") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
             f"line {line} is not UTF-8 text",
             where=path,
             mend="save the table as UTF-8 text, not as a workbook",
-        ) from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"cannot be read ({reason.lower()})", where=path, mend="give a table's path"
         ) from None
 
 

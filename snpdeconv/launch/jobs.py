@@ -26,7 +26,7 @@ from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_ou
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted
-from snpdeconv.yaml_text import read_yaml
+from snpdeconv.yaml_text import read_yaml_file
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _succeeds(job: Job) -> bool:
 
 def read_settings(path: Path) -> Config:
     """The settings that were frozen at submission, the preset's name among them."""
-    return validate(read_yaml(path.read_text(), where=path), where=str(path))
+    return validate(read_yaml_file(path), where=str(path))
 
 
 def join_ranks(environment: JobEnvironment) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from snpdeconv.config import Architecture, Config, validate
 from snpdeconv.errors import ConfigError
-from snpdeconv.yaml_text import read_yaml
+from snpdeconv.yaml_text import read_yaml, read_yaml_file
 
 SECTIONS = ("model", "training")
 """A search must not change what people are compared on, nor what the job asks for."""
@@ -117,10 +117,7 @@ def apply(config: Config, values: Mapping[str, Any], *, where: str) -> Config:
 
 
 def _parse(path: Path) -> Space:
-    try:
-        content = read_yaml(path.read_text(encoding="utf-8"), where=path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read ({error})", where=path) from error
+    content = read_yaml_file(path)
     if not isinstance(content, dict) or not content:
         mend = "lines such as `training.learning_rate: {low: 1e-5, high: 1e-2, log: true}`"
         raise ConfigError("holds no settings to search", where=path, mend=mend)

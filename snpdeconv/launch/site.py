@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 import snpdeconv
 from snpdeconv.errors import ConfigError, nearest
 from snpdeconv.files import require_own
-from snpdeconv.yaml_text import read_yaml
+from snpdeconv.yaml_text import read_yaml_file
 
 Runtime = Literal["none", "apptainer", "pyxis", "charliecloud"]
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -133,11 +133,7 @@ def load_site(name: str | None) -> Site:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = _find(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
-    facts = read_yaml(text, where=path)
+    facts = read_yaml_file(path)
     if not isinstance(facts, dict):
         raise ConfigError("holds no facts of a cluster", where=path, mend="see jobs/clusters for the form")
     try:

@@ -54,6 +54,8 @@ class Inputs:
         for table in (phenotypes, covariates, blocks, held_out):
             if table is not None and not Path(table).exists():
                 raise InputError("no such file", where=table, mend="check the path")
+            if table is not None and not Path(table).is_file():
+                raise InputError("is not a regular file", where=table, mend="give the path of a table")
         return cls(
             genotypes=str(Path(genotypes).absolute()),
             phenotypes=str(Path(phenotypes).absolute()),

@@ -128,7 +128,7 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text("just text")
     with pytest.raises(ConfigError, match="holds no settings"):
         load_config(str(path))
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_config(str(tmp_path / "none.yaml"))
 
 

@@ -112,6 +112,8 @@ def find_files(source: Path) -> CohortFiles:
         raise InputError(
             "is a folder that `snpdeconv import` did not make", where=source, mend=f"give {ACCEPTED}"
         )
+    if not source.is_file():
+        raise InputError("is a pipe or a device, not a file", where=source, mend=f"give {ACCEPTED}")
     if source.name.endswith(_VCF_SUFFIXES):
         return CohortFiles("vcf", (source,))
     if source.suffix == ".bed":

@@ -15,13 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.readers.tables import bad_columns, numbered_lines, parse_positions
+from snpdeconv.genetics.readers.tables import (
+    bad_columns,
+    numbered_lines,
+    parse_positions,
+    refuse_quotes,
+)
 from snpdeconv.genetics.variants import Variants
 
 _COLUMNS = 6
 _POSITION = 3
 _BLOCK_BYTES = 2**20
 _BLOCK_LINES = 2**14
+_LONGEST_LINE = 2**24
 _TAB, _NEWLINE, _SPACE, _DELETE, _ZERO = b"\t\n \x7f0"
 _MOST_DIGITS = 18  # What int64 surely holds.
 
@@ -51,6 +57,8 @@ class Bim:
             InputError: A line has another number of columns or no position.
         """
         num_variants = 0
+        for _, line in itertools.islice(numbered_lines(path), 1):
+            refuse_quotes(line, path=path)
         for block in _blocks(path):
             separators = _separators(block)
             if separators is None or not _has_plain_positions(block, separators):
@@ -120,7 +128,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """The file in pieces that end with a line; the last line may lack its end, which is added."""
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
-            block += file.readline()
+            rest = file.readline(_LONGEST_LINE)
+            if len(rest) == _LONGEST_LINE:
+                raise InputError(f"has a line of over {_LONGEST_LINE} characters", where=path)
+            block += rest
             yield block if block.endswith(b"\n") else block + b"\n"
 
 

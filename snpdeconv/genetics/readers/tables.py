@@ -18,6 +18,7 @@ from snpdeconv.genetics.samples import Samples
 
 _FAM_COLUMNS = 6
 _TOO_MANY_DIGITS = 19
+_LONGEST_LINE = 2**24
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def read_fam(path: Path) -> Samples:
     fid, iid = [], []
     for number, line in numbered_lines(path):
         fields = line.split()
+        if number == 1:
+            refuse_quotes(line, path=path)
         if len(fields) != _FAM_COLUMNS:
             raise bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
         fid.append(fields[0])
@@ -83,6 +86,8 @@ def read_psam(path: Path) -> Samples:
         if not header:
             return read_fam(path)
         fields = line.split()
+        if not iid:
+            refuse_quotes(line, path=path)
         if "IID" not in header or len(fields) < len(header):
             raise bad_columns(path, number, found=len(fields), expected=f"{len(header)} ({' '.join(header)})")
         iid.append(fields[header.index("IID")])
@@ -146,11 +151,26 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: It is no text.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
-            yield from enumerate(file, start=1)
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
+                if len(line) == _LONGEST_LINE:
+                    raise InputError(f"has over {_LONGEST_LINE} characters", where=f"{path}:{number}")
+                yield number, line
         except UnicodeDecodeError as error:
             raise InputError("not a text file in UTF-8", where=path) from error
+
+
+def refuse_quotes(line: str, *, path: Path) -> None:
+    """Refuses a table whose fields stand in quotation marks: PLINK takes these as part of names.
+
+    Raises:
+        InputError: A field of the line begins and ends with one.
+    """
+    quoted = next((field for field in line.split() if field[0] in "\"'" and field[-1] == field[0]), None)
+    if quoted is not None:
+        mend = "write it without quotation marks, e.g. in R with write.table(quote = FALSE)"
+        raise InputError(f"its fields stand in quotation marks ({quoted})", where=path, mend=mend)
 
 
 def parse_positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:

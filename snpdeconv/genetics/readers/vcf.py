@@ -82,7 +82,8 @@ class VcfReader:
     def _open(self) -> Iterator[cyvcf2.Variant]:
         try:
             file = cyvcf2.VCF(str(self._path))
-            records, names = iter(file), file.samples
+            names: list[str] = file.samples
+            records: Iterator[cyvcf2.Variant] = iter(file)
         except Exception as error:
             raise InputError(
                 f"the header cannot be read ({error})",

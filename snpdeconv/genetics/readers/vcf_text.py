@@ -22,7 +22,7 @@ _BGZF_SUBFIELD = b"BC\x02\x00"
 _FIXED_COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TAB = b"\t"
-_LONGEST_LINE = 2**29
+_LONGEST_LINE = 2**28
 _LOOK_AHEAD_BYTES = 2**20
 
 
@@ -142,5 +142,5 @@ def _lines(file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
     """Lines, but no gigabytes without a line break."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
-            raise EOFError("a line without an end")
+            raise EOFError(f"a line of over {_LONGEST_LINE} bytes")
         yield line
