@@ -8,7 +8,6 @@ The retraining ends at once when nothing has changed. scancel --name=snpdeconv-r
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,9 @@ from pathlib import Path
 
 from snpdeconv.cli import main as snpdeconv
 from snpdeconv.errors import UserError
+from snpdeconv.files import private_folder
+from snpdeconv.launch.records import jobs_dir
+from snpdeconv.launch.scheduler import slurm_environment
 from snpdeconv.launch.site import Site, load_site
 from snpdeconv.tracking.registry import check_model_name
 
@@ -46,30 +48,24 @@ def queue_next(site: Site, *, name: str, every: str) -> None:
     """Queues this very command for later, unless another link waits already."""
     waiting = subprocess.run(
         ["squeue", "--noheader", "--me", "--states=PENDING", f"--name={name}", "--format=%i"],
-        check=True, capture_output=True, text=True,
+        check=True, capture_output=True, text=True, env=slurm_environment(),
     ).stdout.split()  # fmt: skip
     if waiting:
         print(f"next      waits already (SLURM {waiting[0]})")
         return
+    folder = private_folder(jobs_dir())
     facts = {"partition": site.partition, "account": site.account, "qos": site.qos}
     command = [sys.executable, "-P", str(Path(__file__).resolve()), *sys.argv[1:]]
     queued = subprocess.run(
         [
             "sbatch", "--parsable", f"--begin=now+{every}", f"--job-name={name}", "--ntasks=1", "--mem=1G",
-            "--time=30", f"--output={name}-%j.log",
+            "--time=30", f"--output={folder}/{name}-%j.log",
             *(f"--{option}={value}" for option, value in facts.items() if value is not None),
             f"--wrap={shlex.join(command)}",
         ],
-        check=True, capture_output=True, text=True, env=outside_of_jobs(),
+        check=True, capture_output=True, text=True, env=slurm_environment(),
     ).stdout.strip()  # fmt: skip
     print(f"next      in {every} (SLURM {queued})", flush=True)
-
-
-def outside_of_jobs() -> dict[str, str]:
-    """The environment without the limits of the job that this may run in."""
-    return {
-        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
-    }
 
 
 if __name__ == "__main__":

@@ -38,11 +38,25 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, A
     return loader.construct_mapping(node, deep=True)
 
 
+class _TextLoader(_Loader):
+    """What is no mapping, list or null is text: an account 0123 or a time 12:30 is no number."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-def read_yaml(text: str, *, where: str | Path) -> Any:
+def read_yaml(text: str, *, where: str | Path, as_text: bool = False) -> Any:
     """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
+
+    Args:
+        text: The text.
+        where: The file that it is from.
+        as_text: Whether to leave numbers, dates and truth values as they are written.
 
     Raises:
         ConfigError: The text is no YAML, a mapping holds a key twice, or it is larger or deeper than settings
@@ -52,7 +66,7 @@ def read_yaml(text: str, *, where: str | Path) -> Any:
         if len(text) > _MOST_BYTES:
             raise ValueError(f"longer than {_MOST_BYTES} characters")
         _require_small(yaml.compose(text, Loader=_Loader))
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
     except ConfigError:
         raise
     except RecursionError as error:
@@ -62,8 +76,8 @@ def read_yaml(text: str, *, where: str | Path) -> Any:
         raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from error
 
 
-def read_yaml_file(path: Path) -> Any:
-    """The content of a YAML file.
+def read_yaml_file(path: Path, *, as_text: bool = False) -> Any:
+    """The content of a YAML file; `as_text` as `read_yaml` has it.
 
     Raises:
         ConfigError: It cannot be read, is no UTF-8 text or no YAML, or is too large.
@@ -77,7 +91,7 @@ def read_yaml_file(path: Path) -> Any:
         raise ConfigError(error.problem, where=path, mend=mend) from error
     except UnicodeDecodeError as error:
         raise ConfigError("is not UTF-8 text", where=path, mend="save it as UTF-8") from error
-    return read_yaml(text, where=path)
+    return read_yaml(text, where=path, as_text=as_text)
 
 
 def _require_small(root: yaml.Node | None) -> None:

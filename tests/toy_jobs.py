@@ -81,3 +81,16 @@ class Summing(Job):
         total = distributed.sum_over_ranks(torch.tensor(place.rank + 1))
         distributed.shut_down()
         return {"total": int(total), "world_size": place.world_size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Job):
+    """Takes memory until somebody stops it."""
+
+    def work(self, config):
+        taken = []
+        for _ in range(24):
+            taken.append(bytearray(os.urandom(1) * 100 * 2**20))
+            time.sleep(0.3)
+        time.sleep(60)
+        return {"taken": len(taken)}

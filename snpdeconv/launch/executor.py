@@ -28,7 +28,7 @@ from submitit.local.local import LocalJob
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.launch import containers
 from snpdeconv.launch.request import Request
-from snpdeconv.launch.scheduler import run_slurm, slurm_environment
+from snpdeconv.launch.scheduler import run_slurm, slurm_environment, what_slurm_says
 from snpdeconv.launch.site import Site
 from snpdeconv.tracking.home import home
 
@@ -184,13 +184,6 @@ def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
         where=f"cluster {plan.site.name}",
         mend="compare the script of --dry-run with what the site asks for",
     )
-
-
-def what_slurm_says(answer: subprocess.CompletedProcess[str]) -> str:
-    """The last line of its complaint."""
-    lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines() if line.strip()]
-    last = lines[-1] if lines else f"exit code {answer.returncode}"
-    return last.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ")
 
 
 def _ask_sbatch(words: list[str]) -> tuple[subprocess.CompletedProcess[str], bool]:

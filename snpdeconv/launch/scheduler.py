@@ -123,8 +123,21 @@ def parse_accounting(text: str) -> dict[str, Told]:
             continue
         number, word, code, name = line.strip().split("|", 3)
         state = _state(word.split()[0])
-        told[number] = Told(state, word, _end(word, code=code) if state == "ended" else "", name)
+        one = Told(state, word, _end(word, code=code) if state == "ended" else "", name)
+        told |= dict.fromkeys(_elements(number), one)
     return told
+
+
+def _elements(number: str) -> list[str]:
+    """The jobs of one line of sacct: those of an array that never began stand as ``12_[3-5,8%2]``."""
+    array, _, places = number.partition("_[")
+    if not places:
+        return [number]
+    ends = [part.partition("-") for part in places.rstrip("]").partition("%")[0].split(",")]
+    try:
+        return [f"{array}_{n}" for low, _, high in ends for n in range(int(low), int(high or low) + 1)]
+    except ValueError:
+        return [number]
 
 
 def _state(word: str) -> State:
@@ -168,6 +181,13 @@ def run_slurm(words: Sequence[str], *, text: str | None = None) -> subprocess.Co
         return subprocess.CompletedProcess(words, 127, "", str(error))
 
 
+def what_slurm_says(answer: subprocess.CompletedProcess[str]) -> str:
+    """The last line of its complaint."""
+    lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit code {answer.returncode}"
+    return last.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ")
+
+
 def cluster_name() -> str:
     """SLURM's own name of this cluster; "" if it does not answer."""
     answer = run_slurm(["scontrol", "show", "config"]).stdout
@@ -193,7 +213,7 @@ def _queue() -> dict[str, Told] | None:
 
 def _accounting(records: Sequence[Record]) -> dict[str, Told] | None:
     """From the accounting; empty where the site has none, None where it does not answer."""
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--array"]
+    words = ["sacct", "--noheader", "--parsable2", "--allocations"]
     words.append("--format=JobID,State,ExitCode,JobName")
     asked = []
     if numbers := [record.scheduler_id for record in records if record.scheduler_id]:

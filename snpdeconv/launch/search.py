@@ -135,7 +135,7 @@ def submit_search(
     check_model_name(model_name)
     read_space(space, config)
     track_at(site)
-    target = choose_target(config, site=site, one_process=True)
+    target = choose_target(config, site=site, one_process=True, num_elements=num_trials)
     record = make_record("search", config, target, model=model_name, command=command)
     folder = out.absolute() if out is not None else results_folder(site) / record.id
     record = replace(

@@ -5,6 +5,7 @@ Read from a YAML file; knows nothing of jobs.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ import snpdeconv
 from snpdeconv.errors import ConfigError, nearest
 from snpdeconv.files import require_own
 from snpdeconv.yaml_text import read_yaml_file
+
+logger = logging.getLogger(__name__)
 
 Runtime = Literal["none", "apptainer", "pyxis", "charliecloud"]
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -89,10 +92,13 @@ class Site(_Facts):
     folder: str | None = None
     sbatch: Mapping[str, str | bool] = {}
 
-    @field_validator("environment", mode="before")
+    @field_validator("sbatch", mode="before")
     @classmethod
-    def _numbers_are_text(cls, value: Any) -> Any:
-        return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    def _switches(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        switch = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        return {k: switch.get(v.lower(), v) if isinstance(v, str) else v for k, v in value.items()}
 
     @field_validator("environment")
     @classmethod
@@ -127,19 +133,36 @@ def load_site(name: str | None) -> Site:
         ConfigError: There is no such file, or it does not hold together.
     """
     if name is None:
-        return Site(name="auto")
+        return _with_profile(Site(name="auto"))
     if name == "local":
         return LOCAL
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = _find(name)
-    facts = read_yaml_file(path)
+    facts = read_yaml_file(path, as_text=True)
     if not isinstance(facts, dict):
         raise ConfigError("holds no facts of a cluster", where=path, mend="see jobs/clusters for the form")
     try:
-        return Site.model_validate({"name": path.stem, **_expanded(facts, where=path)})
+        return _with_profile(Site.model_validate({"name": path.stem, **_expanded(facts, where=path)}))
     except ValidationError as error:
         raise _first_problem(error, where=path) from error
+
+
+def _with_profile(site: Site) -> Site:
+    """The site with what the user's profile says to sbatch; what is not followed is said."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("SBATCH_") and value}
+    taken = {}
+    for fact in ("account", "qos", "partition"):
+        value, own = found.pop(f"SBATCH_{fact.upper()}", None), getattr(site, fact)
+        if value is not None and own is None and site.scheduler != "local":
+            taken[fact] = value
+            logger.info("%s %s, from SBATCH_%s", fact, value, fact.upper())
+        elif value not in (None, own):
+            logger.info("SBATCH_%s=%s is not followed: the cluster's file has %s", fact.upper(), value, own)
+    if found:
+        names = ", ".join(sorted(found))
+        logger.info("not passed on to SLURM: %s (put them under sbatch in the cluster's file)", names)
+    return site.model_copy(update=taken)
 
 
 def known_sites() -> dict[str, Path]:

@@ -31,7 +31,7 @@ _IDLE_TALK = re.compile(
 )
 _BEGINS = re.compile(r"submitit INFO .*Starting with ")
 _KILLED_FOR_MEMORY = re.compile(
-    r"^(srun|slurmstepd): .*(out of memory|oom[-_ ]kill|exceeded .*memory limit)",
+    r"^(srun|slurmstepd[^:]*): .*(out of memory|oom[-_ ]kill|exceeded .*memory limit)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CANCELLED = re.compile(r"CANCELLED AT \S+( DUE TO [A-Z ]+)?")

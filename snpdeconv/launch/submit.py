@@ -190,7 +190,7 @@ def submit_predict(
     track_at(site)
     reference = resolve(model)
     version = f"{reference.name}/{reference.version}"
-    target = choose_target(config, site=site, one_process=True)
+    target = choose_target(config, site=site, one_process=True, num_elements=len(genotypes), trains=False)
     elements = tuple(str(Path(cohort).absolute()) for cohort in genotypes)
     record = make_record("predict", config, target, model=version, command=command, after=after)
     record = replace(record, elements=elements if len(elements) > 1 else ())

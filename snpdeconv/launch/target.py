@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ResourceError
-from snpdeconv.launch.executor import slurm_answers
-from snpdeconv.launch.inventory import check_request, read_inventory
+from snpdeconv.errors import ConfigError
+from snpdeconv.launch.executor import Plan, sbatch_script, slurm_answers
+from snpdeconv.launch.inventory import check_script
+from snpdeconv.launch.records import jobs_dir
 from snpdeconv.launch.request import Request, make_request
 from snpdeconv.launch.site import Site
 from snpdeconv.tracking.home import is_database, shown, sqlite_path, tracking_uri
@@ -33,13 +34,17 @@ class Target:
     request: Request
 
 
-def choose_target(config: Config, *, site: Site, one_process: bool = False) -> Target:
+def choose_target(
+    config: Config, *, site: Site, one_process: bool = False, num_elements: int = 1, trains: bool = True
+) -> Target:
     """Where a job goes, after a look at what there is.
 
     Args:
         config: The settings.
         site: Where the user wants it.
         one_process: For work that one process does.
+        num_elements: Of an array.
+        trains: Whether it trains, which takes long without the GPUs that are asked for.
 
     Raises:
         ConfigError: It could never run there.
@@ -47,27 +52,29 @@ def choose_target(config: Config, *, site: Site, one_process: bool = False) -> T
     """
     request = make_request(config, one_process=one_process)
     if site.scheduler == "local" or (site.scheduler == "auto" and not slurm_answers()):
-        return Target(site, "local", _fit_to_machine(request))
-    groups = read_inventory()
-    if groups is None:
-        raise ResourceError(
-            "SLURM does not answer (sinfo)",
-            where=f"cluster {site.name}",
-            mend="submit from a login node, or use --cluster local",
-        )
-    partition = check_request(request, site=site, groups=groups)
-    return Target(site.model_copy(update={"partition": partition, "gpu_partition": None}), "slurm", request)
+        return Target(site, "local", _fit_to_machine(request, config, trains=trains))
+    plan = Plan(name="snpdeconv-test", request=request, site=site, folder=jobs_dir() / "test" / "log")
+    partition = check_script(sbatch_script(plan, num_elements=num_elements), request=request, site=site)
+    if partition:
+        site = site.model_copy(update={"partition": partition, "gpu_partition": None})
+    return Target(site, "slurm", request)
 
 
-def _fit_to_machine(request: Request) -> Request:
-    """One process for each GPU that is here; one where there is none."""
+def _fit_to_machine(request: Request, config: Config, *, trains: bool) -> Request:
+    """One process for each GPU that is here; a training on fewer than it asks for is refused."""
     if request.gpus_per_node == 0:
         return request
     import torch
 
     here = min(request.gpus_per_node, torch.cuda.device_count())
-    if here < request.gpus_per_node:
-        logger.info("%d GPUs are asked for and %d are here", request.gpus_per_node, here)
+    if here < request.gpus_per_node and trains and config.resources.device != "cpu":
+        raise ConfigError(
+            f"the job asks for {request.gpus_per_node} GPUs, and this machine has {here or 'none'}",
+            where="resources.gpus_per_node",
+            mend=f"--set resources.gpus_per_node={here}"
+            + ("" if here else " trains on the CPU")
+            + ", or name a --cluster",
+        )
     return replace(request, gpus_per_node=here, tasks_per_node=max(1, here))
 
 

@@ -86,7 +86,7 @@ AccountingStorageType=accounting_storage/none
 NodeName=knoten-3090 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17101 CPUs=8 RealMemory=16000 Gres=gpu:3090:4
 NodeName=knoten-mig NodeHostname=localhost NodeAddr=127.0.0.1 Port=17102 CPUs=8 RealMemory=16000 Gres=gpu:1g.10gb:7
 PartitionName=short Nodes=knoten-mig Default=YES MaxTime=2:00:00 DenyAccounts=closed
-PartitionName=old Nodes=knoten-3090 MaxTime=1-00:00:00
+PartitionName=old Nodes=knoten-3090,knoten-mig MaxTime=1-00:00:00
 PartitionName=secret Nodes=knoten-3090 Hidden=YES MaxTime=1:00:00
 CONF
     else

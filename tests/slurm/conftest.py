@@ -30,29 +30,37 @@ def answers() -> bool:
     return subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
 
 
-def start_cluster(log: Path) -> bool:
+def start_cluster(log: Path, layout: str = "usual") -> bool:
     """Starts what of the cluster does not run; whether all of it does now."""
     with log.open("w") as stream:  # not a pipe: the daemons would keep it open
-        up = subprocess.run([HERE / "cluster-up.sh"], stdout=stream, stderr=stream, check=False)
+        up = subprocess.run([HERE / "cluster-up.sh", layout], stdout=stream, stderr=stream, check=False)
     return up.returncode == 0
 
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The test cluster, started if it is not up and this is root; what was started here is stopped again."""
-    os.environ["SLURM_CONF"] = str(CLUSTER / "etc" / "slurm.conf")
-    if (CLUSTER / "env.sh").exists() and answers():
+    yield from running_cluster(request, tmp_path_factory, "usual")
+
+
+def running_cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layout: str
+) -> Iterator[None]:
+    """A layout of `cluster-up.sh`, as the one that this process talks to."""
+    place = CLUSTER if layout == "usual" else CLUSTER.with_name(f"{CLUSTER.name}-{layout}")
+    os.environ["SLURM_CONF"] = str(place / "etc" / "slurm.conf")
+    if (place / "env.sh").exists() and answers():
         yield
         return
     if os.geteuid() != 0:
         missing("slurm", "the test cluster is not up, and only root can start it", config=request.config)
     log = tmp_path_factory.mktemp("cluster") / "log"
-    if not start_cluster(log):
+    if not start_cluster(log, layout):
         why = f"the test cluster does not start ({log.read_text().strip()[-300:]})"
         missing("slurm", why, config=request.config)
     yield
     if "PYTEST_XDIST_WORKER" not in os.environ:  # another worker may still need it
-        subprocess.run([HERE / "cluster-down.sh"], check=True)
+        subprocess.run([HERE / "cluster-down.sh", *([layout] if layout != "usual" else [])], check=True)
 
 
 @pytest.fixture

@@ -75,3 +75,10 @@ def test_names_with_line_breaks_are_no_commands(run, cohort, home):
 def test_a_password_stays_out_of_the_script(run, cohort, home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example.org")
     assert "secret" not in dry_run(run, cohort, home, "small_cpu")
+
+
+def test_a_site_that_forbids_requeue(run, cohort, home, tmp_path):
+    (tmp_path / "site.yaml").write_text("sbatch: {no-requeue: true}\n")
+    script = dry_run(run, cohort, home, "small_cpu", "--cluster", tmp_path / "site.yaml")
+    assert "#SBATCH --no-requeue\n" in script
+    assert "--requeue" not in script

@@ -41,6 +41,7 @@ SACCT = """\
 24|FAILED|0:9|snpdeconv-j
 25|FAILED|2:0|snpdeconv-k
 26|TIMEOUT|0:15|snpdeconv-l
+27_[2-3,6%2]|CANCELLED by 0|0:0|snpdeconv-m
 """
 
 
@@ -83,6 +84,7 @@ def test_the_accounting_is_read():
     assert told["24"].reason == "failed, killed by signal 9"
     assert told["25"].reason == "failed, exit code 2"
     assert "before it could save" in told["26"].reason
+    assert {number for number in told if number.startswith("27")} == {"27_2", "27_3", "27_6"}
 
 
 @pytest.mark.parametrize(

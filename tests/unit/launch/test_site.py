@@ -72,7 +72,7 @@ def test_partition_by_gpus(tmp_path):
         ("container: {runtime: pyxis}\n", r"mine.yaml: container: a runtime needs an image"),
         ("container: {image: x.sif}\n", r"mine.yaml: container: an image needs a runtime"),
         ("container: {imge: x}\n", r"container.imge: there is no such fact; did you mean 'image'\?"),
-        ("max_requeues: -1\n", r"max_requeues: .*greater than or equal to 0 \(given: -1\)"),
+        ("max_requeues: -1\n", r"max_requeues: .*greater than or equal to 0 \(given: '-1'\)"),
         ("environment: {'A=1; touch ran #': x}\n", r"environment: .* cannot name a variable"),
         ("partition: a\npartition: b\n", r"key 'partition' stands twice"),
         ("- a\n", r"holds no facts of a cluster"),
@@ -87,3 +87,32 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, told):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"none.yaml: no such file"):
         load_site(str(tmp_path / "none.yaml"))
+
+
+def test_what_looks_like_numbers_stays_as_it_is_written(tmp_path):
+    site = load_site(
+        write(
+            tmp_path,
+            "partition: 2024\naccount: 0123\nqos: 1e3\ngpu_type: 3090\nmax_requeues: 3\nconstraint:\n"
+            "sbatch: {begin: 12:30:00, exclusive: true, no-requeue: yes, hold: false, licenses: 1_0}\n"
+            "environment: {A: 010, B: on, C: 2024-01-01}\n",
+        )
+    )
+    assert (site.partition, site.account, site.qos, site.gpu_type) == ("2024", "0123", "1e3", "3090")
+    assert (site.max_requeues, site.constraint) == (3, None)
+    assert site.sbatch == {
+        "begin": "12:30:00", "exclusive": True, "no-requeue": True, "hold": False, "licenses": "1_0"
+    }  # fmt: skip
+    assert site.environment == {"A": "010", "B": "on", "C": "2024-01-01"}
+
+
+def test_the_profile_of_the_user_is_followed_or_named(tmp_path, monkeypatch, caplog):
+    for name in ("ACCOUNT", "QOS", "PARTITION", "RESERVATION"):
+        monkeypatch.setenv(f"SBATCH_{name}", f"my-{name.lower()}")
+    with caplog.at_level("INFO", logger="snpdeconv"):
+        site = load_site(write(tmp_path, "qos: long\n"))
+    assert (site.account, site.qos, site.partition) == ("my-account", "long", "my-partition")
+    assert "account my-account, from SBATCH_ACCOUNT" in caplog.text
+    assert "SBATCH_QOS=my-qos is not followed: the cluster's file has long" in caplog.text
+    assert "not passed on to SLURM: SBATCH_RESERVATION" in caplog.text
+    assert load_site(None).account == "my-account"
