@@ -117,7 +117,7 @@ def parse_queue(text: str) -> dict[str, Told]:
 
 def parse_accounting(text: str) -> dict[str, Told]:
     """Jobs by number in an answer of sacct with JobID, State, ExitCode and JobName."""
-    told = {}
+    told: dict[str, Told] = {}
     for line in text.splitlines():
         if line.count("|") < 3:
             continue

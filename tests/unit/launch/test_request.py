@@ -33,7 +33,7 @@ def test_the_notice_is_no_more_than_a_part_of_the_time():
 
 def test_a_training_on_gpus_that_are_not_here_is_refused():
     config = load_config("large_multi_gpu")
-    told = r"resources.gpus_per_node: the job asks for 99 GPUs, and this machine has .*--set resources.gpus_per_node="
+    told = r"the job asks for 99 GPUs, and this machine has .*--set resources.gpus_per_node="
     with pytest.raises(ConfigError, match=told):
         choose_target(load_config("large_multi_gpu", overrides=["resources.gpus_per_node=99"]), site=LOCAL)
     on_cpu = load_config("large_multi_gpu", overrides=["resources.gpus_per_node=0"])
