@@ -35,7 +35,7 @@ from snpdeconv.interpret.effect_tables import (
     set_of_variant,
 )
 from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
-from snpdeconv.interpret.ranking import Posterior, write_tsv
+from snpdeconv.interpret.ranking import PIP_DECIMALS, Posterior, write_tsv
 from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.dataset import Study
@@ -283,6 +283,9 @@ def _q_values(
 
     decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
     q_value = q_values(people.genotypes, found, np.concatenate(decoys))
+    # By pip first a SNP can stand above one of a higher score: down the table the rate never falls.
+    order = np.lexsort((-found.score, -found.pip.round(PIP_DECIMALS)))
+    q_value[order] = np.maximum.accumulate(q_value[order])
     logger.info(
         "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",
         num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,

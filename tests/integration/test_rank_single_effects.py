@@ -64,11 +64,12 @@ def test_the_causal_snps_lead_and_the_tables_agree(run, additive, home, tmp_path
     ranking, sets, blocks = table(tmp_path), table(tmp_path, "credible_sets"), table(tmp_path, "blocks")
     assert list(ranking) == [
         "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score",
-        "pip", "effect", "credible_set", "q_value", "marginal", "single_effects",
+        "pip", "effect", "credible_set", "pair_with", "q_value", "marginal", "single_effects",
     ]  # fmt: skip
     assert ranking["effect"].head(3).abs().between(0.05, 1).all()
     assert ranking["score"].is_monotonic_decreasing
-    assert ranking["score"].equals(ranking["single_effects"])
+    by_hand = ranking.sort_values(["pip", "single_effects", "marginal"], ascending=False, kind="stable")
+    assert by_hand["rank"].is_monotonic_increasing
     assert ranking["q_value"].is_monotonic_increasing
     assert ranking["q_value"].between(0, 1).all()
     assert ranking["pip"].between(0, 1).all()
@@ -107,8 +108,8 @@ def test_the_default_is_the_ensemble_which_single_effects_decide(run, additive, 
     done = run(*words(additive, tmp_path))
     assert done.code == 0, done.err
     ranking = table(tmp_path)
-    assert list(ranking)[-3:] == ["marginal", "single_effects", "ensemble"]
-    assert ranking["single_effects"].is_monotonic_decreasing
+    assert list(ranking)[-3:] == ["q_value", "marginal", "single_effects"]
+    assert ranking["pip"].is_monotonic_decreasing
     assert ranking["variant_id"].iloc[0] in done.out
     assert "credible sets" in done.out
     assert str(tmp_path / "ranking.tsv") in done.out
