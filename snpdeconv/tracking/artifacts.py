@@ -16,7 +16,7 @@ from snpdeconv.errors import InputError
 from snpdeconv.files import read_whole
 from snpdeconv.tracking import bundle
 from snpdeconv.tracking.connection import error_code, is_refusal, transfer
-from snpdeconv.tracking.home import artifacts_dir, embedded_uri, is_database, shown
+from snpdeconv.tracking.home import address, artifacts_dir, embedded_uri, is_database, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,14 +35,23 @@ def upload(client: MlflowClient, path: Path, *, uri: str, run_id: str, folder: s
     Raises:
         InputError: The store names a place where nothing of ours belongs.
     """
+    place, repository = of_run(client, uri=uri, run_id=run_id)
+    with transfer():
+        (repository.log_artifacts if path.is_dir() else repository.log_artifact)(str(path), folder)
+    return place
+
+
+def of_run(client: MlflowClient, *, uri: str, run_id: str) -> tuple[str, Any]:
+    """Address of a run's artifacts, and MLflow's repository of them.
+
+    Raises:
+        InputError: The store names a place where nothing of ours belongs.
+    """
     place = str(client.get_run(run_id).info.artifact_uri)
     local = _local(place, uri=uri, run_id=run_id)
     if local is not None and not (local.name == "artifacts" and run_id in local.parts):
         raise InputError(f"is no run's folder of artifacts ({place[:200]})", where=shown(uri), mend=_MEND)
-    repository = _repository(place if local is None else str(local), uri=uri)
-    with transfer():
-        (repository.log_artifacts if path.is_dir() else repository.log_artifact)(str(path), folder)
-    return place
+    return place, _repository(place if local is None else address(local), uri=uri)
 
 
 def fetch_sealed(source: str, *, uri: str, run_id: str | None, digest: str, into: Path) -> None:

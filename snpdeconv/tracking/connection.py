@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snpdeconv.errors import ConfigError, InputError, ResourceError, UserError
-from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, sqlite_path
+from snpdeconv.tracking.home import address, artifacts_dir, home, is_database, shown, sqlite_path, sqlite_uri
 from snpdeconv.tracking.locks import locked
 
 if TYPE_CHECKING:
@@ -113,12 +113,12 @@ def _build(path: Path) -> None:
     if path.exists():
         # A file that cannot be opened fails here at once; MLflow would try it again for minutes.
         sqlite3.connect(path).close()
-        upgrade.callback(f"sqlite:///{path}")
+        upgrade.callback(sqlite_uri(path))
         return
     half = path.with_name(path.name + ".new")
     half.unlink(missing_ok=True)
     half.touch(mode=0o600)
-    upgrade.callback(f"sqlite:///{half}")
+    upgrade.callback(sqlite_uri(half))
     half.rename(path)
 
 
@@ -127,7 +127,7 @@ def experiment_id(client: MlflowClient, *, uri: str, name: str) -> str:
     with locked(home() / "experiments.lock"):
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = str(artifacts_dir()) if is_database(uri) else None
+            location = address(artifacts_dir()) if is_database(uri) else None
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except Exception as error:

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.files import others_may_write, private_folder
@@ -33,8 +33,12 @@ def home() -> Path:
     Raises:
         ResourceError: The folder cannot be made or written.
     """
-    root = Path(os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv").expanduser().absolute()
     mend = "set SNPDECONV_HOME to a folder that you may write"
+    given = os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv"
+    try:
+        root = Path(given).expanduser().absolute()
+    except RuntimeError as error:  # a user without HOME and without an entry in passwd, as in a container
+        raise ResourceError("has no home folder", where="this user", mend=mend) from error
     try:
         private_folder(root)
     except OSError as error:
@@ -96,7 +100,7 @@ def tracking_uri() -> str:
             mend=_right_form(uri),
         )
     path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path}"
+    return uri if path is None else sqlite_uri(path) + uri.partition("?")[1] + uri.partition("?")[2]
 
 
 def _right_form(uri: str) -> str:
@@ -112,12 +116,35 @@ def _right_form(uri: str) -> str:
 
 def embedded_uri() -> str:
     """The address of the home's own store, an sqlite file; not for homes on network file systems."""
-    return f"sqlite:///{home()}/mlflow.db"
+    return sqlite_uri(home() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an sqlite file.
+
+    Raises:
+        ConfigError: Its path would mean another one in an address. Escaped it would mean this one, but MLflow
+            makes the folder that the escaped one names.
+    """
+    if "?" in str(path) or unquote(str(path)) != str(path):
+        raise ConfigError(
+            "MLflow reads '?', and '%' with two digits, in the path of a database as something else",
+            where=path,
+            mend="set SNPDECONV_HOME to a folder without them, or MLFLOW_TRACKING_URI to a server",
+        )
+    return f"sqlite:///{path}"
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The file behind an sqlite address, absolute; None for any other address."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute()
+
+
+def address(folder: Path) -> str:
+    """A folder as MLflow takes it: its path, which MLflow reads as part of an address."""
+    return folder.as_uri() if set(str(folder)) & set("%?#") else str(folder)
 
 
 def is_database(uri: str) -> bool:

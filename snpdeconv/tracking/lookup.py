@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snpdeconv.errors import InputError, nearest
-from snpdeconv.tracking.artifacts import check_place
+from snpdeconv.tracking.artifacts import of_run
 from snpdeconv.tracking.bundle import MOST_BYTES
 from snpdeconv.tracking.connection import answering, is_refusal, transfer
 from snpdeconv.tracking.home import shown, tracking_uri
@@ -55,14 +55,14 @@ class RunInfo:
         """
         into.mkdir(parents=True, exist_ok=True)
         with answering(self.uri) as client:
+            _, repository = of_run(client, uri=self.uri, run_id=self.run_id)
             folder, _, _ = path.rpartition("/")
-            there = [entry.path for entry in client.list_artifacts(self.run_id, folder or None)]
+            there = [entry.path for entry in repository.list_artifacts(folder or None)]
             if path not in there:
                 mend = nearest(path, there) if there else "it has none there"
                 raise InputError(f"run {self.run_id} has no such artifact", where=path, mend=mend)
-            check_place(client.get_run(self.run_id).info.artifact_uri, uri=self.uri)
             with transfer(most=MOST_BYTES):
-                return Path(client.download_artifacts(self.run_id, path, str(into)))
+                return Path(repository.download_artifacts(path, str(into)))
 
 
 def get_run_info(run_id: str) -> RunInfo:

@@ -168,7 +168,10 @@ def screen(
             dtype=dtype,
         )
 
-    return Halving(tile or of_memory, smallest=16 * CODES_A_BYTE, what="SNPs of a tile").do(by_tiles)
+    all_of_them = -(-dosages.genotypes.num_variants // CODES_A_BYTE) * CODES_A_BYTE
+    return Halving(min(tile or of_memory, all_of_them), smallest=16 * CODES_A_BYTE, what="SNPs of a tile").do(
+        by_tiles
+    )
 
 
 def _screen(

@@ -44,14 +44,14 @@ class DeviceTiles:
     ) -> None:
         self._packed, self._counts, self._has_missing = packed, counts, has_missing
         self._num_variants = counts.shape[1]
-        self._tile = Halving(tile_genotypes, smallest=4 * packed.shape[1], what="genotypes of a tile")
+        self._tile = _halving(packed, tile_genotypes)
         called = counts[:MISSING].sum(dim=0).clamp(min=1).double()
         self._means = torch.stack([counts[1] + 2 * counts[2], counts[1]]).double() / called
 
     @classmethod
     def of(cls, packed: Tensor, *, num_variants: int, tile_genotypes: int = TILE_GENOTYPES) -> DeviceTiles:
         """Counts the codes first."""
-        tile = Halving(tile_genotypes, smallest=4 * packed.shape[1], what="genotypes of a tile")
+        tile = _halving(packed, tile_genotypes)
         counts = tile.do(lambda size: count_codes(packed, num_variants=num_variants, tile_genotypes=size))
         return cls(
             packed, counts=counts, has_missing=bool((counts[MISSING] > 0).any()), tile_genotypes=tile.size
@@ -178,3 +178,9 @@ class DeviceTiles:
         width = self._packed.shape[1]
         found = in_order(sums.view(len(sums), -1, 4, width))[:, :, : self._num_variants].permute(1, 2, 0)
         return found[:num], found[num] if self._has_missing else torch.zeros_like(found[0])
+
+
+def _halving(packed: Tensor, tile_genotypes: int) -> Halving:
+    """Tiles of no more genotypes than there are, and of at least those of one sample."""
+    size = min(tile_genotypes, 4 * packed.numel())
+    return Halving(size, smallest=4 * packed.shape[1], what="genotypes of a tile")
