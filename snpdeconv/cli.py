@@ -5,6 +5,7 @@ Only this file prints. The work and its heavy imports start inside the commands,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from snpdeconv.cli_options import (
 )
 from snpdeconv.console import configure_logging, progress, shortened
 from snpdeconv.errors import ConfigError, ResourceError, UserError
-from snpdeconv.startup import loading
+from snpdeconv.startup import check_surroundings, loading, mend_surroundings
 from snpdeconv.version import __version__
 
 if TYPE_CHECKING:
@@ -433,17 +434,21 @@ def _print_interval(name: str, interval: dict[str, float | None], *, sign: str) 
 
 def _run(command: Callable[[], None]) -> int:
     try:
+        check_surroundings()
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = ResourceError(error.strerror or str(error), where=error.filename)
-        print(f"error: {where}", file=sys.stderr)
-        return 2
+        return _tell(ResourceError(error.strerror or str(error), where=error.filename))
     return 0
+
+
+def _tell(error: UserError) -> int:
+    with contextlib.suppress(OSError):  # a full disk or a closed terminal takes no line
+        print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def main() -> None:
@@ -451,4 +456,5 @@ def main() -> None:
     # Threads that spin while they wait slow each other down badly on a machine shared with others.
     # It must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    mend_surroundings()
     sys.exit(_run(app))

@@ -1,4 +1,4 @@
-"""How large libraries are loaded: without the garbage collector's help, which finds nothing there.
+"""How a process begins: in surroundings that libraries can work in, and without the garbage collector's help.
 
 Knows no libraries.
 """
@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import locale
+import os
+import pwd
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from snpdeconv.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -25,3 +32,54 @@ def loading() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def mend_surroundings() -> None:
+    """Gives a command what it was started without: open streams, a person's name and home, UTF-8.
+
+    In another encoding, of an old locale or of none, a trait called größe would be found in no table: the
+    command starts again in Python's UTF-8 mode, which its jobs inherit.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(
+                os.devnull, os.O_RDWR
+            )  # the lowest that is free: else the next file opened takes its place
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    stand_in_for_passwd()
+    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def stand_in_for_passwd() -> None:
+    """Names a user whom the system does not know, as `docker --user` makes one: libraries ask for it."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+        if not os.environ.get("HOME") and (given := os.environ.get("SNPDECONV_HOME")):
+            os.environ["HOME"] = str(Path(given).absolute())
+
+
+def check_surroundings() -> None:
+    """Refuses words that no file can hold, and a working folder that is gone.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    words = [*sys.argv, os.environ.get("SNPDECONV_HOME", "")]
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ConfigError("is not in UTF-8", where=ascii(word), mend="rename it in UTF-8")
+    try:
+        folder = os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise ConfigError(
+            "is gone", where="the working folder", mend="change into one that is there"
+        ) from error
+    if any("\ud800" <= letter <= "\udfff" for letter in folder):
+        raise ConfigError("is not in UTF-8", where=ascii(folder), mend="work in a folder named in UTF-8")

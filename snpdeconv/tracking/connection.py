@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snpdeconv.errors import ConfigError, InputError, ResourceError, UserError
+from snpdeconv.startup import stand_in_for_passwd
 from snpdeconv.tracking.home import address, artifacts_dir, home, is_database, shown, sqlite_path, sqlite_uri
 from snpdeconv.tracking.locks import locked
 
@@ -65,6 +66,7 @@ def prepare_environment() -> None:
     Raises:
         ConfigError: The user has set a number that MLflow cannot work with.
     """
+    stand_in_for_passwd()
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name, (low, high) in _NUMBERS.items():
