@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.errors import ConfigError, InputError, ResourceError
 from snpdeconv.files import read_record, write_text
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.search_space import apply
@@ -44,10 +44,12 @@ def tell_lost(record: Record, elements: Sequence[int]) -> None:
         return
     try:
         study = Study(study_path(record.folder))
+        for number, _ in begun.values():
+            study.tell(number, None)
     except ConfigError:  # no Optuna where somebody looks at the status
         return
-    for number, _ in begun.values():
-        study.tell(number, None)
+    except (InputError, ResourceError) as error:
+        logger.warning("%s", error)
 
 
 def read_trials(folder: Path, elements: Iterable[int]) -> dict[int, tuple[int, dict[str, Any]]]:

@@ -1,6 +1,8 @@
 """Hyper-parameter search: what may be searched, the shared study, and trials in jobs of this machine."""
 
 import json
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from command_line import FAST, FAST_WORDS
 
 from snpdeconv.config import load_config, preset_names
-from snpdeconv.errors import ConfigError, InputError, TrainingError
+from snpdeconv.errors import ConfigError, InputError, ResourceError, TrainingError
 from snpdeconv.launch import status
 from snpdeconv.launch.data_folder import find_inputs
 from snpdeconv.launch.records import find_record, save
@@ -244,3 +246,71 @@ def test_a_value_that_is_no_number_fails_the_trial(trial):
     with pytest.raises(InputError, match="no number"):
         first.work(CONFIG)
     assert [one.state.name for one in finished(study_path(record.folder))] == ["FAIL"]
+
+
+SPACE = {"training.learning_rate": Range(low=1e-4, high=1e-2, log=True)}
+
+
+def told_study(path: Path) -> Study:
+    """Two trials with a value, and one that runs."""
+    study = Study(path)
+    for element, value in enumerate((0.25, 0.5)):
+        number, _ = study.ask(SPACE, element=element)
+        study.tell(number, value)
+    study.ask(SPACE, element=2)
+    return study
+
+
+def test_a_torn_line_of_the_journal_costs_nothing_that_was_written(tmp_path):
+    path = tmp_path / "study"
+    early = told_study(path)
+    whole = path.read_bytes()
+    for torn in (b'{"op_code":6,"trial', b"\0" * 50, b'{"op_code":6,"trial_id":2,"state":1,"valu'):
+        path.write_bytes(whole + torn)
+        study = Study(path)
+        assert study.best()[0] == 1
+        number, _ = study.ask(SPACE, element=3)
+        assert number == 3
+        study.tell(number, 0.75)
+        assert early.best()[0] == 3  # whoever has it open reads on
+        assert [trial.value for trial in finished(path)] == [0.25, 0.5, None, 0.75]  # and so does Optuna
+        path.write_bytes(whole)
+        early = Study(path)
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(
+        b"".join(lines[:-1]) + b'{"op_code":5,"torn' + lines[-1]
+    )  # an older version went on after it
+    assert Study(path).best()[0] == 1
+
+
+def test_a_full_disk_leaves_the_journal_whole(tmp_path):
+    path = tmp_path / "study"
+    study = told_study(path)
+    size = path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, limits[1]))
+        with pytest.raises(ResourceError, match=r"study: cannot be written .*; free some disk space"):
+            study.tell(2, 0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == size
+    again = Study(path)
+    again.tell(2, 0.9)
+    assert again.best()[0] == 2
+
+
+def test_a_damaged_journal_is_told_in_one_line(tmp_path):
+    path = tmp_path / "study"
+    told_study(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (
+        [lines[0], b"\0" * 40 + b"\n", *lines[2:]],
+        [lines[0], b'{"op_code":999}\n', *lines[1:]],
+        [lines[0], b"[]\n", *lines[1:]],
+    ):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(InputError, match=r"study: .*damaged.*; submit the search again"):
+            Study(path).best()
