@@ -70,7 +70,7 @@ def main() -> None:
             inputs = Inputs.from_paths(
                 genotypes=arguments.folder / "hapmap3" / "hapmap3.bed", phenotypes=phenotypes, trait=trait
             )
-            cohort = open_cohort(inputs.genotypes, multiallelic="split")
+            cohort = open_cohort(inputs.genotypes, data=load_config("small_cpu").data)
             for seed in arguments.seeds:
                 for architecture in arguments.architectures:
                     overrides = [

@@ -123,12 +123,26 @@ def import_(
     multiallelic: Annotated[
         Multiallelic, typer.Option(help="What becomes of sites with several ALT alleles.")
     ] = Multiallelic.split,
+    chromosome_set: Annotated[
+        str,
+        typer.Option(
+            metavar="SPECIES",
+            help="human, cow, dog, horse, mouse, rice, sheep or how many autosomes: what PLINK's codes mean.",
+        ),
+    ] = "human",
 ) -> None:
     """Pack a cohort's genotypes into two bits each, ready for training."""
     from snpdeconv.genetics.ingest import import_cohort
+    from snpdeconv.genetics.variants import num_autosomes
 
     with progress("Importing") as update:
-        imported = import_cohort(cohort, out, multiallelic=multiallelic.value, progress=update)
+        imported = import_cohort(
+            cohort,
+            out,
+            multiallelic=multiallelic.value,
+            autosomes=num_autosomes(chromosome_set),
+            progress=update,
+        )
     print(f"{out}: {len(imported.samples):,} people, {len(imported.variants):,} variants")
     for what, count in imported.report.items():
         if count:

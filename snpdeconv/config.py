@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,7 @@ from snpdeconv.yaml_text import read_yaml, read_yaml_file
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
 Multiallelic = Literal["split", "skip"]
+ChromosomeSet = Literal["human", "cow", "dog", "horse", "mouse", "rice", "sheep"]
 NetworkMethod = Literal["attention", "integrated_gradients"]
 Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
 
@@ -49,6 +50,13 @@ class DataConfig(Section):
     num_components: int = Field(ge=0, le=100)
     multiallelic: Multiallelic
     allow_leakage: bool = False
+    missing_codes: Literal["auto"] | tuple[float, ...] = "auto"
+    chromosome_set: ChromosomeSet | Annotated[int, Field(ge=1, le=95)] = "human"
+
+    @field_validator("missing_codes", mode="before")
+    @classmethod
+    def _one_code_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
 
 
 class ModelConfig(Section):

@@ -12,7 +12,7 @@ import yaml
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import read_whole
 
-_MOST_BYTES, _MOST_VALUES = 2**20, 20_000
+_MOST_BYTES, _MOST_VALUES, _MOST_DIGITS = 2**20, 20_000, 18
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,6 +102,8 @@ def _require_small(root: yaml.Node | None) -> None:
         if seen > _MOST_VALUES:
             raise ValueError(f"more than {_MOST_VALUES} values")
         node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+            raise ValueError(f"a whole number of {len(node.value)} digits")
         if isinstance(node, yaml.SequenceNode):
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):

@@ -56,7 +56,7 @@ class _Row:
     name: str
 
 
-def read_table(path: Path) -> BlockTable:
+def read_table(path: Path, *, autosomes: int | None = 22) -> BlockTable:
     """Reads a BED (name ends in ``.bed`` or ``.bed.gz``) or a TSV with the header chrom, start, end, name.
 
     BED counts from 0 and leaves the end out; a TSV counts from 1 and includes it. A block without a name is
@@ -64,6 +64,7 @@ def read_table(path: Path) -> BlockTable:
 
     Args:
         path: The table; ``.gz`` is unpacked.
+        autosomes: How many come before the numbers that mean X, Y, XY and MT; None where numbers are names.
 
     Returns:
         The blocks.
@@ -74,7 +75,9 @@ def read_table(path: Path) -> BlockTable:
     lines = _numbered_lines(path)
     is_bed = path.name.lower().removesuffix(".gz").endswith(".bed")
     rows = sorted(
-        _bed_rows(lines, path=path) if is_bed else _tsv_rows(lines, path=path),
+        _bed_rows(lines, path=path, autosomes=autosomes)
+        if is_bed
+        else _tsv_rows(lines, path=path, autosomes=autosomes),
         key=lambda row: (row.chrom, row.start_bp),
     )
     if not rows:
@@ -120,7 +123,7 @@ def _numbered_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
-def _bed_rows(lines: list[tuple[int, str]], *, path: Path) -> Iterator[_Row]:
+def _bed_rows(lines: list[tuple[int, str]], *, path: Path, autosomes: int | None) -> Iterator[_Row]:
     # Published LD-block tables carry a "chr start stop" line that the format does not foresee.
     has_header = bool(lines) and lines[0][1].split()[0].lower() in ("chr", "chrom")
     for number, line in lines[has_header:]:
@@ -128,11 +131,15 @@ def _bed_rows(lines: list[tuple[int, str]], *, path: Path) -> Iterator[_Row]:
             continue
         fields = _fields(line)
         yield _row(
-            dict(zip(_TSV_COLUMNS, fields, strict=False)), first_base=0, line=number, where=f"{path}:{number}"
+            dict(zip(_TSV_COLUMNS, fields, strict=False)),
+            first_base=0,
+            line=number,
+            where=f"{path}:{number}",
+            autosomes=autosomes,
         )
 
 
-def _tsv_rows(lines: list[tuple[int, str]], *, path: Path) -> Iterator[_Row]:
+def _tsv_rows(lines: list[tuple[int, str]], *, path: Path, autosomes: int | None) -> Iterator[_Row]:
     if not lines:
         return
     header = [field.removeprefix("#").lower() for field in _fields(lines[0][1])]
@@ -145,20 +152,20 @@ def _tsv_rows(lines: list[tuple[int, str]], *, path: Path) -> Iterator[_Row]:
         )
     for number, line in lines[1:]:
         fields = dict(zip(header, _fields(line), strict=False))
-        yield _row(fields, first_base=1, line=number, where=f"{path}:{number}")
+        yield _row(fields, first_base=1, line=number, where=f"{path}:{number}", autosomes=autosomes)
 
 
 def _fields(line: str) -> list[str]:
     return [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
 
 
-def _row(fields: dict[str, str], *, first_base: int, line: int, where: str) -> _Row:
+def _row(fields: dict[str, str], *, first_base: int, line: int, where: str, autosomes: int | None) -> _Row:
     """Checks one block; first_base is 0 for half-open and 1 for inclusive coordinates."""
     if len([column for column in _TSV_COLUMNS[:3] if fields.get(column)]) < 3:
         raise InputError(
             f"a block needs chrom, start and end, found {' '.join(fields.values())!r}", where=where
         )
-    chrom = normalise_chrom(fields["chrom"])
+    chrom = normalise_chrom(fields["chrom"], autosomes=autosomes)
     try:
         start, end = int(fields["start"]), int(fields["end"])
     except ValueError:

@@ -75,7 +75,8 @@ def read_blocks(path: Path, *, variants: Variants) -> Blocks:
     Raises:
         InputError: The file cannot be read, a line is malformed, blocks overlap, or none holds a variant.
     """
-    table = read_table(path)
+    # Where the cohort has a chromosome 23 of its own, as cattle have, numbers are names.
+    table = read_table(path, autosomes=None if "23" in set(variants.chrom) else 22)
     order = variants.genome_order()
     chrom, position_bp = variants.chrom[order], variants.position_bp[order]
     inside, stretch = _locate(table, chrom=chrom, position_bp=position_bp)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.tables import ID_COLUMNS, Column, column_of, table_of
+from snpdeconv.genetics.tables import ID_COLUMNS, Column, MissingCodes, column_of, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class CovariateEncoder:
         samples: Samples,
         rows: NDArray[np.int64],
         cohort: str = "the cohort",
+        missing_codes: MissingCodes = "auto",
     ) -> NDArray[np.float64]:
         """Reads a table for some people of a cohort.
 
@@ -67,6 +68,7 @@ class CovariateEncoder:
             samples: The people of the cohort.
             rows: (n,) rows of the cohort wanted.
             cohort: What to call the cohort in messages.
+            missing_codes: Numbers that are missing values, as in training.
 
         Returns:
             (n, c) values in units of the training people's standard deviations, aligned with ``rows``.
@@ -78,7 +80,9 @@ class CovariateEncoder:
         path = Path(path)
         table = table_of(path, samples, rows, cohort)
         names = dict.fromkeys([*self.levels, *(feature.column for feature in self.features)])
-        return self._apply({name: _complete_column(table, name, path) for name in names}, len(rows))
+        return self._apply(
+            {name: _complete_column(table, name, path, missing_codes) for name in names}, len(rows)
+        )
 
     def _apply(self, columns: Mapping[str, Column], num_people: int) -> NDArray[np.float64]:
         for name, column in columns.items():
@@ -164,6 +168,7 @@ def load_covariates(
     rows: NDArray[np.int64],
     exclude: Collection[str] = (),
     cohort: str = "the cohort",
+    missing_codes: MissingCodes = "auto",
 ) -> Covariates:
     """Reads the covariates of some people of a cohort: every column but the IDs.
 
@@ -176,6 +181,7 @@ def load_covariates(
         rows: (n,) rows of the cohort wanted, those with a trait.
         exclude: Columns that are no covariates, where they stand in the same table: the trait, the groups.
         cohort: What to call the cohort in messages.
+        missing_codes: Numbers that are missing values; ``auto`` is -9, and what looks like others is refused.
 
     Raises:
         InputError: A person has no row, a value is missing or not finite, text stands among numbers, or a
@@ -196,7 +202,7 @@ def load_covariates(
     levels: dict[str, tuple[str, ...]] = {}
     columns = {}
     for name in names:
-        column = _complete_column(table, name, path)
+        column = _complete_column(table, name, path, missing_codes)
         numeric = column.is_numeric(mend="write numbers only, or words only")
         distinct = sorted(set(column.numbers if numeric else column.texts))
         if len(distinct) == 1:
@@ -219,8 +225,8 @@ def load_covariates(
     return Covariates(tuple(names), encoder._apply(columns, len(rows)), encoder)
 
 
-def _complete_column(table: pd.DataFrame, name: str, path: Path) -> Column:
-    column = column_of(table, name, path)
+def _complete_column(table: pd.DataFrame, name: str, path: Path, missing_codes: MissingCodes) -> Column:
+    column = column_of(table, name, path, missing_codes=missing_codes)
     if column.missing.any():
         first = table["IID"].iloc[int(np.flatnonzero(column.missing)[0])]
         raise InputError(

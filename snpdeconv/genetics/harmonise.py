@@ -61,7 +61,9 @@ def match_variants(
 ) -> VariantMatch:
     """Joins the variants of a model and a cohort by chromosome, position and alleles; IDs play no part.
 
-    For each variant of the model, the first of these that holds at its position is taken:
+    Alleles are compared without the bases that both end or begin with (CAT>GAT is C>G), and the
+    pseudo-autosomal region is one whether a file calls it XY or X. For each variant of the model, the first
+    of these that holds at its position is taken:
 
     1. The same two alleles. Where the other one is counted, the codes are flipped (2 - code).
     2. For single bases that are not strand-ambiguous, the two complementary alleles (A/C as T/G): the cohort
@@ -163,13 +165,16 @@ class _Sites:
     @classmethod
     def of(cls, model: Variants, *, cohort: Variants) -> _Sites:
         num_model = len(model)
-        chrom = pd.factorize(np.concatenate([model.chrom, cohort.chrom]))[0].astype(np.int64)
-        site = (chrom << 40) + np.concatenate([model.position_bp, cohort.position_bp])
-        alleles = _number_alleles(
-            np.concatenate(
-                [model.counted_allele, cohort.counted_allele, model.other_allele, cohort.other_allele]
-            )
+        names = np.concatenate([model.chrom, cohort.chrom])
+        # What PLINK calls XY others call X: positions are those of X in both.
+        chrom = pd.factorize(np.where(names == "XY", "X", names))[0].astype(np.int64)
+        position, first, second = _trimmed(
+            np.concatenate([model.position_bp, cohort.position_bp]),
+            np.concatenate([model.counted_allele, cohort.counted_allele]),
+            np.concatenate([model.other_allele, cohort.other_allele]),
         )
+        site = (chrom << 40) + position
+        alleles = _number_alleles(np.concatenate([first, second]))
         counted, other = alleles[: len(site)], alleles[len(site) :]
         table = pd.DataFrame(
             {
@@ -234,6 +239,29 @@ def _join(sites: _Sites) -> _Joined:
                 strand[index] = other_strand
                 lone[index] = lone_allele
     return _Joined(column=column, flip=flip, other_strand=strand, lone_allele=lone)
+
+
+def _trimmed(
+    position: NDArray[np.int64], first: NDArray[np.object_], second: NDArray[np.object_]
+) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.object_]]:
+    """Takes off what both alleles of a variant end and begin with, one base of each left: CAT>GAT is C>G."""
+    position, first, second = position.copy(), first.copy(), second.copy()
+    long = [v for v, (a, b) in enumerate(zip(first, second, strict=True)) if len(a) > 1 and len(b) > 1]
+    for v in long:
+        a, b = str(first[v]).upper(), str(second[v]).upper()
+        if a == b:
+            continue
+        end = min(_num_alike(a[::-1], b[::-1]), len(a) - 1, len(b) - 1)
+        a, b = a[: len(a) - end], b[: len(b) - end]
+        start = min(_num_alike(a, b), len(a) - 1, len(b) - 1)
+        position[v], first[v], second[v] = position[v] + start, a[start:], b[start:]
+    return position, first, second
+
+
+def _num_alike(first: str, second: str) -> int:
+    """How many bases two alleles have in common from the start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _number_alleles(alleles: NDArray[np.object_]) -> NDArray[np.int64]:

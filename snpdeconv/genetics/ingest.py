@@ -15,17 +15,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.genetics.genotypes import MISSING, pack
 from snpdeconv.genetics.readers import (
     ACCEPTED,
     CohortFiles,
     Multiallelic,
+    VariantChunk,
     VariantReader,
     find_files,
     open_reader,
 )
 from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
 from snpdeconv.genetics.store_writer import StoreWriter
+from snpdeconv.genetics.variants import AUTOSOMES, Variants
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ _MOST_VARIANTS = 2**15  # Their names and alleles take more memory than the geno
 _HASH_BYTES = 2**20
 _WORD_CODES = 32
 # To be raised when imports of the same files come to keep other variants, so that no cached store is taken.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 
 
 def import_cohort(
@@ -45,6 +51,7 @@ def import_cohort(
     out: Path | str,
     *,
     multiallelic: Multiallelic = "split",
+    autosomes: int = AUTOSOMES["human"],
     progress: Progress | None = None,
 ) -> Cohort:
     """Imports a cohort into a new store.
@@ -54,6 +61,7 @@ def import_cohort(
             Variants on chromosome 0 or at a position of 0 or less are left out: they cannot be matched.
         out: The folder to make. If it is a store of the same content already, it is opened.
         multiallelic: ``split`` sites of several ALT alleles into one variant each, or ``skip`` them.
+        autosomes: How many the species has: what the codes of PLINK's formats for chromosomes mean.
         progress: Told of the variants done.
 
     Returns:
@@ -71,16 +79,23 @@ def import_cohort(
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         # Nothing to compare the key with: it is digested while the genotypes are read.
         _require_readable(files)
-        rules = _rules(files, multiallelic=multiallelic)
+        rules = _rules(files, multiallelic=multiallelic, autosomes=autosomes)
         given_up = threading.Event()
         with ThreadPoolExecutor(1) as hasher:
             key = hasher.submit(_key, files, rules=rules, given_up=given_up)
             try:
-                return _import(files, out, key=key.result, multiallelic=multiallelic, progress=progress)
+                return _import(
+                    files,
+                    out,
+                    key=key.result,
+                    multiallelic=multiallelic,
+                    autosomes=autosomes,
+                    progress=progress,
+                )
             finally:
                 given_up.set()
     if is_store(out):
-        found = _key(files, rules=_rules(files, multiallelic=multiallelic))
+        found = _key(files, rules=_rules(files, multiallelic=multiallelic, autosomes=autosomes))
         if describe(out)["import_key"] == found:
             logger.info("%s: is this cohort's store already", out)
             return open_store(out)
@@ -96,6 +111,7 @@ def load_cohort(
     *,
     cache_dir: Path | str,
     multiallelic: Multiallelic = "split",
+    autosomes: int = AUTOSOMES["human"],
     progress: Progress | None = None,
 ) -> Cohort:
     """Opens a cohort, importing it into a cache unless one of the same content is there.
@@ -106,6 +122,7 @@ def load_cohort(
         source: A store folder, a .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
         cache_dir: Where imported stores are kept, each under the sha256 of its content.
         multiallelic: As in :func:`import_cohort`.
+        autosomes: Likewise.
         progress: Told of the variants done, if an import is needed.
 
     Returns:
@@ -120,16 +137,18 @@ def load_cohort(
     if is_store(source):
         return open_store(source)
     files = find_files(source)
-    key = _key(files, rules=_rules(files, multiallelic=multiallelic))
+    key = _key(files, rules=_rules(files, multiallelic=multiallelic, autosomes=autosomes))
     store = Path(cache_dir) / key
     if is_store(store):
         cohort = open_store(store)
     else:
-        cohort = _import(files, store, key=lambda: key, multiallelic=multiallelic, progress=progress)
+        cohort = _import(
+            files, store, key=lambda: key, multiallelic=multiallelic, autosomes=autosomes, progress=progress
+        )
     return dataclasses.replace(cohort, source=str(files.paths[0]))
 
 
-def _rules(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
+def _rules(files: CohortFiles, *, multiallelic: Multiallelic, autosomes: int) -> str:
     """What decides the content of a store besides that of the files."""
     if multiallelic not in ("split", "skip"):
         raise ConfigError(
@@ -137,7 +156,7 @@ def _rules(files: CohortFiles, *, multiallelic: Multiallelic) -> str:
             where="multiallelic",
             mend=nearest(multiallelic, ("split", "skip")),
         )
-    return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic}"
+    return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic} {autosomes}"
 
 
 def _require_readable(files: CohortFiles) -> None:
@@ -173,17 +192,20 @@ def _import(
     *,
     key: Callable[[], str],
     multiallelic: Multiallelic,
+    autosomes: int,
     progress: Progress | None,
 ) -> Cohort:
     source = files.paths[0]
-    reader = open_reader(files, multiallelic=multiallelic)
+    reader = open_reader(files, multiallelic=multiallelic, autosomes=autosomes)
     if len(reader.samples) == 0:
         raise InputError("no samples", where=files.paths[-1])
     reader.samples.require_unique(where=files.paths[-1])
     # A store is never more readable than what it was made from.
     private = not all(path.stat().st_mode & stat.S_IROTH for path in files.paths)
     with StoreWriter(out, samples=reader.samples, private=private) as writer:
-        done = _append_all(reader, writer, progress=progress)
+        done = _append_all(reader, writer, where=source, progress=progress)
+        if files.kind != "vcf":
+            _require_codes_of_species(writer.chroms, autosomes=autosomes, where=source)
         kept = writer.choose()
         report = {**reader.report, "skipped_unplaced": kept.num_unplaced}
         if kept.num_unplaced == done:
@@ -196,14 +218,67 @@ def _import(
     return cohort
 
 
-def _append_all(reader: VariantReader, writer: StoreWriter, *, progress: Progress | None) -> int:
+def _require_codes_of_species(chroms: list[str], *, autosomes: int, where: Path) -> None:
+    """Refuses numbers past those of the species: what was taken for X may be an autosome of another one."""
+    beyond = sorted(int(name) for name in chroms if name.isdecimal() and int(name) > autosomes)
+    if beyond:
+        raise InputError(
+            f"chromosome {beyond[-1]} is none of a species with {autosomes} autosomes",
+            where=where,
+            mend="say which species it is, e.g. --set data.chromosome_set=cow, or how many autosomes it has "
+            "(`import`: --chromosome-set)",
+        )
+
+
+def _check(variants: Variants, *, where: Path) -> None:
+    """Refuses a variant without a chromosome or an allele, or whose two alleles are one."""
+    same = (
+        (variants.counted_allele == variants.other_allele)
+        & ~np.isin(variants.counted_allele.astype(str), ("0", "."))
+        if (variants.counted_allele == variants.other_allele).any()
+        else np.zeros(len(variants), dtype=bool)
+    )
+    empty = (variants.chrom == "") | (variants.counted_allele == "") | (variants.other_allele == "")
+    bad = np.flatnonzero(same | empty)
+    if len(bad):
+        v = int(bad[0])
+        what = (
+            f"'{variants.counted_allele[v]}' as both alleles"
+            if same[v]
+            else "no chromosome or an empty allele"
+        )
+        raise InputError(
+            f"variant '{variants.variant_id[v]}' at position {variants.position_bp[v]} has {what}",
+            where=where,
+            mend="mend or leave out that variant",
+        )
+
+
+def _without_female_y(
+    chunk: VariantChunk, female: NDArray[np.bool_] | None, report: dict[str, int]
+) -> NDArray[np.uint8]:
+    """The genotypes of a chunk, those of women on Y missing, as PLINK has them."""
+    on_y = chunk.variants.chrom == "Y"
+    if female is None or not on_y.any() or not female.any():
+        return chunk.packed
+    packed = chunk.packed.copy()
+    codes = chunk.codes[on_y]
+    report["female_y_calls"] = report.get("female_y_calls", 0) + int((codes[:, female] != MISSING).sum())
+    codes[:, female] = MISSING
+    packed[on_y] = pack(codes)
+    return packed
+
+
+def _append_all(reader: VariantReader, writer: StoreWriter, *, where: Path, progress: Progress | None) -> int:
     """Gives all variants of a cohort to the store; returns how many there are."""
     step = min(_MOST_VARIANTS, max(4, _CHUNK_BYTES // len(reader.samples) // 4 * 4))
     if step > _WORD_CODES:  # So that no panel but the last one needs filling up.
         step -= step % _WORD_CODES
     done = 0
     for chunk in reader.chunks(step):
-        writer.append(chunk.packed, variants=chunk.variants)
+        _check(chunk.variants, where=where)
+        packed = _without_female_y(chunk, reader.samples.female, reader.report)
+        writer.append(packed, variants=chunk.variants)
         done += len(chunk.variants)
         if progress is not None:
             progress(done, reader.num_variants or 0)

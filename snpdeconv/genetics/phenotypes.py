@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.samples import NO_FAMILY, Samples
 from snpdeconv.genetics.tables import (
+    MISSING_NUMBER,
     MISSING_WORDS,
     Column,
+    MissingCodes,
     column_of,
     read_table,
     rows_in_cohort,
@@ -61,13 +63,14 @@ def load_trait(
     samples: Samples,
     trait_type: TraitType = "auto",
     min_class_size: int = 5,
+    missing_codes: MissingCodes = "auto",
     cohort: str = "the cohort",
 ) -> Trait:
     """Reads a trait and joins it to a cohort by sample ID.
 
     With ``trait_type="auto"`` numbers of two distinct values are binary (the smaller is the control, which
     is PLINK's 1/2 and the usual 0/1), other numbers quantitative, and texts classes. Missing are NA, NaN,
-    N/A, a point, nothing, and -9 unless a value lies below it.
+    N/A, a point, nothing, and the missing codes.
 
     Args:
         path: The table (see `read_table`).
@@ -75,6 +78,7 @@ def load_trait(
         samples: The people of the cohort.
         trait_type: The kind of trait, or ``auto``.
         min_class_size: Fewest people a class may have.
+        missing_codes: Numbers that are missing values; ``auto`` is -9, and what looks like others is refused.
         cohort: What to call the cohort in messages: its file.
 
     Raises:
@@ -85,7 +89,7 @@ def load_trait(
     table = read_table(path)
     in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
     order = np.argsort(in_cohort, kind="stable")[np.count_nonzero(in_cohort < 0) :]
-    parsed = column_of(table.iloc[order], column, path)
+    parsed = column_of(table.iloc[order], column, path, missing_codes=missing_codes)
     present = ~parsed.missing
     report = {
         "in_table": len(table),
@@ -245,7 +249,9 @@ def load_groups(
         texts = texts[rows]
         alone = np.array([text.casefold() in MISSING_WORDS or text == NO_FAMILY for text in texts])
     else:
-        parsed = column_of(table_of(path, samples, rows, cohort), column, path)
+        parsed = column_of(
+            table_of(path, samples, rows, cohort), column, path, missing_codes=(MISSING_NUMBER,)
+        )
         texts, alone = parsed.texts, parsed.missing
     # Texts and the numbers of people alone can never be equal, so one pass names both.
     keys = [i if alone[i] else text for i, text in enumerate(texts)]

@@ -128,7 +128,10 @@ def filter_variants(
     num_samples = counts.sum(axis=0)
     all_missing = counts[MISSING] == num_samples
     missing_rate = counts[MISSING] / np.maximum(num_samples, 1)
-    maf = np.minimum(frequency, 1.0 - frequency)
+    # From whole numbers: 1 - frequency rounds, and a filter of .1 would go by which allele is counted.
+    copies, alleles = counts[1] + 2 * counts[2], 2 * counts[:MISSING].sum(axis=0)
+    maf = np.full(len(alleles), np.nan)
+    np.divide(np.minimum(copies, alleles - copies), alleles, out=maf, where=alleles > 0)
     reasons = {
         "all_missing": all_missing,
         "too_missing": missing_rate > missing_max,

@@ -34,28 +34,34 @@ class Samples:
     Attributes:
         fid: (N,) str, family IDs.
         iid: (N,) str, individual IDs.
+        female: (N,) whether the file says so; None where it says nothing of sex. No store keeps it.
     """
 
     fid: NDArray[np.object_]
     iid: NDArray[np.object_]
+    female: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.iid)
 
     @classmethod
-    def build(cls, iid: ArrayLike, *, fid: ArrayLike | None = None) -> Samples:
+    def build(
+        cls, iid: ArrayLike, *, fid: ArrayLike | None = None, female: ArrayLike | None = None
+    ) -> Samples:
         """Makes the table from sequences of IDs.
 
         Args:
             iid: (N,) individual IDs.
             fid: (N,) family IDs, or None where the source has none.
+            female: (N,) whether the source says so, or None where it says nothing of sex.
 
         Returns:
             The table.
         """
         individuals = np.asarray(iid, dtype=object)
         families = np.asarray([NO_FAMILY] * len(individuals) if fid is None else fid, dtype=object)
-        return cls(fid=families, iid=individuals)
+        known = None if female is None else np.asarray(female, dtype=bool)
+        return cls(fid=families, iid=individuals, female=known)
 
     @property
     def has_fid(self) -> bool:
@@ -71,7 +77,8 @@ class Samples:
         Returns:
             The selected samples in the order asked for.
         """
-        return Samples(fid=self.fid[index], iid=self.iid[index])
+        female = None if self.female is None else self.female[index]
+        return Samples(fid=self.fid[index], iid=self.iid[index], female=female)
 
     def among(self, others: Samples) -> NDArray[np.bool_]:
         """Which of others are of this table, by individual ID, and family ID where both have them.

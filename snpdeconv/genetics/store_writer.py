@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import PackedGenotypes, row_bytes
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import (
     CODING,
@@ -128,7 +128,28 @@ class StoreWriter:
         """
         self._panel = np.empty((0, 0), dtype=np.uint8)
         with writing_to(self._path):
-            return self._variants.kept()
+            return self._variants.kept(self._num_called)
+
+    def _num_called(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In how many people each of some variants was called, from the panels."""
+        assert self._panels is not None
+        self._panels.flush()
+        panels: NDArray[np.uint8] = np.memmap(self._partial / _PANELS, dtype=np.uint8, mode="r")
+        ends = np.cumsum(self._panel_variants)
+        starts = np.cumsum([0, *self._panel_bytes]) * len(self._samples)
+        called = np.empty(len(index), dtype=np.int64)
+        for place, v in enumerate(index):
+            panel = int(np.searchsorted(ends, v, side="right"))
+            slot = int(v - (ends[panel] - self._panel_variants[panel]))
+            held = panels[starts[panel] : starts[panel + 1]].reshape(len(self._samples), -1)
+            codes = (held[:, slot // 4] >> (2 * (slot % 4))) & MISSING
+            called[place] = np.count_nonzero(codes != MISSING)
+        return called
+
+    @property
+    def chroms(self) -> list[str]:
+        """The chromosomes met so far."""
+        return self._variants.chroms
 
     def finish(
         self,

@@ -9,8 +9,10 @@ import csv
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,33 @@ logger = logging.getLogger(__name__)
 MISSING_WORDS = frozenset({"", ".", "na", "nan", "n/a"})
 # PLINK writes this number for a missing phenotype.
 MISSING_NUMBER = -9.0
+MissingCodes = Literal["auto"] | Sequence[float]
+"""Numbers that stand for a missing value."""
+
+# What programs and questionnaires write; each is refused where it lies far from all other values.
+_LIKELY_CODES = tuple(sign * float("9" * digits) for digits in (2, 3, 4, 5, 6) for sign in (-1, 1))
+_FOREIGN_NUMBERS = (
+    (
+        re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?"),
+        "numbers with commas: decimal ones, or between thousands",
+        "write 1234.5 for 1,234.5 and 1.234 for 1,234",
+    ),
+    (re.compile(r"[+-]?\d*,?\d+(e[+-]?\d+)?", re.I), "numbers with decimal commas", "write 1.5 for 1,5"),
+    (re.compile(r"[+-]?[\d.,]+ ?%"), "percentages", "write 12.5 for 12.5%"),
+    (
+        re.compile(r"[+-]?\d*[.,]?\d+d[+-]?\d+", re.I),
+        "numbers with the exponent D",
+        "write 1.0e-3 for 1.0D-3",
+    ),
+    (
+        re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f]\d{3})+([.,]\d*)?"),
+        "numbers with spaces",
+        "write 1234 for 1 234",
+    ),
+    (re.compile(r"[$€£] ?[\d.,]+|[\d.,]+ ?[$€£]"), "numbers with a unit", "write the number alone"),
+    (re.compile(r"[<>≤≥] ?[\d.,]+"), "numbers beyond a limit of detection", "write a number, or NA"),
+)
+
 _MOST_BYTES = 4 * 2**30
 ID_COLUMNS = ("FID", "IID")
 
@@ -114,6 +143,12 @@ def _parse_rows(lines: list[str], first: int, path: Path) -> tuple[list[list[str
 
 
 def _check_header(header: list[str], path: Path) -> None:
+    if "IID" not in header and len(header) == 1 and ";" in header[0]:
+        raise InputError(
+            "its columns are cut by semicolons",
+            where=path,
+            mend="save it with tabs or commas between columns, and points in numbers",
+        )
     if "IID" not in header:
         raise InputError(
             f"no column IID (the header has {', '.join(repr(name) for name in header[:5])})",
@@ -191,6 +226,7 @@ class Column:
     def is_numeric(self, *, mend: str) -> bool:
         """Whether the values there are numbers, or texts; a mixture is the user's to mend."""
         text = np.isnan(self.numbers) & ~self.missing
+        self._refuse_foreign_numbers(text)
         if text.any() and not (text | self.missing).all():
             raise InputError(
                 f"column '{self.name}' mixes numbers and text ({self.at(text)})", where=self.path, mend=mend
@@ -203,12 +239,25 @@ class Column:
             )
         return not text.any()
 
+    def _refuse_foreign_numbers(self, text: NDArray[np.bool_]) -> None:
+        """Refuses texts that are all numbers to another program, which would pass for words."""
+        if not text.any():
+            return
+        texts = self.texts[text]
+        for pattern, what, mend in _FOREIGN_NUMBERS:
+            if all(pattern.fullmatch(value) for value in texts):
+                raise InputError(
+                    f"column '{self.name}' holds {what} ({self.at(text)})",
+                    where=self.path,
+                    mend=mend,
+                )
 
-def column_of(table: pd.DataFrame, name: str, path: Path) -> Column:
+
+def column_of(table: pd.DataFrame, name: str, path: Path, *, missing_codes: MissingCodes = "auto") -> Column:
     """Reads one column's numbers and missing values.
 
-    -9 is PLINK's missing phenotype and is taken so, with a warning, unless another value lies below it: then
-    the column's range holds -9 and it is a value like any other.
+    ``auto`` takes -9 as missing, whatever lies below it, as PLINK does, and refuses a column with what looks
+    like another code; a list says which numbers are missing, and no others are.
     """
     choices = [column for column in table.columns if column not in ID_COLUMNS]
     if name not in choices:
@@ -217,12 +266,39 @@ def column_of(table: pd.DataFrame, name: str, path: Path) -> Column:
     texts = table[name].to_numpy(dtype=object)
     numbers = np.array([float(text) if _NUMBER.fullmatch(text) else np.nan for text in texts])
     missing = np.array([text.casefold() in MISSING_WORDS for text in texts])
-    coded = numbers == MISSING_NUMBER
-    if coded.any() and not (numbers < MISSING_NUMBER).any():
-        logger.warning("%s: column '%s': %d values of -9 are taken as missing", path, name, coded.sum())
+    codes = (MISSING_NUMBER,) if missing_codes == "auto" else missing_codes
+    coded = np.isin(numbers, np.array(codes, dtype=np.float64))
+    if coded.any():
+        told = ", ".join(f"{code:g}" for code in np.unique(numbers[coded]))
+        logger.warning(
+            "%s: column '%s': %d values of %s are taken as missing (data.missing_codes)",
+            path, name, coded.sum(), told,
+        )  # fmt: skip
         missing |= coded
         numbers[coded] = np.nan
-    return Column(name, texts, numbers, missing, table.index.to_numpy(dtype=np.int64), path)
+    column = Column(name, texts, numbers, missing, table.index.to_numpy(dtype=np.int64), path)
+    if missing_codes == "auto":
+        _refuse_likely_codes(column)
+    return column
+
+
+def _refuse_likely_codes(column: Column) -> None:
+    """Refuses numbers such as -999 that lie far outside of all others."""
+    numbers = column.numbers[np.isfinite(column.numbers)]
+    for code in _LIKELY_CODES:
+        coded = numbers == code
+        others = numbers[~coded & ~np.isin(numbers, _LIKELY_CODES)]
+        if not coded.any() or len(np.unique(others)) < 2:
+            continue
+        low, high = others.min(), others.max()
+        if low - (high - low) <= code <= high + (high - low):
+            continue
+        raise InputError(
+            f"column '{column.name}': {coded.sum()} values of {code:g} look like a code for missing ones "
+            f"(the others are {low:g} to {high:g})",
+            where=column.path,
+            mend=f"--set data.missing_codes=-9,{code:g} takes them so, --set data.missing_codes=-9 as values",
+        )
 
 
 def table_of(path: Path, samples: Samples, rows: NDArray[np.int64], cohort: str) -> pd.DataFrame:

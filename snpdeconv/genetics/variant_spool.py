@@ -6,6 +6,7 @@ Says which variants are kept and in which order; knows no genotypes.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Kept:
     Attributes:
         order: Indices of those to keep, by chromosome and position.
         num_unplaced: How many have no place in the genome.
-        num_duplicates: How many others repeat an earlier one.
+        num_duplicates: How many others repeat one of as many calls or more.
     """
 
     order: NDArray[np.int64]
@@ -74,8 +75,16 @@ class VariantSpool:
         self._position.frombytes(variants.position_bp.tobytes())
         self._total += len(variants)
 
-    def kept(self) -> Kept:
-        """Sorts, leaves out what has no place and what repeats an earlier variant.
+    @property
+    def chroms(self) -> list[str]:
+        """The chromosomes met so far."""
+        return list(self._code_of)
+
+    def kept(self, calls: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Kept:
+        """Sorts, leaves out what has no place and of copies all but the one of most calls.
+
+        Args:
+            calls: Gives how many people each of some variants, by index, was called in.
 
         Returns:
             Indices and counts. The places are forgotten: there is no second call and no :meth:`append`.
@@ -89,7 +98,12 @@ class VariantSpool:
         placed = (chrom != self._code_of.get("0", _NO_CODE)) & (position > 0)
         order = order[placed[order]]
         num_placed = len(order)
-        repeated = is_duplicate(chrom[order], position[order], lambda index: self._alleles(order[index]))
+        repeated = is_duplicate(
+            chrom[order],
+            position[order],
+            lambda index: self._alleles(order[index]),
+            lambda index: calls(order[index]),
+        )
         order = order[~repeated]
         return Kept(order, self._total - num_placed, num_placed - len(order))
 

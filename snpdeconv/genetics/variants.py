@@ -6,6 +6,7 @@ Chromosomes are strings without "chr"; positions are 1-based. Knows no genotypes
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from snpdeconv.errors import InputError
+from snpdeconv.errors import ConfigError, InputError, nearest
 
 TSV_COLUMNS = ("variant_id", "chrom", "pos", "counted_allele", "other_allele")
 TSV_HEADER = "\t".join(TSV_COLUMNS) + "\n"
@@ -22,38 +23,66 @@ TSV_HEADER = "\t".join(TSV_COLUMNS) + "\n"
 # As objects the values of a column that are equal share their memory, and nothing is taken for a number.
 _TSV_TYPES = dict.fromkeys(TSV_COLUMNS, object) | {"pos": "int64"}
 
-_CHROM_ORDER = (*(str(number) for number in range(1, 23)), "X", "Y", "XY", "MT")
-_CHROM_ALIASES = {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT", "PAR1": "XY", "PAR2": "XY"}
+AUTOSOMES = {"human": 22, "cow": 29, "dog": 38, "horse": 31, "mouse": 19, "rice": 12, "sheep": 26}
+"""How many autosomes a species has, which says what PLINK's codes after them mean."""
+
+_AFTER_AUTOSOMES = ("X", "Y", "XY", "MT")
+_CHROM_ALIASES = {"M": "MT", "PAR1": "XY", "PAR2": "XY"}
+_MOST_DIGITS = 9
+_REFSEQ = re.compile(r"NC_0000(0[1-9]|1\d|2[0-4])\.\d+|NC_012920\.\d+", re.IGNORECASE)
 
 
-def normalise_chrom(name: str) -> str:
-    """Spells a human chromosome the one way used everywhere in the package.
+def num_autosomes(chromosome_set: str | int) -> int:
+    """The autosomes of a species by name, or as they are given.
+
+    Raises:
+        ConfigError: There is no such species.
+    """
+    if isinstance(chromosome_set, str) and chromosome_set.isdecimal():
+        chromosome_set = int(chromosome_set[:_MOST_DIGITS])
+    if isinstance(chromosome_set, int) or chromosome_set in AUTOSOMES:
+        return AUTOSOMES.get(str(chromosome_set), 0) or int(chromosome_set)
+    raise ConfigError(
+        f"there is no chromosome set '{chromosome_set}'",
+        where="chromosome set",
+        mend=nearest(chromosome_set, AUTOSOMES),
+    )
+
+
+def normalise_chrom(name: str, *, autosomes: int | None = None) -> str:
+    """Spells a chromosome the one way used everywhere in the package.
 
     Args:
-        name: A chromosome as files spell it: ``chr1``, ``01``, ``23``, ``chrM``.
+        name: A chromosome as files spell it: ``chr1``, ``01``, ``chrM``, ``NC_000001.11`` (human RefSeq).
+        autosomes: Where the file has PLINK's codes: the four numbers after the autosomes are X, Y, XY and MT.
 
     Returns:
         ``1`` to ``22``, ``X``, ``Y``, ``XY`` (pseudo-autosomal), ``MT``; any other name without its ``chr``.
     """
     bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name
-    if bare.isdecimal():
+    if refseq := _REFSEQ.fullmatch(bare):
+        return normalise_chrom(refseq[1], autosomes=22) if refseq[1] else "MT"
+    if bare.isdecimal() and len(bare) < 10:
         bare = str(int(bare))
+        code = 0 if autosomes is None else int(bare) - autosomes
+        return _AFTER_AUTOSOMES[code - 1] if 1 <= code <= len(_AFTER_AUTOSOMES) else bare
     canonical = bare.upper()
     canonical = _CHROM_ALIASES.get(canonical, canonical)
-    return canonical if canonical in _CHROM_ORDER else bare
+    return canonical if canonical in _AFTER_AUTOSOMES else bare
 
 
-def normalise_chroms(names: ArrayLike) -> NDArray[np.object_]:
+def normalise_chroms(names: ArrayLike, *, autosomes: int | None = None) -> NDArray[np.object_]:
     """Applies :func:`normalise_chrom` to each name; the work is done once for every distinct one.
 
     Args:
         names: (V,) chromosome names.
+        autosomes: As in :func:`normalise_chrom`.
 
     Returns:
         (V,) normalised names.
     """
     codes, distinct = pd.factorize(np.asarray(names, dtype=object))
-    spelled = np.array([normalise_chrom(str(name)) for name in distinct], dtype=object)
+    spelled = np.array([normalise_chrom(str(name), autosomes=autosomes) for name in distinct], dtype=object)
     return spelled[codes] if len(codes) else np.empty(0, dtype=object)
 
 
@@ -87,6 +116,7 @@ class Variants:
         position_bp: ArrayLike,
         counted_allele: ArrayLike,
         other_allele: ArrayLike,
+        autosomes: int | None = None,
     ) -> Variants:
         """Makes the table from columns as files spell them.
 
@@ -98,6 +128,7 @@ class Variants:
             position_bp: (V,) 1-based positions.
             counted_allele: (V,) alleles that are counted.
             other_allele: (V,) the other alleles.
+            autosomes: As in :func:`normalise_chrom`.
 
         Returns:
             The table.
@@ -105,7 +136,7 @@ class Variants:
         ids = np.array(variant_id, dtype=object)
         table = cls(
             variant_id=ids,
-            chrom=normalise_chroms(chrom),
+            chrom=normalise_chroms(chrom, autosomes=autosomes),
             position_bp=np.asarray(position_bp, dtype=np.int64),
             counted_allele=np.asarray(counted_allele, dtype=object),
             other_allele=np.asarray(other_allele, dtype=object),
@@ -156,7 +187,7 @@ class Variants:
         )
 
     def genome_order(self) -> NDArray[np.int64]:
-        """Sorts by chromosome (1 to 22, X, Y, XY, MT, others by name) and position.
+        """Sorts by chromosome (numbers, X, Y, XY, MT, others by name) and position.
 
         Returns:
             (V,) indices; variants at one position keep their order.
@@ -239,7 +270,7 @@ class Variants:
 def order_in_genome(
     chrom: NDArray[np.integer], position_bp: NDArray[np.int64], *, names: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Sorts variants by chromosome (1 to 22, X, Y, XY, MT, others by name) and position.
+    """Sorts variants by chromosome (numbers, X, Y, XY, MT, others by name) and position.
 
     Args:
         chrom: (V,) chromosomes, as indices into ``names``.
@@ -249,8 +280,15 @@ def order_in_genome(
     Returns:
         (V,) indices; variants at one position keep their order.
     """
-    known = {name: rank for rank, name in enumerate(_CHROM_ORDER)}
-    by_rank = sorted(range(len(names)), key=lambda c: (known.get(names[c], len(known)), names[c]))
+    known = {name: rank for rank, name in enumerate(_AFTER_AUTOSOMES)}
+
+    def place(code: int) -> tuple[int, int, str]:
+        name = names[code]
+        if name.isdecimal():
+            return 0, int(name[:_MOST_DIGITS]), name
+        return (1, known[name], name) if name in known else (2, 0, name)
+
+    by_rank = sorted(range(len(names)), key=place)
     rank = np.empty(len(names), dtype=chrom.dtype)
     rank[by_rank] = np.arange(len(names))
     return np.lexsort((position_bp, rank[chrom])).astype(np.int64, copy=False)
@@ -260,25 +298,31 @@ def is_duplicate(
     chrom: NDArray[np.integer],
     position_bp: NDArray[np.int64],
     alleles: Callable[[NDArray[np.int64]], tuple[Sequence[str], Sequence[str]]],
+    calls: Callable[[NDArray[np.int64]], NDArray[np.int64]],
 ) -> NDArray[np.bool_]:
-    """Marks variants seen before: same chromosome and position, same two alleles in either order.
+    """Marks copies: same chromosome and position, same two alleles in either order, fewer or as many calls.
 
     Args:
         chrom: (V,) chromosomes, as numbers; sorted.
         position_bp: (V,) positions; sorted within a chromosome.
         alleles: Gives the two alleles of each of some variants; asked only of those that share a site.
+        calls: Gives how many people each of some variants was called in; asked only of copies.
 
     Returns:
-        (V,) True for every repetition, False for the first one.
+        (V,) False for the copy of most calls, the first of equal ones; True for the others.
     """
     as_before = np.zeros(len(chrom) + 1, dtype=bool)
     as_before[1:-1] = (chrom[1:] == chrom[:-1]) & (position_bp[1:] == position_bp[:-1])
     shared = np.flatnonzero(as_before[1:] | as_before[:-1])
     repeated = np.zeros(len(chrom), dtype=bool)
-    seen: set[tuple[int, int, str, str]] = set()
+    copies: dict[tuple[int, int, str, str], list[int]] = {}
     for v, first, second in zip(shared, *alleles(shared), strict=True):
         low, high = sorted((first, second))
-        key = (int(chrom[v]), int(position_bp[v]), low, high)
-        repeated[v] = key in seen
-        seen.add(key)
+        copies.setdefault((int(chrom[v]), int(position_bp[v]), low, high), []).append(int(v))
+    groups = [group for group in copies.values() if len(group) > 1]
+    members = np.array([v for group in groups for v in group], dtype=np.int64)
+    if len(members):
+        num_called = dict(zip(members.tolist(), calls(members).tolist(), strict=True))
+        repeated[members] = True
+        repeated[[max(group, key=num_called.__getitem__) for group in groups]] = False
     return repeated

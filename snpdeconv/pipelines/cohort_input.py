@@ -72,7 +72,13 @@ def cohort_input(
                 mend="give their table with --covariates",
             )
         values.append(
-            bundle.covariate_encoder.encode(Path(covariates), samples=cohort.samples, rows=rows, cohort=where)
+            bundle.covariate_encoder.encode(
+                Path(covariates),
+                samples=cohort.samples,
+                rows=rows,
+                cohort=where,
+                missing_codes=bundle.config.data.missing_codes,
+            )
         )
     elif covariates is not None:
         logger.warning("%s: the model takes no covariates; the table is not used", covariates)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.config import Config, DataConfig, Multiallelic
+from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
@@ -30,7 +30,7 @@ from snpdeconv.genetics.quality import filter_samples, filter_variants
 from snpdeconv.genetics.splits import Split, split, split_beside
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.structure import Components, fit_components
-from snpdeconv.genetics.variants import Variants
+from snpdeconv.genetics.variants import Variants, num_autosomes
 from snpdeconv.pipelines.inputs import Inputs, read_held_out
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.training import distributed
@@ -107,18 +107,24 @@ class Dataset(Study):
         return len(self.trait.classes) if self.trait.kind == "multiclass" else 1
 
 
-def open_cohort(source: str, *, multiallelic: Multiallelic) -> Cohort:
+def open_cohort(source: str, *, data: DataConfig) -> Cohort:
     """A cohort by path, imported into the cache when it is not a store yet."""
     with progress(f"Importing {Path(source).name}") as update:
-        return load_cohort(source, cache_dir=cache_dir(), multiallelic=multiallelic, progress=update)
+        return load_cohort(
+            source,
+            cache_dir=cache_dir(),
+            multiallelic=data.multiallelic,
+            autosomes=num_autosomes(data.chromosome_set),
+            progress=update,
+        )
 
 
-def open_cohort_together(source: str, *, multiallelic: Multiallelic) -> Cohort:
+def open_cohort_together(source: str, *, data: DataConfig) -> Cohort:
     """A cohort that the first rank imports, while the others wait to find it in the cache; a collective."""
     held: list[Cohort] = []
 
     def opened() -> None:
-        held.append(open_cohort(source, multiallelic=multiallelic))
+        held.append(open_cohort(source, data=data))
 
     distributed.first_rank_does(opened)
     distributed.every_rank_does(lambda: None if held else opened())
@@ -179,6 +185,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         samples=cohort.samples,
         trait_type=data.trait_type,
         min_class_size=data.min_class_size,
+        missing_codes=data.missing_codes,
         cohort=inputs.genotypes,
     )
     samples = filter_samples(
@@ -362,6 +369,7 @@ def _covariates(
             rows=trait.rows,
             exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
             cohort=inputs.genotypes,
+            missing_codes=config.data.missing_codes,
         )
         check_covariates(table, trait, where=inputs.covariates, allow=config.data.allow_leakage)
         table = table.standardise(parts.train)

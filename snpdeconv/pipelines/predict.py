@@ -66,7 +66,7 @@ def predict(
     logger.info("%s is %s version %d", model, reference.name, reference.version)
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=bundle.config.precision.amp)
-    cohort = open_cohort(genotypes, multiallelic=bundle.config.data.multiallelic)
+    cohort = open_cohort(genotypes, data=bundle.config.data)
     given = cohort_input(
         bundle,
         cohort,

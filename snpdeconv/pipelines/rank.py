@@ -82,7 +82,7 @@ def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> Ra
             where="--method",
             mend="give one with --run or --model, or choose single_effects, marginal or ensemble",
         )
-    cohort = open_cohort(inputs.genotypes, multiallelic=config.data.multiallelic)
+    cohort = open_cohort(inputs.genotypes, data=config.data)
     study = gather(config, inputs, cohort=cohort, hold_out=False)
     people = People.of(study)
     scores = score_variants(
@@ -147,13 +147,14 @@ def rank_with_network(
             where=source.phenotypes,
             mend="give the cohort with --genotypes and --phenotypes",
         )
-    cohort = open_cohort(source.genotypes, multiallelic=config.data.multiallelic)
+    cohort = open_cohort(source.genotypes, data=config.data)
     observed = load_trait(
         source.phenotypes,
         column=source.trait,
         samples=cohort.samples,
         trait_type=bundle.kind,
         min_class_size=1,
+        missing_codes=bundle.config.data.missing_codes,
         cohort=source.genotypes,
     )
     given = cohort_input(

@@ -132,7 +132,7 @@ def _plan(config: Config, inputs: Inputs, *, model_name: str, out: Path, force: 
     champion = champion_of(model_name)
     if champion is None:
         return _Plan(champion, "there was no champion", inputs)
-    cohort = open_cohort(inputs.genotypes, multiallelic=config.data.multiallelic)
+    cohort = open_cohort(inputs.genotypes, data=config.data)
     # A challenger that was refused would come out the same again.
     known = {champion, resolve(f"{model_name}@challenger").version}
     changed = min(
@@ -185,7 +185,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult) -> Decision:
     compared = compare(
         _bundle(result.model, plan.champion),
         load_bundle(Path(result.paths["model"])),
-        cohort=open_cohort(plan.inputs.genotypes, multiallelic=config.data.multiallelic),
+        cohort=open_cohort(plan.inputs.genotypes, data=config.data),
         inputs=plan.inputs,
         config=config,
     )
@@ -262,6 +262,7 @@ def compare(
         samples=cohort.samples,
         trait_type=champion.kind,
         min_class_size=1,
+        missing_codes=champion.config.data.missing_codes,
         cohort=inputs.genotypes,
     )
     chosen = champion.held_out.among(cohort.samples.take(observed.rows))

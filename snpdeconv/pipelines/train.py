@@ -113,7 +113,7 @@ def _train(
     folder = RunFolder(path, settings=run_settings(config, model_name=model_name))
     with ExitStack() as held:
         folder.state = distributed.first_rank_does(lambda: held.enter_context(folder).state)
-        cohort = open_cohort_together(inputs.genotypes, multiallelic=config.data.multiallelic)
+        cohort = open_cohort_together(inputs.genotypes, data=config.data)
         inputs_digest = inputs.digest(genotypes_digest=cohort.digest)
         if "result" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))

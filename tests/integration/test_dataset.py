@@ -35,7 +35,7 @@ def inputs(files, **more):
 
 def prepared(given):
     config = load_config("small_cpu")
-    return prepare(config, given, cohort=open_cohort(given.genotypes, multiallelic=config.data.multiallelic))
+    return prepare(config, given, cohort=open_cohort(given.genotypes, data=config.data))
 
 
 def without_genotypes(files, people):
@@ -95,7 +95,7 @@ def test_a_quantity_that_stops_varying_without_people_of_few_genotypes(files):
 def test_one_person_under_two_ids_is_on_one_side_of_every_split(files, caplog, tmp_path):
     """Everyone is there twice: under an ID of a test person too, whom a champion was tested on."""
     given = inputs(files)
-    cohort = open_cohort(given.genotypes, multiallelic="split")
+    cohort = open_cohort(given.genotypes, data=load_config("small_cpu").data)
     codes, num_people = cohort.genotypes.codes(), len(cohort.samples)
     iid = [f"{name}{more}" for more in ("", "again") for name in cohort.samples.iid]
     both = Samples.build(iid)

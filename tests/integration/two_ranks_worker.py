@@ -138,7 +138,7 @@ def prepare_alike(cases, folder, environment):
         given = Inputs.from_paths(**(next(iter(cases.values()))[0] if first else own))
         config = load_config("small_cpu", overrides=["data.num_components=2", *([] if first else settings)])
         try:
-            cohort = open_cohort_together(given.genotypes, multiallelic="split")
+            cohort = open_cohort_together(given.genotypes, data=config.data)
             prepare(config, given, cohort=cohort)
             result[name] = None
         except UserError as error:

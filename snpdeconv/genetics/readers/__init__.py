@@ -117,18 +117,22 @@ def find_files(source: Path) -> CohortFiles:
     if source.name.endswith(_VCF_SUFFIXES):
         return CohortFiles("vcf", (source,))
     if source.suffix == ".bed":
-        return CohortFiles("bed", (source, *(_companion(source, suffix) for suffix in (".bim", ".fam"))))
+        return CohortFiles("bed", (source, _companion(source, ".bim"), _companion(source, ".fam")))
     if source.suffix == ".pgen":
-        return CohortFiles("pgen", (source, *(_companion(source, suffix) for suffix in (".pvar", ".psam"))))
+        tables = (_companion(source, ".pvar", ".bim"), _companion(source, ".psam", ".fam"))
+        return CohortFiles("pgen", (source, *tables))
     raise InputError(f"unknown extension '{source.suffix}'", where=source, mend=f"give {ACCEPTED}")
 
 
-def open_reader(files: CohortFiles, *, multiallelic: Multiallelic = "split") -> VariantReader:
+def open_reader(
+    files: CohortFiles, *, multiallelic: Multiallelic = "split", autosomes: int = 22
+) -> VariantReader:
     """Opens a cohort for reading and checks that its files fit together.
 
     Args:
         files: From :func:`find_files`.
         multiallelic: What to do with sites of several ALT alleles.
+        autosomes: How many the species has: what PLINK's codes for chromosomes mean.
 
     Returns:
         The reader of that format.
@@ -139,25 +143,30 @@ def open_reader(files: CohortFiles, *, multiallelic: Multiallelic = "split") -> 
     if files.kind == "bed":
         from snpdeconv.genetics.readers.bed import BedReader
 
-        return BedReader(*files.paths)
+        return BedReader(*files.paths, autosomes=autosomes)
     if files.kind == "pgen":
         from snpdeconv.genetics.readers.pgen import PgenReader
 
-        return PgenReader(*files.paths, multiallelic=multiallelic)
+        return PgenReader(*files.paths, multiallelic=multiallelic, autosomes=autosomes)
     from snpdeconv.genetics.readers.vcf import VcfReader
 
     return VcfReader(*files.paths, multiallelic=multiallelic)
 
 
-def _companion(genotypes: Path, suffix: str) -> Path:
-    path = genotypes.with_suffix(suffix)
-    if path.exists():
-        return path
-    compressed = path.with_name(path.name + ".zst")
+def _companion(genotypes: Path, *suffixes: str) -> Path:
+    """The table beside the genotypes: of the first suffix that is there."""
+    paths = [genotypes.with_suffix(suffix) for suffix in suffixes]
+    for path in paths:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError("is a pipe or a device, not a file", where=path, mend=f"give {ACCEPTED}")
+        if path.exists():
+            return path
+    compressed = paths[0].with_name(paths[0].name + ".zst")
     if compressed.exists():
         raise InputError(
             "zstd-compressed tables are not read",
             where=compressed,
             mend=f"decompress it: zstd -d {compressed.name}",
         )
-    raise InputError(f"no such file; {genotypes.name} cannot be read without it", where=path)
+    others = "".join(f" and no {path.name}" for path in paths[1:])
+    raise InputError(f"no such file{others}; {genotypes.name} cannot be read without it", where=paths[0])

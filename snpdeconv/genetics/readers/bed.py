@@ -33,13 +33,15 @@ class BedReader:
         bed: The genotypes.
         bim: The variants.
         fam: The samples.
+        autosomes: How many the species has: what PLINK's codes mean.
 
     Raises:
         InputError: A table is malformed, or the size of the .bed does not fit them.
     """
 
-    def __init__(self, bed: Path, bim: Path, fam: Path) -> None:
+    def __init__(self, bed: Path, bim: Path, fam: Path, *, autosomes: int) -> None:
         self._bed = bed
+        self._autosomes = autosomes
         self.samples = read_fam(fam)
         self._table = Bim.check(bim)
         self.num_variants: int | None = self._table.num_variants
@@ -55,7 +57,7 @@ class BedReader:
             # One piece of memory for all chunks: what the system gives anew it fills with zeros first.
             most = min(max_variants, self._table.num_variants)
             words = np.empty(-(-most * width // 8), dtype="<u8")
-            for table in self._table.chunks(max_variants):
+            for table in self._table.chunks(max_variants, autosomes=self._autosomes):
                 packed = _read_packed(file, words, len(table) * width, where=self._bed)
                 yield VariantChunk(table, packed.reshape(len(table), width), len(self.samples))
 

@@ -66,11 +66,12 @@ class Bim:
             num_variants += len(separators)
         return cls(path, num_variants, True)
 
-    def chunks(self, max_variants: int) -> Iterator[Variants]:
+    def chunks(self, max_variants: int, *, autosomes: int = 22) -> Iterator[Variants]:
         """Reads the table.
 
         Args:
             max_variants: Size of every piece but the last.
+            autosomes: How many the species has: what PLINK's codes mean.
 
         Yields:
             The variants in the order of the file; A1 is the counted allele.
@@ -86,6 +87,7 @@ class Bim:
                 position_bp=position,
                 counted_allele=first,
                 other_allele=second,
+                autosomes=autosomes,
             )
 
 

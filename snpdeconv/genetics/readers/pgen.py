@@ -33,18 +33,23 @@ class PgenReader:
         pvar: The sites.
         psam: The samples.
         multiallelic: What to do with sites of several ALT alleles.
+        autosomes: How many the species has: what PLINK's codes mean.
 
     Raises:
         InputError: A table is malformed, or its length is not what the .pgen says.
     """
 
-    def __init__(self, pgen: Path, pvar: Path, psam: Path, *, multiallelic: Multiallelic) -> None:
+    def __init__(
+        self, pgen: Path, pvar: Path, psam: Path, *, multiallelic: Multiallelic, autosomes: int = 22
+    ) -> None:
         self._pgen = pgen
         self.samples = read_psam(psam)
         self.report = dict.fromkeys(ALT_REPORT, 0)
         sites = read_pvar(pvar)
         self._num_sites = len(sites.ref)
         _check_counts(pgen, pvar, psam, num_sites=self._num_sites, num_samples=len(self.samples))
+        # Storage modes below 16 (0x10) are without dosages but for 3 and 4; the variable one may have them.
+        self._may_hold_dosages = pgen.open("rb").read(3)[2:] not in (b"\x01", b"\x02")
         self._num_alleles = np.array([1 + len(alts) for alts in sites.alts], dtype=np.int64)
         wanted = [
             (site, allele)
@@ -59,6 +64,7 @@ class PgenReader:
             position_bp=sites.position_bp[self._site],
             counted_allele=[sites.alts[s][a - 1] for s, a in wanted],
             other_allele=[sites.ref[s] for s, _ in wanted],
+            autosomes=autosomes,
         )
         self.num_variants: int | None = len(wanted)
 
@@ -102,10 +108,28 @@ class PgenReader:
             file.read_list(site[stage], dosage, allele_idx=1)
             for row in np.flatnonzero(allele[stage] > 1):
                 file.read(site[start + row], dosage[row], allele_idx=allele[start + row])
+            self._refuse_lost_dosages(file, site[stage], dosage)
             codes: NDArray[np.uint8] = dosage.view(np.uint8)
             # Missing is -9, which as an unsigned byte is the only value above 2.
             packed[stage] = pack(np.minimum(codes, MISSING, out=codes))
         return packed
+
+    def _refuse_lost_dosages(
+        self, file: pgenlib.PgenReader, site: NDArray[np.uint32], calls: NDArray[np.int8]
+    ) -> None:
+        """Refuses a file that has dosages where calls are missing."""
+        for row in np.flatnonzero((calls < 0).any(axis=1)) if self._may_hold_dosages else ():
+            dosage = np.empty(calls.shape[1], dtype=np.float32)
+            file.read_dosages(site[row], dosage)
+            lost = (calls[row] < 0) & (dosage >= 0)
+            if lost.any():
+                raise InputError(
+                    f"variant {site[row] + 1} has dosages for {lost.sum()} samples without a call, "
+                    "which would be lost",
+                    where=self._pgen,
+                    mend="dosages are not read yet; make calls of them, e.g. with `plink2 --pfile FILE "
+                    "--hard-call-threshold 0.499 --make-bed --out FILE`",
+                )
 
 
 def _check_counts(pgen: Path, pvar: Path, psam: Path, *, num_sites: int, num_samples: int) -> None:

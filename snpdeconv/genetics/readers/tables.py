@@ -17,6 +17,9 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.samples import Samples
 
 _FAM_COLUMNS = 6
+# Where chromosome, position, ID, REF and ALT stand in a table without a header, by how many columns it has.
+_HEADLESS = {5: (0, 2, 1, 4, 3), 6: (0, 3, 1, 5, 4)}
+_FEMALE, _FEMALE_WORDS = "2", frozenset({"2", "F", "FEMALE"})
 _TOO_MANY_DIGITS = 19
 _LONGEST_LINE = 2**24
 
@@ -52,7 +55,7 @@ def read_fam(path: Path) -> Samples:
     Raises:
         InputError: A line has another number of columns.
     """
-    fid, iid = [], []
+    fid, iid, female = [], [], []
     for number, line in numbered_lines(path):
         fields = line.split()
         if number == 1:
@@ -61,7 +64,8 @@ def read_fam(path: Path) -> Samples:
             raise bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
         fid.append(fields[0])
         iid.append(fields[1])
-    return Samples.build(iid, fid=fid)
+        female.append(fields[4] == _FEMALE)
+    return Samples.build(iid, fid=fid, female=female)
 
 
 def read_psam(path: Path) -> Samples:
@@ -79,6 +83,7 @@ def read_psam(path: Path) -> Samples:
     header: list[str] = []
     fid: list[str] = []
     iid: list[str] = []
+    female: list[bool] = []
     for number, line in numbered_lines(path):
         if line.startswith("#") and not iid:
             header = line.lstrip("#").split()
@@ -93,47 +98,60 @@ def read_psam(path: Path) -> Samples:
         iid.append(fields[header.index("IID")])
         if "FID" in header:
             fid.append(fields[header.index("FID")])
-    return Samples.build(iid, fid=fid if "FID" in header else None)
+        if "SEX" in header:
+            female.append(fields[header.index("SEX")].upper() in _FEMALE_WORDS)
+    return Samples.build(iid, fid=fid or None, female=female or None)
 
 
 def read_pvar(path: Path) -> Sites:
-    """Reads a .pvar (https://www.cog-genomics.org/plink/2.0/formats#pvar).
+    """Reads a .pvar (https://www.cog-genomics.org/plink/2.0/formats#pvar), or the .bim of a `--make-bpgen`.
 
     Args:
-        path: ``##`` lines, a ``#CHROM POS ID REF ALT`` line, and one line a site.
+        path: ``##`` lines, a ``#CHROM POS ID REF ALT`` line, and one line a site. Without that line the
+            columns are those of a .bim: chromosome, ID, centimorgans (not always), position, ALT and REF.
 
     Returns:
         The sites; ALT ``.`` stays as it is.
 
     Raises:
-        InputError: There is no header line, or a line is too short or has no position.
+        InputError: A line is too short or has no position.
     """
     chrom, position, name, ref, alts = [], [], [], [], []
     intern = sys.intern
-    header_line = 0
+    columns: tuple[int, ...] = ()
+    first, width = 1, 5
     for number, line in numbered_lines(path):
-        if not header_line:
-            if line.startswith("#CHROM"):
-                header_line = number
+        if not columns:
+            first = number
+            if line.startswith("##"):
+                continue
+            if line.startswith("#"):
                 if line.split()[:5] != ["#CHROM", "POS", "ID", "REF", "ALT"]:
                     raise InputError("the header is not #CHROM POS ID REF ALT", where=f"{path}:{number}")
-            elif not line.startswith("##"):
-                raise InputError("no #CHROM line before the first variant", where=f"{path}:{number}")
-            continue
-        fields = line.split(maxsplit=5)
-        if len(fields) < 5:
-            raise bad_columns(path, number, found=len(fields), expected="at least 5")
-        chrom.append(intern(fields[0]))
-        position.append(fields[1])
-        name.append(fields[2])
-        ref.append(intern(fields[3]))
-        alts.append([intern(alt) for alt in fields[4].split(",")])
-    if not header_line:
-        raise InputError("no #CHROM line", where=path)
+                columns, first = (0, 1, 2, 3, 4), number + 1
+                continue
+            width = len(line.split())
+            if width not in _HEADLESS:
+                raise bad_columns(
+                    path, number, found=width, expected="5 or 6, where there is no #CHROM line,"
+                )
+            columns = _HEADLESS[width]
+            refuse_quotes(line, path=path)
+        fields = line.split(maxsplit=width)
+        if len(fields) < width:
+            raise bad_columns(path, number, found=len(fields), expected=f"at least {width}")
+        at_chrom, at_position, at_name, at_ref, at_alt = columns
+        chrom.append(intern(fields[at_chrom]))
+        position.append(fields[at_position])
+        name.append(fields[at_name])
+        ref.append(intern(fields[at_ref]))
+        alts.append([intern(alt) for alt in fields[at_alt].split(",")])
+    if not columns:
+        raise InputError("no #CHROM line and no variant", where=path)
     return Sites(
         variant_id=name,
         chrom=chrom,
-        position_bp=parse_positions(position, path=path, skipped_lines=header_line),
+        position_bp=parse_positions(position, path=path, skipped_lines=first - 1),
         ref=ref,
         alts=alts,
     )

@@ -28,6 +28,7 @@ _STAGE_BYTES = 2**20
 _BASES = frozenset("ACGT")
 _FIRST = (1,)
 _DIPLOID = 2
+_NO_ALLELE = ("", ".")
 _NOT_CALLED = 0  # htslib holds allele + 1, shifted past the phase.
 _NO_SECOND_ALLELE = -1  # Of htslib's marks, shifted likewise, any below 0.
 _DOSAGES = ("DS", "HDS", "GP")
@@ -107,6 +108,8 @@ class VcfReader:
             alleles = usable_alts(alts, multiallelic=self._multiallelic, report=self.report)
         if not alleles:
             return
+        if record.REF in _NO_ALLELE:
+            raise self._broken(number, "has an empty allele for REF")
         fields = record.FORMAT or ()
         dosages = [name for name in _DOSAGES if name in fields]
         # As htslib holds them, in 32 bits: `genotype.array()` would wrap round at 32,767.

@@ -229,15 +229,44 @@ class TestTrait:
         assert "5 values of -9 are taken as missing" in caplog.text
         words = load_trait(table(column_of(["a", "b", -9] * 5)), column="trait", samples=cohort(15))
         assert words.classes == ("a", "b")
-        cold = load_trait(table(column_of([-12.5, 3.5, -9] * 5)), column="trait", samples=cohort(15))
-        assert -9.0 in cold.values
-        assert cold.report["missing_trait"] == 0
+        cold = table(column_of([-12.5, 3.5, -9] * 5))
+        assert -9.0 not in load_trait(cold, column="trait", samples=cohort(15)).values
+        kept = load_trait(cold, column="trait", samples=cohort(15), missing_codes=())
+        assert kept.report["missing_trait"] == 0
+        assert -9.0 in kept.values
+
+    @pytest.mark.parametrize("code", [-999, 99999, -99])
+    def test_what_looks_like_a_code_is_refused_until_it_is_named(self, table, code):
+        path = table(column_of([171.5, 160, 182.25, 155, code] * 3))
+        with pytest.raises(
+            InputError, match=rf"3 values of {code} look like a code.*missing_codes=-9,{code}"
+        ):
+            load_trait(path, column="trait", samples=cohort(15))
+        named = load_trait(path, column="trait", samples=cohort(15), missing_codes=(-9, code))
+        assert named.report["missing_trait"] == 3
+        assert code in load_trait(path, column="trait", samples=cohort(15), missing_codes=(-9,)).values
+
+    @pytest.mark.parametrize(
+        "values, cause",
+        [
+            (["1,5", "2,25", "0,5"], "decimal commas"),
+            (["12.5%", "3%", "7 %"], "percentages"),
+            (["1.0D-3", "2.0d-3", "1D2"], "exponent D"),
+            (["1,000", "12,500", "3,250"], "commas"),
+            (["1,5", "2", "3"], "decimal commas"),
+            (["<0.1", "0.5", "2"], "limit of detection"),
+        ],
+    )
+    def test_numbers_of_other_programs_are_no_words(self, table, values, cause):
+        path = table(column_of(values * 5))
+        with pytest.raises(InputError, match=f"column 'trait' holds .*{cause}"):
+            load_trait(path, column="trait", samples=cohort(15))
 
     @pytest.mark.parametrize(
         ("values", "trait_type", "message"),
         [
             ([1.5, 2.5, "tall"], "auto", r"mixes numbers and text \(line 4 says 'tall'\).*multiclass"),
-            ([1.5, "2,5"], "quantitative", r"mixes numbers and text \(line 3 says '2,5'\)"),
+            ([1.5, "2,5"], "quantitative", r"decimal commas \(line 3 says '2,5'\)"),
             (["a", "b"] * 5, "quantitative", r"column 'trait' is text \(line 2 says 'a'\)"),
             ([2.5] * 9, "auto", "'2.5' for all 9 people with a value; a trait must vary"),
             ([2.5, 2.5, "NA"], "quantitative", "'2.5' for all 2 people"),

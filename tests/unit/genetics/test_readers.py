@@ -168,7 +168,7 @@ class TestPgen:
             ("pvar", "chr1\t6\trs2", "chr1 rs2", r"m\.pvar:4: position 'rs2'"),
             ("pvar", "\trs2\tA\tG,T\t.\t.\t.", "", r"m\.pvar:4: 2 columns where at least 5"),
             ("pvar", "ID\tREF", "REF\tID", r"m\.pvar:2: the header is not"),
-            ("pvar", "#CHROM", "CHROM", r"m\.pvar:2: no #CHROM line"),
+            ("pvar", "#CHROM", "CHROM", r"m\.pvar:2: 8 columns where 5 or 6, where there is no #CHROM"),
         ],
     )
     def test_tables_that_do_not_fit(

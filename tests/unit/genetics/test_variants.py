@@ -31,12 +31,14 @@ def table(*rows: tuple[str, int, str, str], name: str = ".") -> Variants:
         ("chr1", "1"),
         ("Chr22", "22"),
         ("01", "1"),
-        ("23", "X"),
+        ("23", "23"),
+        ("NC_000001.11", "1"),
+        ("NC_000023.10", "X"),
+        ("NC_012920.1", "MT"),
+        ("NC_000067.7", "NC_000067.7"),
         ("chrx", "X"),
-        ("24", "Y"),
-        ("25", "XY"),
+        ("chrY", "Y"),
         ("PAR1", "XY"),
-        ("26", "MT"),
         ("chrM", "MT"),
         ("0", "0"),
         ("GL000191.1", "GL000191.1"),
@@ -49,10 +51,19 @@ def test_chromosomes_are_spelled_one_way(written: str, spelled: str) -> None:
     assert normalise_chrom(spelled) == spelled
 
 
+@pytest.mark.parametrize(
+    ("autosomes", "names"),
+    [(22, ["22", "X", "Y", "XY", "MT", "27", "30"]), (29, ["22", "23", "24", "25", "26", "27", "X"])],
+)
+def test_codes_of_plink_mean_what_the_species_has(autosomes: int, names: list[str]) -> None:
+    written = ["22", "23", "24", "25", "26", "27", "30"]
+    assert [normalise_chrom(name, autosomes=autosomes) for name in written] == names
+
+
 def test_missing_ids_are_made_of_place_and_alleles() -> None:
     variants = Variants.build(
         variant_id=["rs1", ".", ""],
-        chrom=["chr1", "chr2", "23"],
+        chrom=["chr1", "chr2", "chrX"],
         position_bp=[5, 6, 7],
         counted_allele=["A", "C", "G"],
         other_allele=["T", "CT", "A"],
@@ -84,8 +95,15 @@ def test_duplicates_are_the_same_place_and_alleles_in_either_order() -> None:
         asked.extend(index)
         return tuple(column[index].tolist() for column in alleles)
 
-    repeated = is_duplicate(variants.chrom.astype(int), variants.position_bp, of)
-    assert repeated.tolist() == [False, False, False, True, True, False]
+    for called, expected in (
+        ([9, 9, 9, 9, 9, 9], [False, False, False, True, True, False]),
+        ([9, 3, 9, 5, 4, 9], [False, True, False, False, True, False]),
+    ):
+        asked.clear()
+        repeated = is_duplicate(
+            variants.chrom.astype(int), variants.position_bp, of, np.array(called).__getitem__
+        )
+        assert repeated.tolist() == expected
     assert asked == [1, 2, 3, 4]  # the only ones at a site with others
 
 

@@ -47,7 +47,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SNPDECONV_HOME", str(folder / "home"))
         config = config_of()
-        return prepare(config, inputs, cohort=open_cohort(inputs.genotypes, multiallelic="split"))
+        return prepare(config, inputs, cohort=open_cohort(inputs.genotypes, data=config.data))
 
 
 def with_classes(dataset: Dataset, target: np.ndarray) -> Dataset:
