@@ -34,10 +34,6 @@ from snpdeconv.tracking.home import home
 
 logger = logging.getLogger(__name__)
 
-# submitit's controller gives up after six starts; the countdown in the job is what counts here.
-_CONTROLLER = "import sys; from submitit.local.local import Controller; Controller(sys.argv[1]).run(10**6)"
-
-
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The end of a batch script whose job cannot call SLURM: it requeues the job when that asks for it.
 _REQUEUE = (
@@ -83,7 +79,7 @@ class _Detached(LocalExecutor):
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "CUDA_VISIBLE_DEVICES": _local_gpus(given["gpus_per_node"]),
         }
-        words = [sys.executable, "-P", "-c", _CONTROLLER, str(self.folder)]
+        words = [sys.executable, "-P", "-m", "snpdeconv.launch.controller", str(self.folder)]
         script = " && ".join([*given["setup"], f"exec {shlex.join(words)}"])
         process = subprocess.Popen(
             ["/bin/bash", "-c", script],

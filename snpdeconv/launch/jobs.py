@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import zlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,16 +21,13 @@ from snpdeconv.console import configure_logging
 from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_outcome, write_outcome
+from snpdeconv.launch.rendezvous import join_ranks
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.yaml_text import read_yaml_file
 
 logger = logging.getLogger(__name__)
-
-_FIRST_PORT = 20_000
-_NUM_PORTS = 12_000
-"""Below the ports that systems give away by themselves."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,6 @@ class Job(ABC):
         """Does the work, on every rank, and writes how it ended."""
         configure_logging()
         environment = JobEnvironment()
-        join_ranks(environment)
         folder = Path(self.record)
         first = environment.global_rank == 0
         if first:
@@ -71,6 +65,7 @@ class Job(ABC):
 
         with TimeUp(notice_s=self.notice_s, in_container=self.in_container, gave_up=give_up) as time_up:
             try:
+                join_ranks(environment, folder / "log")
                 result = self.work(read_settings(Path(self.settings)))
             except Preempted as stop:
                 logger.warning("%s", stop)
@@ -222,23 +217,3 @@ def _succeeds(job: Job) -> bool:
 def read_settings(path: Path) -> Config:
     """The settings that were frozen at submission, the preset's name among them."""
     return validate(read_yaml_file(path), where=str(path))
-
-
-def join_ranks(environment: JobEnvironment) -> None:
-    """Says in torchrun's variables where this process stands among those of the job.
-
-    Args:
-        environment: submitit's.
-    """
-    if environment.num_tasks == 1:
-        return
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    os.environ.update(
-        MASTER_ADDR=environment.hostnames[0],
-        MASTER_PORT=str(_FIRST_PORT + zlib.crc32(environment.job_id.encode()) % _NUM_PORTS),
-        RANK=str(environment.global_rank),
-        WORLD_SIZE=str(environment.num_tasks),
-        # Where each process is shown its own GPU only, that one is number 0.
-        LOCAL_RANK=str(environment.local_rank % len(visible) if visible else environment.local_rank),
-        LOCAL_WORLD_SIZE=str(environment.num_tasks // environment.num_nodes),
-    )

@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 from snpdeconv.config import Config
+from snpdeconv.errors import ConfigError
 from snpdeconv.files import write_text
 from snpdeconv.launch import executor
 from snpdeconv.launch.executor import Plan
@@ -22,6 +23,7 @@ from snpdeconv.launch.jobs import InTurn, Job
 from snpdeconv.launch.records import Kind, Record, discard, new_record, save
 from snpdeconv.launch.scheduler import cluster_name, find_number
 from snpdeconv.launch.site import Site
+from snpdeconv.launch.status import read_status
 from snpdeconv.launch.target import Target
 from snpdeconv.pipelines.inputs import Inputs
 
@@ -47,7 +49,7 @@ def launch(
         record: From `make_record`.
         target: Where they go.
         needs: Files and folders that a container must see.
-        after: Submissions that must have ended well before; on SLURM only.
+        after: Submissions that must have ended well before.
 
     Raises:
         UserError: It cannot be queued, or nobody knows whether it is.
@@ -58,7 +60,7 @@ def launch(
         site=target.site,
         folder=record.log_folder,
         needs=tuple(needs),
-        after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
+        after=tuple(earlier.scheduler_id for earlier in _still_to_wait_for(after, target)),
     )
     if target.scheduler == "slurm":
         record = replace(record, job_name=executor.job_name(plan.name), cluster=cluster_name())
@@ -71,6 +73,34 @@ def launch(
         record = replace(record, scheduler_id=str(pid), process_created=psutil.Process(pid).create_time())
     save(record)
     return record
+
+
+def _still_to_wait_for(after: Sequence[Record], target: Target) -> list[Record]:
+    """The jobs before this one that are not done yet.
+
+    Raises:
+        ConfigError: One of them will never be done, or nobody here can tell when.
+    """
+    waiting = []
+    for now in read_status(after):
+        name = now.record.id
+        if now.state in ("failed", "cancelled"):
+            raise ConfigError(
+                f"{name} {now.state} ({now.reason}), so that nothing after it would start",
+                where="--after",
+                mend="leave it out, or submit that one again first",
+            )
+        if now.state == "unknown":
+            raise ConfigError(f"{name}: {now.reason}", where="--after", mend="submit where it is known")
+        if now.is_live and now.record.scheduler == "local" and target.scheduler == "slurm":
+            raise ConfigError(
+                f"{name} is a process of this machine, and SLURM cannot wait for it",
+                where="--after",
+                mend="submit when it is done, or use --cluster local",
+            )
+        if now.is_live:
+            waiting.append(now.record)
+    return waiting
 
 
 def _await_number(record: Record) -> str:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from snpdeconv.launch.leaving import REFUSED
 from snpdeconv.launch.progress import Progress, read_progress
-from snpdeconv.launch.records import End, Outcome, Record, going_on, save, write_outcome
+from snpdeconv.launch.records import Outcome, Record, going_on, save, write_outcome
 from snpdeconv.launch.run_ends import end_run
 from snpdeconv.launch.scheduler import FOR_MEMORY, Told, ask
 from snpdeconv.launch.trials import read_trials, settings_text, tell_lost
@@ -81,15 +81,19 @@ def settle(records: Sequence[Record]) -> None:
             state, reason = _settled(record, place, told.get(place) or told[None])
             if state not in _LOST:
                 continue
-            end: End = "cancelled" if state == "cancelled" else "failed"
-            if record.outcome(place) is None:
-                write_outcome(record.folder, place, Outcome(end, reason))
-            run = _run(record, place)
-            if run.key and run.status is None:
-                end_run(run.key, status="KILLED" if end == "cancelled" else "FAILED", reason=reason)
+            tell_end(record, place, Outcome("cancelled" if state == "cancelled" else "failed", reason))
             lost.append(place or 0)
         if record.kind == "search":
             tell_lost(record, lost)
+
+
+def tell_end(record: Record, element: int | None, outcome: Outcome) -> None:
+    """Writes how a job, or an element of an array, ended that did not say so, and ends its run in MLflow."""
+    if record.outcome(element) is None:
+        write_outcome(record.folder, element, outcome)
+    run = _run(record, element)
+    if run.key and run.status is None:
+        end_run(run.key, status="KILLED" if outcome.end == "cancelled" else "FAILED", reason=outcome.reason)
 
 
 def _asked(records: Sequence[Record]) -> tuple[list[Record], list[dict[int | None, Told]]]:
@@ -142,6 +146,8 @@ def _trials(record: Record, parts: list[tuple[JobState, str]]) -> tuple[list[tup
 
 def _settled(record: Record, element: int | None, told: Told) -> tuple[JobState, str]:
     """The state of a job or element, from what it wrote if it has ended, else from the scheduler."""
+    if told.state == "running" and record.scheduler == "local" and record.after and not record.num_starts():
+        return "waiting", f"after {', '.join(record.after)}"
     if told.state in ("waiting", "running", "stopping"):
         return told.state, told.reason if told.state == "waiting" else ""
     outcome = record.outcome(element)

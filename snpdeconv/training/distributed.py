@@ -6,19 +6,26 @@ With one process every function answers at once, so that callers need no second 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from snpdeconv.errors import ResourceError
 from snpdeconv.models.factory import in_parallel
 
 T = TypeVar("T")
+
+# How long the ranks, which start together, wait for each other.
+_MEETING = timedelta(minutes=5)
 
 # How long the other ranks wait while the first imports or fits.
 LONGEST_WORK_MIN = 24 * 60.0
@@ -63,8 +70,45 @@ def init_from_environment(
             torch.cuda.set_device(device)  # collectives of objects go through the current device
         # Objects go by gloo: while one rank works for hours, NCCL would have the others' GPUs busy waiting.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
+        _meet(backend, timeout=timedelta(minutes=timeout_min))
     return Placement(rank(), world_size(), device)
+
+
+def _meet(backend: str, *, timeout: timedelta) -> None:
+    """Finds the other ranks.
+
+    Raises:
+        ResourceError: They cannot be reached, or a network interface that the environment names is not there.
+    """
+    for variable in ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if "nccl" in backend else [])):
+        _check_interface(variable)
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store, number, count = next(rendezvous("env://", timeout=_MEETING))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"the ranks cannot meet there ({str(error).splitlines()[0][:200]})",
+            where=where,
+            mend="is the port free (MASTER_PORT), and does every node reach the first (GLOO_SOCKET_IFNAME)?",
+        ) from error
+    store.set_timeout(timeout)
+
+
+def _check_interface(variable: str) -> None:
+    """Refuses a name that no interface of this node has; gloo and NCCL fail without a sentence."""
+    value = os.environ.get(variable, "")
+    here = sorted(psutil.net_if_addrs())
+    if not value or value.startswith("^"):
+        return
+    exact = variable.startswith("GLOO") or value.startswith("=")
+    names = value.removeprefix("=").split(",")
+    if not any(name == known if exact else known.startswith(name) for name in names for known in here):
+        raise ResourceError(
+            f"there is no network interface '{value}' on {socket.gethostname()}",
+            where=variable,
+            mend=f"it has {', '.join(here)}; set the variable in the cluster's file, or leave it out",
+        )
 
 
 def default_device() -> torch.device:

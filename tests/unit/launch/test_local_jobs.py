@@ -42,10 +42,10 @@ def start(home):
     """Starts jobs of this machine; those that live on are ended."""
     started: list[Record] = []
 
-    def start_jobs(kind, *facts: dict, asking: Request | None = None, to: Site = SITE) -> Record:
+    def start_jobs(kind, *facts: dict, asking: Request | None = None, to: Site = SITE, after=()) -> Record:
         config = load_config("small_cpu")
         target = Target(to, "local", asking or request())
-        record = make_record("predict", config, target, model="toy", command="")
+        record = make_record("predict", config, target, model="toy", command="", after=after)
         if len(facts) > 1:
             record = Record(**{**vars(record), "elements": tuple(str(place) for place in range(len(facts)))})
         settings = record.folder / "settings.yaml"
@@ -57,7 +57,7 @@ def start(home):
             )
             for place, one in enumerate(facts)
         ]  # fmt: skip
-        started.append(launch(jobs, record, target, needs=()))
+        started.append(launch(jobs, record, target, needs=(), after=after))
         return started[-1]
 
     yield start_jobs
@@ -138,7 +138,8 @@ def test_failures_say_why(start):
     mistake, bug, killed = (start(Failing, {"how": how}) for how in ("mistake", "bug", "killed"))
     assert ended(mistake).reason == "phenotypes.tsv: no such column; see the header"
     assert ended(bug).reason == "ZeroDivisionError: division by zero (see the log)"
-    assert ended(killed).reason.startswith("it ended without a word")
+    assert ended(killed).reason.startswith("killed")  # for memory, if another process was meanwhile
+    assert killed.outcome().end == "failed"  # it is the job itself that has written it
     assert "Traceback" not in mistake.log_path().read_text()
     assert "Traceback" in bug.log_path().read_text()
 
@@ -228,3 +229,55 @@ def test_an_altered_job_says_so_and_ends(start, tmp_path):
     assert "error: " in process.stderr
     assert "holds no job (it names pathlib" in process.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_job_waits_for_the_one_before_it(start, tmp_path):
+    out = tmp_path / "n"
+    first = start(Counting, {"out": str(out), "steps": 40})
+    second = start(Counting, {"out": str(tmp_path / "second"), "steps": 1}, after=[first])
+    now = read_status([second])[0]
+    assert (now.state, now.reason) == ("waiting", f"after {first.id}")
+    assert ended(second).state == "done"
+    assert len(out.read_text().split()) == 40
+    failing = start(Failing, {"how": "mistake"})
+    ended(failing)
+    with pytest.raises(ConfigError, match=rf"--after: {failing.id} failed \(phenotypes.tsv: no such column"):
+        start(Counting, {"out": str(tmp_path / "never")}, after=[failing])
+    slow = start(Counting, {"out": str(tmp_path / "slow"), "steps": 9999})
+    third = start(Counting, {"out": str(tmp_path / "never")}, after=[slow])
+    await_lines(tmp_path / "slow")
+    cancel(slow)
+    now = ended(third)
+    assert (now.state, now.reason) == ("cancelled", f"not begun: {slow.id} cancelled")
+    assert not (tmp_path / "never").exists()
+
+
+def test_sites_choose_where_ranks_meet(start):
+    """A port that another program has, an address of the site, and an interface that is not there."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        theirs = SITE.model_copy(update={"environment": {**SITE.environment, **environment}})
+        record = start(Summing, {}, asking=request(tasks_per_node=2), to=theirs)
+        assert ended(record).reason.startswith(f"127.0.0.1:{port}: the ranks cannot meet there (")
+    none = SITE.model_copy(update={"environment": {**SITE.environment, "GLOO_SOCKET_IFNAME": "ib7"}})
+    record = start(Summing, {}, asking=request(tasks_per_node=2), to=none)
+    assert ended(record).reason.startswith("GLOO_SOCKET_IFNAME: there is no network interface 'ib7' on ")
+
+
+def test_a_taken_port_is_passed_over(monkeypatch):
+    import socket
+
+    from snpdeconv.launch import rendezvous
+
+    first = rendezvous._free_port("17")
+    second = rendezvous._free_port("17")  # another job of that number, of another cluster
+    assert second == first + 1
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", first))  # as torch does
+        listening.listen()
