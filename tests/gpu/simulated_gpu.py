@@ -2,7 +2,7 @@
 
 For code that decides by the device, on machines without one. Every torch function sees the rules first:
 tensors of two devices do not mix, numpy takes none of a GPU's, and what CUDA has no kernel for is refused, by
-torch's own table of operators. Gradients do not pass.
+torch's own table of operators. Batches that another thread sends are beyond it.
 """
 
 import contextlib
@@ -78,16 +78,12 @@ def run(func, args, kwargs):
         on_gpu = isinstance(tensors[1], OnGpu)
     rules = _Kernels() if on_gpu else contextlib.nullcontext()
     with torch._C.DisableTorchFunctionSubclass(), rules:
-        given = tree_map(host, (args, kwargs))
-        result = func(*given[0], **given[1])
+        result = func(*args, **kwargs)
     if name == "to" and was_on_gpu != on_gpu:
-        return gpu(result.clone()) if on_gpu else result.clone()
+        return gpu(result.clone()) if on_gpu else host(result).clone()
     if not on_gpu:
         return result
-    for before, inside in zip(tree_iter((args, kwargs)), tree_iter(given), strict=True):
-        if inside is result:  # in place
-            return before
-    return tree_map(gpu, result)
+    return tree_map(lambda one: one if isinstance(one, OnGpu) else gpu(one), result)
 
 
 class _Functions(TorchFunctionMode):
@@ -102,7 +98,8 @@ class _Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name + (f".{func._overloadname}" if func._overloadname != "default" else "")
-        if name.startswith("aten::") and name.removeprefix("aten::") not in with_cuda_kernel():
+        known = "_for_cpu" in name or name.removeprefix("aten::") in with_cuda_kernel()
+        if name.startswith("aten::") and not known:
             raise NotImplementedError(f"{name} has no kernel for CUDA")
         result = func(*args, **(kwargs or {}))
         if any(isinstance(one, torch.Tensor) and one.nbytes > self.room for one in tree_iter(result)):
@@ -131,6 +128,13 @@ def with_cuda_kernel():
 def simulated_gpu(*, free_bytes=TOTAL_BYTES, capability=(8, 0), room=2**40):
     """Torch sees one GPU within the block; `room` is for one tensor."""
     cuda = {
+        "get_device_name": lambda device=None: "simulated",
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "reset_peak_memory_stats": lambda device=None: None,
+        "max_memory_allocated": lambda device=None: 0,
+        "synchronize": lambda device=None: None,
+        "is_initialized": lambda: False,
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
@@ -148,7 +152,7 @@ def simulated_gpu(*, free_bytes=TOTAL_BYTES, capability=(8, 0), room=2**40):
             for name, value in cuda.items():
                 patched.setattr(torch.cuda, name, value)
             patched.setattr(_Kernels, "room", room)
-            with torch.no_grad(), _Functions():
+            with _Functions():
                 yield GPU
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

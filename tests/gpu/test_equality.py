@@ -32,6 +32,11 @@ def test_pieces_give_the_losses_of_whole_batches(architecture, micro_batch_size,
     assert losses == pytest.approx(whole(architecture, device), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gpu_gives_the_losses_of_the_cpu(architecture, gpu, whole):
+    assert losses_of(make_model(architecture), gpu) == pytest.approx(whole(architecture, "cpu"), rel=1e-4)
+
+
 def test_two_ranks_give_the_losses_of_one(device, whole, tmp_path):
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip(f"two ranks by NCCL need two GPUs, and {torch.cuda.device_count()} is here")

@@ -123,7 +123,14 @@ def test_what_makes_it_repeat_is_set_for_the_training_alone(monkeypatch):
     assert now == before == (False, True)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture, device",
+    [
+        ("cnn_transformer", "cpu"),
+        *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ARCHITECTURES),
+    ],
+    indirect=["device"],
+)
 def test_compiled_once_and_not_again(architecture, device):
     from torch._dynamo.testing import CompileCounter
 
