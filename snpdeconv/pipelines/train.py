@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from snpdeconv.config import Config
-from snpdeconv.errors import UserError
+from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
@@ -30,7 +30,7 @@ from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, tracked, write_results
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
 from snpdeconv.pipelines.stages import Stage
-from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.home import home, tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training import distributed
@@ -117,8 +117,14 @@ def _train(
         inputs_digest = inputs.digest(genotypes_digest=cohort.digest)
         if "result" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
+            if not distributed.is_first():
+                return None
+            result = TrainResult(**folder.state["result"])
+            if result.version is None and "ranked" in folder.state and until == "register":
+                logger.info("%s: this run is complete, and its model not registered yet", path)
+                return _after_ranking(folder, config, until=until)
             logger.info("%s: this run is complete; nothing to do", path)
-            return TrainResult(**folder.state["result"]) if distributed.is_first() else None
+            return result
         if "ranked" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
             return _after_ranking(folder, config, until=until) if distributed.is_first() else None
@@ -265,6 +271,12 @@ def _register(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult
 def _finish(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
     """Ends the run."""
     run.finish("FINISHED")
+    if unsaid := run.unsaid:
+        raise ResourceError(
+            f"{unsaid} results of the run, the last ones, cannot be written",
+            where=home(),
+            mend="free some disk space and give the same command again: it registers the model",
+        )
     shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
     for problem in run.problems:
         logger.warning("the tracking store has refused for good: %s", problem)

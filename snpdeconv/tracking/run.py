@@ -5,13 +5,16 @@ All that it says goes to the spool first, so that no call waits for a server. Kn
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import re
 import socket
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +37,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _PARAM_CHARS = 6000
 _TAG_CHARS = 8000
 _NAME_CHARS = 250
+# Events that wait in memory for room on the disk; some ten megabytes.
+_MOST_UNSAID = 50_000
 
 
 class TrackedRun:
@@ -47,7 +52,9 @@ class TrackedRun:
         self._last_step = history.last_step
         self._started_ms = history.created_ms
         self._num_non_finite = 0
-        self._num_lost = 0
+        self._num_lost = spool.lost()
+        self._unsaid: deque[tuple[str, dict[str, Any], int]] = deque()
+        self._say_guard = threading.Lock()  # the sampler speaks from a thread of its own
         self._finished = False
         self._shipper = Shipper(spool, uri=uri)
         self._sender = Sender(self._shipper)
@@ -105,6 +112,7 @@ class TrackedRun:
                     "tags": _texts(tags or {}, longest=_TAG_CHARS),
                 }
                 spool.append("create", process | facts)
+                spool.note_lost(0)  # takes its room while there is some
                 history = spool.history()
         except OSError as error:
             spool.release()
@@ -213,12 +221,21 @@ class TrackedRun:
         self._say("status", {"status": status})
         self._finished = True
 
+    @property
+    def unsaid(self) -> int:
+        """How much of what was said is in memory alone, as the disk was full until now."""
+        with self._say_guard:
+            self._write_unsaid()
+            return len(self._unsaid)
+
     def flush(self, *, timeout_s: float) -> bool:
         """Waits until the store has all that was said.
 
         Returns:
             Whether it has; False after `timeout_s` seconds, or sooner when the store does not answer.
         """
+        if self.unsaid:
+            return False
         return self._sender.flush(timeout_s=timeout_s)
 
     def close(self, *, timeout_s: float = 30.0) -> bool:
@@ -228,8 +245,11 @@ class TrackedRun:
             Whether the store has everything.
         """
         self._stop_sampler()
-        complete = self._sender.flush(timeout_s=timeout_s)
-        if not complete:
+        unsaid = self.unsaid
+        complete = self._sender.flush(timeout_s=timeout_s) and not unsaid
+        if unsaid:
+            logger.warning("run %s: %d results are lost: its disk is full", self.key, unsaid)
+        elif not complete:
             logger.warning(
                 "run %s: the last results are still in %s; `snpdeconv sync` sends them",
                 self.key,
@@ -252,15 +272,33 @@ class TrackedRun:
         self.log_metrics((time.time_ns() // 1_000_000 - self._started_ms) // 1000, sample)
 
     def _say(self, kind: str, data: dict[str, Any]) -> None:
+        with self._say_guard:
+            self._unsaid.append((kind, data, time.time_ns() // 1_000_000))
+            self._write_unsaid()
+
+    def _write_unsaid(self) -> None:
+        """Writes what is not on disk yet; what a full disk does not take waits for room."""
+        waiting = len(self._unsaid) > 1
         try:
-            self._spool.append(kind, data)
+            while self._unsaid:
+                kind, data, time_ms = self._unsaid[0]
+                self._spool.append(kind, data, time_ms=time_ms)
+                self._unsaid.popleft()
         except OSError as error:
-            # Training must not die of its log; its own files tell if the disk is full for good.
-            if self._num_lost == 0:
+            # Training must not die of its log; `finish` tells if the disk is full for good.
+            if not waiting:
                 logger.warning(
-                    "%s: cannot be written (%s); results are lost", self._spool.folder, error.strerror
+                    "%s: cannot be written (%s); results wait in memory", self._spool.folder, error.strerror
                 )
-            self._num_lost += 1
+            if len(self._unsaid) > _MOST_UNSAID:
+                self._unsaid.popleft()
+                self._num_lost += 1
+        else:
+            if waiting:
+                logger.info("%s: can be written again", self._spool.folder)
+        if waiting or self._unsaid:
+            with contextlib.suppress(OSError):
+                self._spool.note_lost(self._num_lost + len(self._unsaid))
 
 
 def _place(path: Path) -> dict[str, str]:

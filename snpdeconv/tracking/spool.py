@@ -25,6 +25,7 @@ from snpdeconv.tracking.locks import FileLock
 KEEP_DONE_DAYS = 30
 _LONGEST_LINE = 16 * 2**20
 _EVENTS = "events.jsonl"
+_LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,21 @@ class Spool:
                 os.ftruncate(self._descriptor, self.size)
                 raise
             self.size += len(line)
+
+    def note_lost(self, number: int) -> None:
+        """Writes how many events a full disk has kept out, over the number before: that takes no room."""
+        descriptor = os.open(self.folder / _LOST, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, b"%020d" % number, 0)
+        finally:
+            os.close(descriptor)
+
+    def lost(self) -> int:
+        """How many events a full disk has kept out for good."""
+        try:
+            return int((self.folder / _LOST).read_bytes()[:20])
+        except (OSError, ValueError):
+            return 0
 
     def read(self, offset: int = 0) -> Iterator[Event]:
         """Yields the whole lines from `offset` on; a line still being written is left for later."""

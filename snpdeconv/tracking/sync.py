@@ -101,11 +101,13 @@ def _sync_one(spool: Spool, history: History, failures: Counter[str]) -> SpoolRe
         note = f"{store} does not take it ({reason(error)})"
         return SpoolReport(spool.key, name, "failed", note, tuple(shipper.problems))
     failures[store] = 0
-    refused = shipper.sent.rejected
+    refused, lost = shipper.sent.rejected, spool.lost()
     spool.archive()
-    if not refused:
+    if not refused and not lost:
         return SpoolReport(spool.key, name, "sent", note)
     told = f"{refused} of what it said could not be sent, for good"
+    if lost:
+        told = f"{lost} of what it said were lost, as its disk was full" + (f"; {told}" if refused else "")
     note = f"{note}; {told}" if note else told
     return SpoolReport(spool.key, name, "incomplete", note, tuple(shipper.problems))
 

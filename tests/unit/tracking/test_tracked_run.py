@@ -250,9 +250,25 @@ def test_a_full_disk_does_not_stop_training(tracking_home: Path, caplog: pytest.
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     run.log_metrics(2, {"loss": 1.0})
     assert run.close(timeout_s=60)
-    assert steps(run.run_id, "loss") == [(2, 1.0)]
-    assert "results are lost" in caplog.records[0].getMessage()
-    assert len(caplog.records) == 1
+    assert steps(run.run_id, "loss") == [(0, 1.0), (1, 1.0), (2, 1.0)]
+    assert "results wait in memory" in caplog.records[0].getMessage()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_what_a_full_disk_kept_out_is_counted_though_nothing_can_be_written(tracking_home: Path) -> None:
+    run = open_run()
+    assert run.flush(timeout_s=60)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+    try:
+        for step in range(5):
+            run.log_metrics(step, {"loss": 1.0})
+        assert not run.close(timeout_s=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (report,) = sync().spools
+    assert report.outcome == "incomplete"
+    assert "5 of what it said were lost" in report.note
 
 
 def test_a_model_name_that_cannot_be_asked_for_is_refused(tracking_home: Path, model_folder: Path) -> None:
