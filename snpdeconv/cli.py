@@ -182,7 +182,7 @@ def train(
     with loading():
         from snpdeconv.pipelines.inputs import Inputs
         from snpdeconv.pipelines.train import train as run
-        from snpdeconv.training.preemption import Preempted
+        from snpdeconv.training.preemption import Preempted, Terminated
 
     inputs = Inputs.from_paths(
         genotypes=genotypes,
@@ -197,6 +197,8 @@ def train(
         result = run(config, inputs, model_name=name or trait, out=out)
     except Preempted as stop:
         logger.warning("%s; the same command with the same --out goes on from there", stop)
+        raise typer.Exit(143) from stop
+    except Terminated as stop:
         raise typer.Exit(143) from stop
     if result is None:
         return  # the first of several ranks speaks for all

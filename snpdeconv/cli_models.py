@@ -6,6 +6,7 @@ Prints, as cli.py does; the work and its heavy imports start inside the commands
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import time
@@ -30,6 +31,8 @@ from snpdeconv.cli_options import (
     Wait,
 )
 from snpdeconv.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
@@ -81,6 +84,7 @@ def retrain(
 
     from snpdeconv.pipelines.retrain import retrain as run
     from snpdeconv.tracking.home import home
+    from snpdeconv.training.preemption import Preempted, Terminated
 
     inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
     if site is not None:
@@ -103,7 +107,11 @@ def retrain(
         option = "--begin" if begin is not None else "--wait"
         raise ConfigError("is for jobs, and this runs here and now", where=option, mend="name a --cluster")
     folder = out or home() / "retrain" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
+    try:
+        decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
+    except (Preempted, Terminated) as stop:
+        logger.warning("stopped; the same command with --out %s goes on from there", folder)
+        raise typer.Exit(143) from stop
     if decision is None:
         return  # the first of several ranks speaks for all
     if as_json:

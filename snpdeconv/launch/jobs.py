@@ -24,7 +24,7 @@ from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_ou
 from snpdeconv.launch.rendezvous import join_ranks
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.startup import loading
-from snpdeconv.training.preemption import Preempted
+from snpdeconv.training.preemption import Preempted, Terminated
 from snpdeconv.yaml_text import read_yaml_file
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class Job(ABC):
                 result = self.work(read_settings(Path(self.settings)))
             except Preempted as stop:
                 logger.warning("%s", stop)
+                time_up.leave()
+            except Terminated:
                 time_up.leave()
             except UserError as error:
                 # Trying again would come to the same end.

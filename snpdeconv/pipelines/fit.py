@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from snpdeconv.training.losses import FocalLoss, balanced_class_weights, make_lo
 from snpdeconv.training.memory import GPUMemoryManager
 from snpdeconv.training.metrics import evaluate, probabilities
 from snpdeconv.training.precision import Precision
+from snpdeconv.training.preemption import PreemptionSignal
 from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
 logger = logging.getLogger(__name__)
@@ -201,7 +203,8 @@ def fit(
         checkpoint_every_steps=config.training.checkpoint_every_steps,
         should_stop=should_stop,
     )
-    with deterministic(device, wanted=config.precision.deterministic):
+    listening = should_stop.deferred() if isinstance(should_stop, PreemptionSignal) else nullcontext()
+    with deterministic(device, wanted=config.precision.deterministic), listening:
         history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
     best_epoch = trainer.best_epoch
     assert best_epoch is not None  # a loss that is not finite ends the run

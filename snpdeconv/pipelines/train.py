@@ -41,6 +41,9 @@ from snpdeconv.version import __version__, code_version
 
 logger = logging.getLogger(__name__)
 
+# What a server may take for the last words of a run that has to go.
+_HURRY_S = 5.0
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -143,10 +146,10 @@ def _train(
         tags |= {f"snpdeconv.data.{name}": str(count) for name, count in dataset.report.items()}
         if "SLURM_JOB_ID" in os.environ:
             tags["snpdeconv.slurm_job"] = os.environ["SLURM_JOB_ID"]
-        stop = held.enter_context(PreemptionSignal())
+        stop = held.enter_context(PreemptionSignal(raises=True))
         runs: list[TrackedRun] = []
         distributed.first_rank_does(
-            lambda: runs.append(held.enter_context(_tracked(folder, config, tags, model_name)))
+            lambda: runs.append(held.enter_context(_tracked(folder, config, tags, model_name, stop)))
         )
         run = runs[0] if runs else None
         # Before the batch size is measured: the device has that much less for activations.
@@ -257,7 +260,10 @@ def _score(
 def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:
     """What is left to do of a run that another job has trained and ranked."""
     tags = folder.state["ranked"]["tags"]
-    with _tracked(folder, config, tags, folder.settings["model"]) as run:
+    with (
+        PreemptionSignal(raises=True) as stop,
+        _tracked(folder, config, tags, folder.settings["model"], stop) as run,
+    ):
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
 
@@ -311,7 +317,7 @@ def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
 
 @contextmanager
 def _tracked(
-    folder: RunFolder, config: Config, tags: dict[str, str], model_name: str
+    folder: RunFolder, config: Config, tags: dict[str, str], model_name: str, stop: PreemptionSignal
 ) -> Iterator[TrackedRun]:
     """The run in MLflow; however the work ends, its status says so."""
     run = TrackedRun.open(
@@ -324,7 +330,10 @@ def _tracked(
     try:
         yield run
     except Preempted:
-        raise  # the run is not over: the same command goes on with it
+        # The run is not over: the same command goes on with it. After SIGTERM nobody may ever give it.
+        if stop.terminated:
+            run.finish("KILLED")
+        raise
     except KeyboardInterrupt:
         logger.warning(
             "interrupted; the same command with --out %s goes on from the last checkpoint", folder.path
@@ -340,4 +349,4 @@ def _tracked(
         run.finish("FAILED")
         raise
     finally:
-        run.close()
+        run.close(**({"timeout_s": _HURRY_S} if stop.terminated else {}))

@@ -6,7 +6,8 @@ Knows no scheduler by name; what happens after `Preempted` is for the floors abo
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,6 +27,10 @@ class Preempted(Exception):
         self.checkpoint = checkpoint
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where nothing waits to be saved: the work ends at once; the same command goes on."""
+
+
 class PreemptionSignal:
     """A flag that signals set; called, it says whether one came. For `should_stop` of the trainer.
 
@@ -33,16 +38,39 @@ class PreemptionSignal:
 
     Args:
         signals: What counts as news; SLURM sends SIGTERM, submitit SIGUSR2.
+        raises: Whether SIGTERM raises `Terminated` at once, but in a block of `deferred`.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR2)) -> None:
+    def __init__(
+        self,
+        signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR2),
+        *,
+        raises: bool = False,
+    ) -> None:
         self._signals = signals
+        self._raises = raises
         self._came = False
+        self.terminated = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
         """Whether a signal came."""
         return self._came
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For a loop that asks, saves and stops by itself.
+
+        Raises:
+            Terminated: SIGTERM came, and the loop has ended without asking again.
+        """
+        raises, self._raises = self._raises, False
+        try:
+            yield
+        finally:
+            self._raises = raises
+        if raises and self.terminated:
+            raise Terminated
 
     def __enter__(self) -> PreemptionSignal:
         self._previous = {number: signal.signal(number, self._note) for number in self._signals}
@@ -56,6 +84,10 @@ class PreemptionSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._came = True
+        if number == signal.SIGTERM and not self.terminated:
+            self.terminated = True
+            if self._raises:
+                raise Terminated
 
 
 def ignore_in_worker(worker_id: int) -> None:

@@ -114,3 +114,38 @@ def points(home: Path, metric: str) -> list[tuple[int, float]]:
     (run,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(run.info.run_id, metric)
     return sorted((point.step, point.value) for point in history)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["run.json", "model/config.json"])
+def test_sigterm_outside_of_the_loop_ends_the_run_promptly(cohort, tmp_path, moment):
+    """In the fitted part and in the ranking: no minute until SIGKILL, and nothing that stays RUNNING."""
+    import mlflow
+
+    out, home = tmp_path / "out", tmp_path / "home"
+    process = subprocess.Popen(
+        command(cohort, out), env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 300
+    while not ((out / moment).exists() and list((home / "spool").glob("*/events.jsonl"))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    started = time.monotonic()
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - started < 20
+    assert process.returncode == 143, told.decode()
+    assert "Traceback" not in told.decode()
+
+    def status() -> str:
+        client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+        (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
+        (run,) = client.search_runs([experiment.experiment_id])
+        return run.info.status
+
+    sync = [sys.executable, "-c", "from snpdeconv.cli import main; main()", "sync"]
+    subprocess.run(sync, env=environment(home), check=True, capture_output=True)
+    assert status() == "KILLED"
+    subprocess.run(command(cohort, out), env=environment(home), check=True, capture_output=True)
+    assert status() == "FINISHED"

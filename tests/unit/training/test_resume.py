@@ -15,7 +15,7 @@ from small_runs import assert_same_tensors, make_network
 
 from snpdeconv.errors import TrainingError
 from snpdeconv.training.checkpoint import CheckpointStore, read_state
-from snpdeconv.training.preemption import Preempted, PreemptionSignal, ignore_in_worker
+from snpdeconv.training.preemption import Preempted, PreemptionSignal, Terminated, ignore_in_worker
 from snpdeconv.training.run import Run
 
 KINDS = ["data_loader", "packed"]
@@ -285,6 +285,17 @@ def test_a_signal_saves_and_stops_and_handlers_come_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
     newest = CheckpointStore(tmp_path).newest()
     assert read_state(newest).progress["step"] == 4
+
+
+def test_sigterm_ends_at_once_what_does_not_ask(tmp_path):
+    with PreemptionSignal(raises=True) as should_stop:
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb what is on its way out
+    with PreemptionSignal(raises=True) as should_stop:
+        os.kill(os.getpid(), signal.SIGUSR2)  # a notice is for those who ask
+        with pytest.raises(Terminated), should_stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_workers_do_not_hear_the_signal():
