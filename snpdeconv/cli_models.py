@@ -74,7 +74,8 @@ def retrain(
     """Train anew when data, code or settings changed; champion only if it is better.
 
     Both models predict the people that the champion was tested on, whom neither was trained on. The new one
-    takes the alias if the 95 % interval of its advantage lies above zero.
+    takes the alias if the interval of its advantage lies above zero: one that widens with every look at the
+    same champion, and counts what another seed alone would change.
     """
     from snpdeconv.config import load_config
     from snpdeconv.launch.site import load_site
@@ -121,7 +122,8 @@ def retrain(
     if decision.difference is not None:
         print(
             f"{decision.metric:<9} {decision.difference:+.4f} against version {decision.compared_with} on "
-            f"{decision.num_held_out:,} people (95 % interval {decision.low:+.4f} to {decision.high:+.4f})"
+            f"{decision.num_held_out:,} people (look {decision.look} at it: interval {decision.low:+.4f} to "
+            f"{decision.high:+.4f} at level {decision.level:.2g})"
         )
     if decision.challenger is not None:
         verdict = "promoted" if decision.promoted else "not promoted"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,20 +22,22 @@ from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.files import write_json
 from snpdeconv.genetics.phenotypes import Trait, load_trait
 from snpdeconv.genetics.store import Cohort
-from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle
+from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle, make_bundle
 from snpdeconv.pipelines.cohort_input import cohort_input
-from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.evaluation import predictions_from
+from snpdeconv.pipelines.dataset import open_cohort, prepare
+from snpdeconv.pipelines.evaluation import evaluate_test, predictions_from
+from snpdeconv.pipelines.fit import choose_batch_size, fit, fits_at_once, make_training_loss
 from snpdeconv.pipelines.inference import choose_device, logits
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.train import TrainResult, train
 from snpdeconv.tracking.home import cache_dir, home
 from snpdeconv.tracking.locks import locked
-from snpdeconv.tracking.promotion import champion_of, note, promote
+from snpdeconv.tracking.promotion import champion_of, count_look, note, promote
 from snpdeconv.tracking.registry import check_model_name, download, resolve, version_tags
 from snpdeconv.training import distributed
-from snpdeconv.training.intervals import Interval, paired_difference
+from snpdeconv.training.judging import judge
 from snpdeconv.training.metrics import MAIN_METRIC
+from snpdeconv.training.placement import place_genotypes
 from snpdeconv.training.precision import choose_precision
 from snpdeconv.version import code_version
 
@@ -57,9 +60,13 @@ class Decision:
         promoted: Whether it took the alias.
         metric: What both were compared by.
         difference: The challenger's metric less the champion's on the held-out people.
-        low: Lower bound of the difference's 95 % interval; above 0 the challenger is promoted.
+        low: Lower bound of the difference at the level of this look; above 0 the challenger is promoted.
         high: Upper bound.
         num_held_out: People that they were compared on.
+        look: Which comparison of this champion on these people it was, from 1; 0 where there was none.
+        level: One-sided, of this look.
+        training_noise: What two trainings of the challenger differ by (standard deviation), where asked.
+        detectable: The true gain that four of five such looks would find.
     """
 
     model: str
@@ -74,6 +81,10 @@ class Decision:
     low: float | None = None
     high: float | None = None
     num_held_out: int = 0
+    look: int = 0
+    level: float | None = None
+    training_noise: float | None = None
+    detectable: float | None = None
 
 
 def retrain(
@@ -116,8 +127,10 @@ def retrain(
         result = train(config, plan.inputs, model_name=model_name, out=out)
         if result is None:
             return None
-        decision = _decide(config, plan, result)
+        twin_folder = out / "twin"
+        decision = _decide(config, plan, result, twin_folder=twin_folder)
         write_json(out / "decision.json", asdict(decision))
+        shutil.rmtree(twin_folder, ignore_errors=True)
         return decision
 
 
@@ -163,7 +176,7 @@ def _bundle(model_name: str, version: int) -> Bundle:
     return load_bundle(_folder(model_name, version))
 
 
-def _decide(config: Config, plan: _Plan, result: TrainResult) -> Decision:
+def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Path) -> Decision:
     """Compares the challenger with the champion, and promotes it if it is better."""
     assert plan.reason is not None
     decision = Decision(
@@ -182,69 +195,113 @@ def _decide(config: Config, plan: _Plan, result: TrainResult) -> Decision:
             where=result.model,
             mend="the same command goes on when it answers",
         )
-    compared = compare(
+    champion, challenger = (
         _bundle(result.model, plan.champion),
         load_bundle(Path(result.paths["model"])),
-        cohort=open_cohort(plan.inputs.genotypes, data=config.data),
-        inputs=plan.inputs,
-        config=config,
+    )
+    cohort = open_cohort(plan.inputs.genotypes, data=config.data)
+    people = judges(champion, challenger, cohort=cohort, inputs=plan.inputs)
+    look = count_look(result.model, champion=plan.champion, challenger=result.version)
+    metric = MAIN_METRIC[champion.kind]
+
+    def predicted(bundle: Bundle) -> NDArray[np.float64]:
+        return _predictions(bundle, cohort, people, plan.inputs, config)
+
+    verdict = judge(
+        champion.kind,
+        challenger=predicted(challenger),
+        champion=predicted(champion),
+        truth=_truth(people, champion),
+        metric=metric,
+        look=look,
+        twin=lambda: predicted(_twin(config, plan.inputs, cohort, folder=twin_folder)),
+        seed=config.training.seed,
     )
     decision = replace(
         decision,
-        metric=compared.metric,
-        difference=_finite(compared.difference.value),
-        low=_finite(compared.difference.low),
-        high=_finite(compared.difference.high),
-        num_held_out=compared.num_people,
+        metric=metric,
+        difference=_finite(verdict.difference),
+        low=_finite(verdict.low),
+        high=_finite(verdict.high),
+        num_held_out=len(people.rows),
+        look=look,
+        level=verdict.level,
+        training_noise=verdict.training_noise,
+        detectable=_finite(verdict.detectable),
     )
     tags = _tags(decision)
-    if compared.difference.low > 0:
+    if verdict.is_better:
         promotion = promote(result.model, version=result.version, instead_of=plan.champion, tags=tags)
         decision = replace(decision, champion=promotion.champion, promoted=promotion.done)
     else:
         refused = {"snpdeconv.promotion": "refused: not better by more than the interval"}
         note(result.model, version=result.version, tags=tags | refused)
     logger.info(
-        "%s: version %d has %s %+.4f (95 %% interval %+.4f to %+.4f) over version %d on %d people: %s",
+        "%s: version %d has %s %+.4f over version %d on %d people; look %d at this champion: interval %+.4f "
+        "to %+.4f (one-sided level %.3g, %s): %s; four of five such looks find a gain of %.4f",
         result.model,
         result.version,
-        compared.metric,
-        compared.difference.value,
-        compared.difference.low,
-        compared.difference.high,
+        metric,
+        verdict.difference,
         plan.champion,
-        compared.num_people,
+        len(people.rows),
+        look,
+        verdict.low,
+        verdict.high,
+        verdict.level,
+        "people alone"
+        if verdict.training_noise is None
+        else f"training noise {verdict.training_noise:.4f} included",
         "promoted" if decision.promoted else "not promoted",
+        verdict.detectable,
     )
     return decision
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same people.
+def _twin(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path) -> Bundle:
+    """The challenger's recipe trained with another seed, on this process alone; goes on where it stopped."""
+    training = config.training.model_copy(update={"seed": config.training.seed + 1})
+    config = config.model_copy(update={"training": training})
+    logger.info("training a twin of the challenger with seed %d, to see what a seed can do", training.seed)
+    device = choose_device(config.resources.device)
+    precision = choose_precision(device, requested=config.precision.amp)
+    dataset = prepare(config, inputs, cohort=cohort)
+    batch_size = choose_batch_size(config, dataset)
+    at_once = None
+    if config.training.batch_size == "auto":
+        at_once = fits_at_once(config, dataset, precision, batch_size=batch_size, device=device)
+    fitted = fit(
+        config,
+        dataset,
+        genotypes=place_genotypes(dataset.packed, device=device),
+        loss=make_training_loss(config, dataset),
+        batch_size=batch_size,
+        micro_batch_size=at_once,
+        device=device,
+        precision=precision,
+        checkpoint_dir=folder / "checkpoints",
+        log_metrics=None,
+    )
+    evaluation = evaluate_test(
+        fitted.model,
+        dataset,
+        batch_size=_BATCH,
+        device=device,
+        precision=precision,
+        seed=training.seed,
+    )
+    assert evaluation.calibration is not None
+    return make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
 
-    Attributes:
-        metric: What they are compared by.
-        difference: The challenger's less the champion's.
-        num_people: People held out from both that the cohort still has.
-    """
 
-    metric: str
-    difference: Interval
-    num_people: int
-
-
-def compare(
-    champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inputs, config: Config
-) -> Comparison:
-    """Predicts the held-out people with both models.
+def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inputs) -> Trait:
+    """The people that both models were tested on, with their trait as it is now.
 
     Args:
-        champion: Its `held_out` people are the ones compared on.
-        challenger: Trained without them.
+        champion: Its `held_out` people judge.
+        challenger: Trained without them; those whom its training left out for their genotypes are no judges.
         cohort: Where their genotypes are now.
         inputs: Where their trait is now.
-        config: Its device is used.
 
     Raises:
         InputError: The models are of different traits or classes, or none of the people is in the cohort.
@@ -265,20 +322,15 @@ def compare(
         missing_codes=champion.config.data.missing_codes,
         cohort=inputs.genotypes,
     )
-    chosen = champion.held_out.among(cohort.samples.take(observed.rows))
+    present = cohort.samples.take(observed.rows)
+    chosen = champion.held_out.among(present) & challenger.held_out.among(present)
     if not chosen.any():
         raise InputError(
             "holds none of the people that the champion was tested on",
             where=inputs.genotypes,
             mend="train it under another name",
         )
-    people = replace(observed, rows=observed.rows[chosen], values=observed.values[chosen])
-    new, old = (_predictions(bundle, cohort, people, inputs, config) for bundle in (challenger, champion))
-    metric = MAIN_METRIC[champion.kind]
-    difference = paired_difference(
-        champion.kind, new, old, _truth(people, champion), metric=metric, seed=config.training.seed
-    )
-    return Comparison(metric=metric, difference=difference, num_people=int(chosen.sum()))
+    return replace(observed, rows=observed.rows[chosen], values=observed.values[chosen])
 
 
 def _predictions(
@@ -318,6 +370,8 @@ def _tags(decision: Decision) -> dict[str, str]:
         "snpdeconv.difference": f"{decision.difference} ({decision.low} to {decision.high})",
         "snpdeconv.num_held_out": str(decision.num_held_out),
         "snpdeconv.reason": decision.reason,
+        "snpdeconv.look_level": str(decision.level),
+        "snpdeconv.training_noise": str(decision.training_noise),
     }
 
 

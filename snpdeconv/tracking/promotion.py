@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 PREVIOUS = "snpdeconv.previous_champion"
 """Tag of a version that was promoted: the version that was champion before it."""
+LOOKS, LOOK = "snpdeconv.looks", "snpdeconv.look"
+"""Tags: of a champion, how many challengers were compared with it; of a challenger, which of them it was."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,27 @@ def promote(
             client.set_model_version_tag(name, str(version), key, value)
     logger.info("%s: champion is version %s", name, version if done else stands)
     return Promotion(champion=version if done else stands, done=done)
+
+
+def count_look(name: str, *, champion: int, challenger: int) -> int:
+    """Counts one more comparison of a champion on its held-out people, before anybody sees what comes of it.
+
+    Returns:
+        Which comparison of this champion it is, from 1; that of a challenger stays the same when asked again.
+
+    Raises:
+        ResourceError: The store does not answer, or another promotion hangs.
+    """
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        of_champion, _, number = (
+            client.get_model_version(name, str(challenger)).tags.get(LOOK, "").partition(":")
+        )
+        if of_champion == str(champion):
+            return int(number)
+        looks = int(client.get_model_version(name, str(champion)).tags.get(LOOKS, "0")) + 1
+        client.set_model_version_tag(name, str(champion), LOOKS, str(looks))
+        client.set_model_version_tag(name, str(challenger), LOOK, f"{champion}:{looks}")
+    return looks
 
 
 def note(name: str, *, version: int, tags: Mapping[str, str]) -> None:

@@ -89,6 +89,23 @@ def paired_difference(
     Returns:
         The difference with the bounds of its 95 % interval; NaN where the metric is not defined.
     """
+    value, drawn = paired_draws(
+        kind, challenger, champion, targets, metric=metric, num_resamples=num_resamples, seed=seed
+    )
+    return _interval(value, drawn)
+
+
+def paired_draws(
+    kind: Kind,
+    challenger: ArrayLike,
+    champion: ArrayLike,
+    targets: ArrayLike,
+    *,
+    metric: str,
+    num_resamples: int = 2000,
+    seed: int,
+) -> tuple[float, Floats]:
+    """The difference of `paired_difference`, and that of each resample (R,); equal seeds, equal resamples."""
     truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
     both = [np.asarray(given, dtype=np.float64) for given in (challenger, champion)]
     values = [metrics.evaluate(kind, given, truth)[metric] for given in both]
@@ -98,7 +115,7 @@ def paired_difference(
         weighted[0](weights)[metric] - weighted[1](weights)[metric]
         for weights in _draws(strata, num_resamples=num_resamples, rng=np.random.default_rng(seed))
     ]
-    return _interval(values[0] - values[1], np.concatenate(drawn))
+    return values[0] - values[1], np.concatenate(drawn)
 
 
 def _interval(value: float, drawn: Floats) -> Interval:

@@ -1,6 +1,7 @@
 """Retraining: when it trains, when the challenger wins, and what stays on record."""
 
 import json
+import logging
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,8 @@ def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohor
     assert second.reason == "changed: data"
     assert second.promoted
     assert second.low > 0
+    assert second.training_noise > 0  # a twin said what a seed can do
+    assert not (tmp_path / "second" / "twin").exists()
     assert (second.champion, second.challenger) == (2, 2)
     assert resolve("height@champion").version == 2
     assert second.num_held_out == len(tested) == 36
@@ -67,7 +70,8 @@ def test_better_data_make_a_challenger_that_is_promoted_on_the_same_people(cohor
     assert json.loads((tmp_path / "second" / "decision.json").read_text())["low"] == second.low
 
 
-def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort, tmp_path):
+def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     retrain(CONFIG, inputs_of(cohort), model_name="height", out=tmp_path / "first")
     other = load_config("small_cpu", overrides=[*FAST, "model.linear=ridge", "training.seed=2"])
     refused = retrain(other, inputs_of(cohort), model_name="height", out=tmp_path / "second")
@@ -82,6 +86,14 @@ def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort,
     assert not again.retrained
     forced = retrain(other, inputs_of(cohort), model_name="height", out=tmp_path / "fourth", force=True)
     assert (forced.reason, forced.challenger) == ("forced", 3)
+    # Every look at the champion counts, forced ones too, and is harder to pass than the one before.
+    assert (refused.look, forced.look) == (1, 2)
+    assert forced.level < refused.level
+    assert version_tags("height", 1)["snpdeconv.looks"] == "2"
+    assert "look 2 at this champion" in caplog.text
+    assert f"over version 1 on {forced.num_held_out} people" in caplog.text
+    assert "36 test" in caplog.text
+    assert forced.num_held_out == 36
     (model,) = list_models()
     assert model.aliases == {"champion": 1, "challenger": 3}
 
