@@ -98,7 +98,7 @@ def test_a_challenger_that_is_no_better_is_refused_and_not_trained_again(cohort,
     assert model.aliases == {"champion": 1, "challenger": 3}
 
 
-def test_a_cohort_without_the_people_that_the_champion_was_people_tested(cohort, noisy, tmp_path):
+def test_a_cohort_without_the_people_that_the_champion_was_tested_on(cohort, noisy, tmp_path):
     retrain(CONFIG, noisy, model_name="height", out=tmp_path / "first")
     held_out = people_tested(tmp_path / "first")
     table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype={"IID": str})
