@@ -96,21 +96,22 @@ def simulate(
 ) -> None:
     """Make a cohort with human-like LD and a trait, in the column `trait`, whose causal SNPs are known."""
     from snpdeconv.genetics.simulate import simulate as make
+    from snpdeconv.pipelines.provenance import tracing
 
-    with progress("Simulating") as update:
-        cohort = make(
-            out,
-            num_samples=samples,
-            num_variants=variants,
-            num_causal=causal,
-            trait=trait,
-            pve=pve,
-            prevalence=prevalence,
-            seed=seed,
-            file_format=file_format,
-            num_holdout=holdout,
-            progress=update,
-        )
+    settings: dict[str, Any] = {
+        "num_samples": samples,
+        "num_variants": variants,
+        "num_causal": causal,
+        "trait": trait,
+        "pve": pve,
+        "prevalence": prevalence,
+        "seed": seed,
+        "file_format": file_format,
+        "num_holdout": holdout,
+    }
+    with tracing() as trace, progress("Simulating") as update:
+        cohort = make(out, **settings, progress=update)
+        trace.keep(out, settings=settings)
     print(f"genotypes   {cohort.genotypes}\nphenotypes  {cohort.phenotypes}\ncausal      {cohort.causal}")
 
 
@@ -134,14 +135,21 @@ def import_(
     """Pack a cohort's genotypes into two bits each, ready for training."""
     from snpdeconv.genetics.ingest import import_cohort
     from snpdeconv.genetics.variants import num_autosomes
+    from snpdeconv.pipelines.provenance import file_facts, tracing
 
-    with progress("Importing") as update:
+    with tracing() as trace, progress("Importing") as update:
         imported = import_cohort(
             cohort,
             out,
             multiallelic=multiallelic.value,
             autosomes=num_autosomes(chromosome_set),
             progress=update,
+        )
+        trace.keep(
+            out,
+            inputs={"genotypes": file_facts(Path(imported.source))},
+            settings={"multiallelic": multiallelic.value, "chromosome_set": chromosome_set},
+            results={"sha256": imported.digest},
         )
     print(f"{out}: {len(imported.samples):,} people, {len(imported.variants):,} variants")
     for what, count in imported.report.items():

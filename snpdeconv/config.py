@@ -168,6 +168,8 @@ class TrackingConfig(Section):
     experiment: str
     log_every_steps: int = Field(ge=1)
     flush_timeout_s: float = Field(ge=0.0)
+    log_predictions: bool = False
+    log_places: bool = False
 
 
 class ResourcesConfig(Section):

@@ -6,6 +6,7 @@ restarted one is the same case.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from snpdeconv.errors import UserError
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_outcome, write_outcome
 from snpdeconv.launch.rendezvous import join_ranks
+from snpdeconv.pipelines.provenance import set_job
 from snpdeconv.pipelines.stages import Stage
 from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted, Terminated
@@ -53,6 +55,8 @@ class Job(ABC):
         configure_logging()
         environment = JobEnvironment()
         folder = Path(self.record)
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+            set_job(folder.name, command=json.loads((folder / "job.json").read_text())["command"])
         first = environment.global_rank == 0
         if first:
             begin(folder, self.element)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from snpdeconv.tracking.connection import prepare_environment
 from snpdeconv.tracking.connection import reason as told
-from snpdeconv.tracking.home import embedded_uri, spool_dir
+from snpdeconv.tracking.home import embedded_uri, spool_dir, without_folders
 from snpdeconv.tracking.ship import Shipper
 from snpdeconv.tracking.spool import Spool
 
@@ -35,7 +35,7 @@ def end_run(key: str, *, status: Literal["FAILED", "KILLED"], reason: str) -> bo
         spool.release()
         return False
     # As of the last that was heard of it, so that the run's duration is right.
-    spool.append("tags", {"tags": {"snpdeconv.failure": reason}}, time_ms=history.last_ms)
+    spool.append("tags", {"tags": {"snpdeconv.failure": without_folders(reason)}}, time_ms=history.last_ms)
     spool.append("status", {"status": status}, time_ms=history.last_ms)
     try:
         Shipper(spool, uri=history.opened["uri"] or embedded_uri()).ship()

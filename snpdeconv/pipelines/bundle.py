@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 
@@ -117,7 +117,7 @@ class _About(TypedDict):
     patch: _Few
     model: _Model
     covariates: _Covariates | None
-    inputs: Inputs
+    inputs: NotRequired[Inputs]
     settings: dict[str, Any]
 
 
@@ -138,7 +138,7 @@ class Bundle:
         calibration: From logits to calibrated ones.
         covariate_encoder: How a covariate table is read, where the model takes one.
         components: Principal components, where the model takes them.
-        inputs: The files it was trained on.
+        inputs: The files it was trained on; None of models that leave them at home.
         held_out: The people it was tested on.
         config: The settings it was trained with.
     """
@@ -155,7 +155,7 @@ class Bundle:
     calibration: Calibration
     covariate_encoder: CovariateEncoder | None
     components: Components | None
-    inputs: Inputs
+    inputs: Inputs | None
     held_out: Samples | HashedSamples
     config: Config
 
@@ -182,8 +182,7 @@ def make_bundle(
         calibration=calibration,
         covariate_encoder=dataset.covariate_encoder,
         components=components,
-        # The table it may have come from is gone by the time that another cohort is asked for.
-        inputs=replace(dataset.inputs, held_out=None),
+        inputs=None,
         held_out=HashedSamples.of(dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test])),
         config=config,
     )
@@ -270,7 +269,7 @@ def _read_bundle(folder: Path) -> Bundle:
         calibration=Calibration.from_dict(about["calibration"]),
         covariate_encoder=encoder,
         components=components,
-        inputs=about["inputs"],
+        inputs=about.get("inputs"),
         held_out=held_out,
         config=validate({"preset": about["settings"]["preset"], **settings}, where=str(path)),
     )
@@ -421,6 +420,5 @@ def _description(bundle: Bundle) -> dict[str, Any]:
         "patch": bundle.layout.patch,
         "model": bundle.model.config,
         "covariates": bundle.covariate_encoder and bundle.covariate_encoder.to_dict(),
-        "inputs": asdict(bundle.inputs),
         "settings": bundle.config.model_dump(mode="json"),
     }

@@ -88,6 +88,13 @@ class Study:
     components: Components | None
     report: dict[str, int]
 
+    @property
+    def covariate_names(self) -> list[str]:
+        """The covariates used, in the terms of their table, and the components."""
+        columns = [] if self.covariate_encoder is None else self.covariate_encoder.features
+        number = 0 if self.components is None else self.components.loadings.shape[1]
+        return [*dict.fromkeys(one.column for one in columns), *(f"component {n + 1}" for n in range(number))]
+
 
 @dataclass(frozen=True)
 class Dataset(Study):

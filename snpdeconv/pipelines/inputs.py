@@ -66,18 +66,22 @@ class Inputs:
             held_out=None if held_out is None else str(Path(held_out).absolute()),
         )
 
+    def table_digests(self) -> dict[str, str]:
+        """SHA-256 of each table that there is."""
+        digests = {}
+        for table in ("phenotypes", "covariates", "blocks", "held_out"):
+            if (path := getattr(self, table)) is not None:
+                with Path(path).open("rb") as file:
+                    digests[table] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
+
     def digest(self, *, genotypes_digest: str) -> str:
         """Names what the files hold, not where they lie.
 
         Args:
             genotypes_digest: The imported cohort's digest.
         """
-        content = asdict(self)
-        content["genotypes"] = genotypes_digest
-        for table in ("phenotypes", "covariates", "blocks", "held_out"):
-            if content[table] is not None:
-                with Path(content[table]).open("rb") as file:
-                    content[table] = hashlib.file_digest(file, "sha256").hexdigest()
+        content = {**asdict(self), "genotypes": genotypes_digest, **self.table_digests()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +20,7 @@ from snpdeconv.files import write_json, write_text
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait, load_trait
+from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
@@ -28,9 +30,24 @@ from snpdeconv.pipelines.deconvolution import TABLES, People, write_tables
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.provenance import (
+    Trace,
+    file_facts,
+    finish_run,
+    input_facts,
+    model_facts,
+    model_tags,
+    remembered_inputs,
+    run_tags,
+    tracing,
+    tracked_run,
+)
 from snpdeconv.pipelines.report import draw_ranking
+from snpdeconv.pipelines.results import ranking_metrics, tracked
+from snpdeconv.pipelines.run_folder import hold
 from snpdeconv.tracking.home import cache_dir
-from snpdeconv.tracking.registry import download, resolve, resolve_run
+from snpdeconv.tracking.registry import ModelRef, download, resolve, resolve_run
+from snpdeconv.tracking.run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +92,11 @@ def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> Ra
     Raises:
         UserError: No such method, one that needs a network, or files that do not fit.
     """
+    with tracing() as trace:
+        return _rank_cohort(config, trace, inputs, method=method, out=out)
+
+
+def _rank_cohort(config: Config, trace: Trace, inputs: Inputs, *, method: str, out: Path) -> RankResult:
     _check(method, out)
     if method in get_args(NetworkMethod):
         raise ConfigError(
@@ -84,14 +106,19 @@ def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> Ra
         )
     cohort = open_cohort(inputs.genotypes, data=config.data)
     study = gather(config, inputs, cohort=cohort, hold_out=False)
-    people = People.of(study)
-    scores = score_variants(
-        people,
-        methods=_methods(method, [one for one in config.interpretation.methods if one == "single_effects"]),
-        config=config,
-        device=choose_device(config.resources.device),
-    )
-    return _write(out, people, scores, method=method, trait=inputs.trait, config=config, report=study.report)
+    methods = _methods(method, [one for one in config.interpretation.methods if one == "single_effects"])
+    config = _as_ranked(config, method, methods)
+    facts = {**input_facts(inputs, cohort), "covariates": study.covariate_names}
+    with _traced(config, trace, out, method=method, inputs=inputs, cohort=cohort, facts=facts) as run:
+        people = People.of(study)
+        scores = score_variants(
+            people, methods=methods, config=config, device=choose_device(config.resources.device)
+        )
+        result = _write(
+            out, people, scores, method=method, trait=inputs.trait, config=config, report=study.report
+        )
+        _log(run, result, scores, config, trace)
+    return result
 
 
 def rank_with_network(
@@ -122,8 +149,34 @@ def rank_with_network(
     Raises:
         UserError: No such run, model or method, or files that do not fit.
     """
+    with tracing() as trace:
+        return _rank_with_network(
+            out,
+            trace,
+            method=method,
+            reference=resolve_run(run_id) if model is None and run_id is not None else resolve(str(model)),
+            genotypes=genotypes,
+            phenotypes=phenotypes,
+            trait=trait,
+            covariates=covariates,
+            overrides=overrides,
+        )
+
+
+def _rank_with_network(
+    out: Path,
+    trace: Trace,
+    *,
+    method: str,
+    reference: ModelRef,
+    genotypes: str | None,
+    phenotypes: Path | None,
+    trait: str | None,
+    covariates: Path | None,
+    overrides: Sequence[str],
+) -> RankResult:
     _check(method, out)
-    bundle = load_bundle(_model_folder(run_id, model))
+    bundle = load_bundle(download(reference, cache_dir=cache_dir()))
     # Where the model was trained has no say in where it is looked at.
     config = with_overrides(
         bundle.config, ["resources.device=auto", *overrides], allowed=("interpretation", "resources.device")
@@ -134,13 +187,19 @@ def rank_with_network(
             where="--genotypes",
             mend="give both",
         )
-    source = replace(
-        bundle.inputs,
-        genotypes=genotypes or bundle.inputs.genotypes,
-        phenotypes=str(phenotypes or bundle.inputs.phenotypes),
-        trait=trait or bundle.trait,
-        covariates=_covariates(bundle, covariates, another_cohort=genotypes is not None),
-    )
+    if genotypes is not None:  # with no covariates but its own: others may share the numbers of its people
+        source = Inputs(str(Path(genotypes).absolute()), str(phenotypes), trait or bundle.trait)
+    else:
+        known = bundle.inputs or remembered_inputs(reference)
+        if known is None:
+            raise InputError(
+                "the cohort that the model was trained on is not known in this home",
+                where=f"{reference.name}/{reference.version}",
+                mend="give a cohort with --genotypes and --phenotypes",
+            )
+        source = replace(known, trait=trait or bundle.trait)
+    if covariates is not None:
+        source = replace(source, covariates=str(covariates))
     if not Path(source.phenotypes).exists():
         raise InputError(
             "the phenotype table that the model was trained on is not there any more",
@@ -170,15 +229,79 @@ def rank_with_network(
         variants=bundle.variants,
         blocks=_blocks(bundle.variants, bundle.block),
     )
-    device = choose_device(config.resources.device)
-    scores = score_variants(
-        people,
-        methods=_methods(method, config.interpretation.methods),
-        config=config,
-        device=device,
-        network=Network(bundle.model.to(device), bundle.layout, given.packed),
+    methods = _methods(method, config.interpretation.methods)
+    config = _as_ranked(config, method, methods)
+    facts = {**input_facts(source, cohort), "model": model_facts(reference)}
+    tags = model_tags(reference)
+    with _traced(
+        config, trace, out, method=method, inputs=source, cohort=cohort, facts=facts, tags=tags
+    ) as run:
+        device = choose_device(config.resources.device)
+        scores = score_variants(
+            people,
+            methods=methods,
+            config=config,
+            device=device,
+            network=Network(bundle.model.to(device), bundle.layout, given.packed),
+        )
+        result = _write(
+            out, people, scores, method=method, trait=source.trait, config=config, report=given.report
+        )
+        _log(run, result, scores, config, trace)
+    return result
+
+
+def _as_ranked(config: Config, method: str, methods: Set[str]) -> Config:
+    """The settings with the methods that are really computed."""
+    used: list[str] = [one for one in config.interpretation.methods if one in methods]
+    if method not in (*used, "marginal", "ensemble"):
+        used.append(method)
+    return with_overrides(
+        config,
+        [f"interpretation.methods=[{','.join(used)}]", f"interpretation.rank_by={method}"],
+        allowed=("interpretation",),
     )
-    return _write(out, people, scores, method=method, trait=source.trait, config=config, report=given.report)
+
+
+@contextmanager
+def _traced(
+    config: Config,
+    trace: Trace,
+    out: Path,
+    *,
+    method: str,
+    inputs: Inputs,
+    cohort: Cohort,
+    facts: Mapping[str, Any],
+    tags: Mapping[str, object] | None = None,
+) -> Iterator[TrackedRun]:
+    """Holds the folder, says what the ranking is made from, and tracks it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out):
+        trace.keep(out, **facts, method=method, settings=config.model_dump(mode="json"))
+        about = run_tags(
+            config,
+            "rank",
+            folder=out,
+            method=method,
+            data=cohort.digest,
+            inputs=inputs.digest(genotypes_digest=cohort.digest),
+            trait=inputs.trait,
+            **(tags or {}),
+        )
+        name = f"{inputs.trait} {method} rank"
+        with tracked_run(config, name=name, params=config.flat(), tags=about) as run:
+            yield run
+
+
+def _log(run: TrackedRun, result: RankResult, scores: Scores, config: Config, trace: Trace) -> None:
+    """Tells MLflow what the ranking says, and what of it may be told."""
+    run.log_metrics(0, {"people": result.num_samples, **tracked(ranking_metrics(scores))})
+    files = {name: Path(path) for name, path in result.paths.items()}
+    for path in files.values():
+        run.log_artifact(path, folder="plots" if path.suffix == ".png" else "")
+    finish_run(run, config)
+    trace.add(results={name: file_facts(path) for name, path in files.items()}, mlflow_run=run.run_id)
 
 
 def _check(method: str, out: Path) -> None:
@@ -276,20 +399,6 @@ def _blocks(variants: Variants, names: NDArray[np.object_]) -> Blocks:
         end_bp=position.max().to_numpy(),
         of_variant=of_variant,
     )
-
-
-def _covariates(bundle: Bundle, given: Path | None, *, another_cohort: bool) -> str | None:
-    """The covariate table: of another cohort only its own, never that of people who share its numbers."""
-    if given is not None:
-        return str(given)
-    return None if another_cohort else bundle.inputs.covariates
-
-
-def _model_folder(run_id: str | None, model: str | None) -> Path:
-    if model is not None:
-        return download(resolve(model), cache_dir=cache_dir())
-    assert run_id is not None
-    return download(resolve_run(run_id), cache_dir=cache_dir())
 
 
 def _target(observed: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float32] | NDArray[np.int64]:

@@ -154,9 +154,9 @@ def tracked(metrics: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def log_artifacts(run: TrackedRun, paths: dict[str, Any]) -> None:
-    """Has tables, pictures and the best checkpoint uploaded."""
-    for name in ("ranking", *TABLES, "metrics", "predictions", "settings"):
+def log_artifacts(run: TrackedRun, paths: dict[str, Any], *, with_predictions: bool) -> None:
+    """Has tables, pictures and the best checkpoint uploaded; what stands by sample only if asked for."""
+    for name in ("ranking", *TABLES, "metrics", "settings", *(("predictions",) if with_predictions else ())):
         if name in paths:
             run.log_artifact(Path(paths[name]))
     for plot in sorted(Path(paths["plots"]).glob("*.png")):

@@ -29,6 +29,7 @@ from snpdeconv.pipelines.evaluation import evaluate_test, predictions_from
 from snpdeconv.pipelines.fit import choose_batch_size, fit, fits_at_once, make_training_loss
 from snpdeconv.pipelines.inference import choose_device, logits
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.provenance import tracing
 from snpdeconv.pipelines.train import TrainResult, train
 from snpdeconv.tracking.home import cache_dir, home
 from snpdeconv.tracking.locks import locked
@@ -111,6 +112,7 @@ def retrain(
     check_model_name(model_name)
     distributed.init_from_environment(device=choose_device(config.resources.device))
     with ExitStack() as held:
+        trace = held.enter_context(tracing())
 
         def planned() -> _Plan:
             held.enter_context(locked(home() / "retrain" / f"{model_name}.lock", wait_s=1.0))
@@ -131,6 +133,7 @@ def retrain(
         decision = _decide(config, plan, result, twin_folder=twin_folder)
         write_json(out / "decision.json", asdict(decision))
         shutil.rmtree(twin_folder, ignore_errors=True)
+        trace.add(decision=asdict(decision))
         return decision
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, TextIO
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
@@ -57,6 +57,28 @@ class _State(TypedDict):
     result: NotRequired[_Result]
 
 
+def hold(folder: Path) -> TextIO:
+    """Takes a folder that is there for this process alone, until the file that it gives is closed.
+
+    Raises:
+        ResourceError: Another process works in it, or it cannot be written.
+    """
+    try:
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise ResourceError(
+            f"cannot be written ({error.strerror})", where=folder, mend="choose another --out"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ResourceError(
+            "another process works in this folder", where=folder, mend="wait for it or choose another --out"
+        ) from error
+    return lock
+
+
 class RunFolder:
     """A run's folder, held by this process from `__enter__` to `__exit__`.
 
@@ -82,20 +104,11 @@ class RunFolder:
         self._is_new = not self.path.exists()
         try:
             private_folder(self.path)
-            self._lock = (self.path / _LOCK).open("w")
         except OSError as error:
             raise ResourceError(
                 f"cannot be written ({error.strerror})", where=self.path, mend="choose another --out"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ResourceError(
-                "another process works in this folder",
-                where=self.path,
-                mend="wait for it or choose another --out",
-            ) from error
+        self._lock = hold(self.path)
         self._refuse_strangers()  # again: what was there before the lock may be another process's by now
         state = self._read()
         self.state = state or {"key": uuid.uuid4().hex, "settings": self.settings}

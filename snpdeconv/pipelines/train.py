@@ -6,7 +6,6 @@ Every step can be killed and done again: what is finished is found in the run's 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
@@ -27,6 +25,16 @@ from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, fits_at_once
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.provenance import (
+    Trace,
+    file_facts,
+    finish_run,
+    input_facts,
+    remember_inputs,
+    run_tags,
+    tracing,
+    tracked_run,
+)
 from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, tracked, write_results
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
 from snpdeconv.pipelines.stages import Stage
@@ -36,13 +44,9 @@ from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training import distributed
 from snpdeconv.training.placement import place_genotypes
 from snpdeconv.training.precision import Precision, choose_precision
-from snpdeconv.training.preemption import Preempted, PreemptionSignal
-from snpdeconv.version import __version__, code_version
+from snpdeconv.training.preemption import PreemptionSignal
 
 logger = logging.getLogger(__name__)
-
-# What a server may take for the last words of a run that has to go.
-_HURRY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,18 @@ def train(
     wanted = choose_device(config.resources.device)
     place = distributed.init_from_environment(device=wanted)
     try:
-        return _train(config, inputs, model_name=model_name, out=out, device=place.device, until=until)
+        with tracing() as trace:
+            result = _train(
+                config, inputs, model_name=model_name, out=out, device=place.device, until=until, trace=trace
+            )
+            if result is not None:
+                files = {name: Path(path) for name, path in result.paths.items() if Path(path).is_file()}
+                trace.add(
+                    mlflow_run=result.run_id,
+                    version=result.version,
+                    results={name: file_facts(path) for name, path in files.items()},
+                )
+            return result
     finally:
         distributed.shut_down()
 
@@ -110,6 +125,7 @@ def _train(
     out: Path | None,
     device: torch.device,
     until: Stage,
+    trace: Trace,
 ) -> TrainResult | None:
     precision = choose_precision(device, requested=config.precision.amp)
     path = (out or Path(f"{model_name}-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
@@ -130,22 +146,35 @@ def _train(
             return result
         if "ranked" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
-            return _after_ranking(folder, config, until=until) if distributed.is_first() else None
+            if not distributed.is_first():
+                return None
+            trace.keep(path, goes_on=True)
+            return _after_ranking(folder, config, until=until)
         dataset = prepare(config, inputs, cohort=cohort)
         loss = make_training_loss(config, dataset)
-        distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
-        tags = {
-            "snpdeconv.version": __version__,
-            "snpdeconv.code": code_version(),
-            "snpdeconv.data": dataset.cohort.digest,
-            "snpdeconv.inputs": replace(inputs, held_out=None).digest(genotypes_digest=cohort.digest),
-            "snpdeconv.settings": config.digest(),
-            "snpdeconv.folder": str(path),
-            "snpdeconv.trait": inputs.trait,
-        }
-        tags |= {f"snpdeconv.data.{name}": str(count) for name, count in dataset.report.items()}
-        if "SLURM_JOB_ID" in os.environ:
-            tags["snpdeconv.slurm_job"] = os.environ["SLURM_JOB_ID"]
+
+        def begin() -> None:
+            folder.begin(inputs=inputs_digest)
+            remember_inputs(folder.key, replace(inputs, held_out=None))
+            trace.keep(
+                path,
+                goes_on=True,
+                model=model_name,
+                **input_facts(inputs, cohort),
+                covariates=dataset.covariate_names,
+                settings=config.model_dump(mode="json"),
+            )
+
+        distributed.first_rank_does(begin)
+        tags = run_tags(
+            config,
+            "train",
+            folder=path,
+            data=cohort.digest,
+            inputs=replace(inputs, held_out=None).digest(genotypes_digest=cohort.digest),
+            trait=inputs.trait,
+            **{f"data.{name}": count for name, count in dataset.report.items()},
+        )
         stop = held.enter_context(PreemptionSignal(raises=True))
         runs: list[TrackedRun] = []
         distributed.first_rank_does(
@@ -187,7 +216,7 @@ def _train(
         ranked = ranking_metrics(scores)
         metrics = {**folder.state["tested"], "cohort": dataset.report, **ranked}
         paths = write_results(path, config, dataset, evaluation, scores, fitted, metrics=metrics)
-        log_artifacts(run, paths)
+        log_artifacts(run, paths, with_predictions=config.tracking.log_predictions)
         run.log_metrics(len(fitted.history["epoch"]), tracked(ranked))
         folder.remember(ranked={"tags": tags, "paths": paths})
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
@@ -276,18 +305,7 @@ def _register(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult
 
 def _finish(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
     """Ends the run."""
-    run.finish("FINISHED")
-    if unsaid := run.unsaid:
-        raise ResourceError(
-            f"{unsaid} results of the run, the last ones, cannot be written",
-            where=home(),
-            mend="free some disk space and give the same command again: it registers the model",
-        )
-    shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
-    for problem in run.problems:
-        logger.warning("the tracking store has refused for good: %s", problem)
-    if not shipped:
-        logger.warning("results are kept in the spool; `snpdeconv sync` sends them and registers the model")
+    finish_run(run, config)
     registered = run.registered.get(folder.settings["model"])
     result = replace(_so_far(run, folder), version=registered.version if registered else None)
     folder.remember(result=asdict(result))
@@ -319,34 +337,14 @@ def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
 def _tracked(
     folder: RunFolder, config: Config, tags: dict[str, str], model_name: str, stop: PreemptionSignal
 ) -> Iterator[TrackedRun]:
-    """The run in MLflow; however the work ends, its status says so."""
-    run = TrackedRun.open(
-        key=folder.key,
-        experiment=config.tracking.experiment,
-        name=f"{model_name} {config.model.architecture} {time.strftime('%Y-%m-%d %H:%M')}",
-        params=folder.settings,
-        tags=tags,
-    )
+    """The run in MLflow."""
+    name = f"{model_name} {config.model.architecture}"
+    how: dict[str, Any] = {"params": folder.settings, "tags": tags, "key": folder.key, "stop": stop}
     try:
-        yield run
-    except Preempted:
-        # The run is not over: the same command goes on with it. After SIGTERM nobody may ever give it.
-        if stop.terminated:
-            run.finish("KILLED")
-        raise
+        with tracked_run(config, name=name, **how) as run:
+            yield run
     except KeyboardInterrupt:
         logger.warning(
             "interrupted; the same command with --out %s goes on from the last checkpoint", folder.path
         )
-        run.finish("KILLED")
         raise
-    except UserError as error:
-        run.set_tags({"snpdeconv.failure": str(error)})
-        run.finish("FAILED")
-        raise
-    except Exception as error:
-        run.set_tags({"snpdeconv.failure": repr(error)})
-        run.finish("FAILED")
-        raise
-    finally:
-        run.close(**({"timeout_s": _HURRY_S} if stop.terminated else {}))

@@ -152,6 +152,11 @@ def is_database(uri: str) -> bool:
     return urlsplit(uri).scheme.partition("+")[0] in _DATABASES
 
 
+def without_folders(text: str) -> str:
+    """Text with the names of files alone, for what leaves this machine."""
+    return re.sub(r"(?<![\w:/])/(?:[^/\s'\";,()]+/)+", "", text)
+
+
 def shown(uri: str) -> str:
     """The address without user name and password, for messages and logs."""
     return re.sub(r"//[^/\s]*@", "//", uri)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from snpdeconv.errors import ResourceError
 from snpdeconv.tracking import bundle
 from snpdeconv.tracking.connection import prepare_environment
-from snpdeconv.tracking.home import embedded_uri, home, spool_dir, tracking_uri
+from snpdeconv.tracking.home import embedded_uri, home, spool_dir, tracking_uri, without_folders
 from snpdeconv.tracking.registry import ModelRef, check_model_name
 from snpdeconv.tracking.sender import Sender
 from snpdeconv.tracking.ship import Shipper
@@ -227,6 +227,11 @@ class TrackedRun:
         with self._say_guard:
             self._write_unsaid()
             return len(self._unsaid)
+
+    def fail(self, reason: str) -> None:
+        """Says that the run failed, and why, without the folders of this machine."""
+        self.set_tags({"snpdeconv.failure": without_folders(reason)})
+        self.finish("FAILED")
 
     def flush(self, *, timeout_s: float) -> bool:
         """Waits until the store has all that was said.

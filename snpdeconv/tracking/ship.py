@@ -145,7 +145,6 @@ class Shipper:
         match event.kind:
             case "open":
                 client.update_run(self.sent.run_id, status="RUNNING")
-                self._tags(client, _process_tags(event))
             case "metrics":
                 self._metrics(client, batch)
             case "tags":
@@ -163,7 +162,7 @@ class Shipper:
         from mlflow.entities import Param, RunTag, ViewType
 
         data = event.data
-        tags = {**data["tags"], **_process_tags(event), "snpdeconv.key": self.spool.key}
+        tags = {**data["tags"], "snpdeconv.key": self.spool.key}
         experiment = experiment_id(client, uri=self.uri, name=data["experiment"])
         query = f"tags.`snpdeconv.key` = '{self.spool.key}'"
         found = client.search_runs([experiment], query, run_view_type=ViewType.ALL, max_results=1)
@@ -247,10 +246,6 @@ class Shipper:
             self.problems.append(why)
             logger.warning("run %s: not accepted (%s): %s", self.spool.key, batch[0].kind, why)
         return len(batch)
-
-
-def _process_tags(event: Event) -> dict[str, str]:
-    return {"snpdeconv.host": event.data["host"], "snpdeconv.pid": str(event.data["pid"])}
 
 
 def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
