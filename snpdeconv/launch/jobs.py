@@ -55,8 +55,8 @@ class Job(ABC):
         configure_logging()
         environment = JobEnvironment()
         folder = Path(self.record)
-        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
-            set_job(folder.name, command=json.loads((folder / "job.json").read_text())["command"])
+        with contextlib.suppress(FileNotFoundError, UserError):  # the work does not need its record
+            set_job(folder.name, command=read_job(folder).command)
         first = environment.global_rank == 0
         if first:
             begin(folder, self.element)

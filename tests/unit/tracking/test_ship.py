@@ -84,7 +84,7 @@ def test_a_kill_between_sending_and_noting_it_doubles_nothing(
     assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", 1000, 9500)
     assert run.data.params == {f"p{i}": str(i) for i in range(230)}
     assert run.data.tags["late"] == "1"
-    assert run.data.tags["snpdeconv.pid"] == "2"
+    assert not {"snpdeconv.pid", "snpdeconv.host"} & set(run.data.tags)
     assert points(run.info.run_id, "loss") == [
         (0, 2000, 0.0),
         (1, 2001, 1 / 3),

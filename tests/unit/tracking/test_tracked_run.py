@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import resource
 import signal
 import socket
@@ -61,16 +60,8 @@ def test_a_run_from_start_to_end(tracking_home: Path, model_folder: Path) -> Non
     info = get_run_info(run.run_id)
     assert (info.name, info.status) == ("first", "FINISHED")
     assert info.params == {"lr": "0.0001", "long": "x" * 6000}
-    assert (
-        info.tags.items()
-        >= {
-            "data": "sha",
-            "late": "3",
-            "snpdeconv.key": run.key,
-            "snpdeconv.host": socket.gethostname(),
-            "snpdeconv.pid": str(os.getpid()),
-        }.items()
-    )
+    assert info.tags.items() >= {"data": "sha", "late": "3", "snpdeconv.key": run.key}.items()
+    assert socket.gethostname() not in info.tags.values()
     assert info.metrics == {"loss": 1.25, "val/auroc_10_0_": 0.5}
     ref = run.registered["height"]
     assert (ref.name, ref.version, ref.run_id) == ("height", 1, run.run_id)

@@ -11,7 +11,7 @@ from command_line import Ran
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.tracking import home, tracking_uri
 from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.home import artifacts_dir, cache_dir, is_database, shown, spool_dir
+from snpdeconv.tracking.home import artifacts_dir, cache_dir, is_database, shown, spool_dir, without_folders
 
 
 def test_home_is_made_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,11 @@ def test_addresses_of_servers_and_databases_are_taken(uri: str, monkeypatch: pyt
 def test_passwords_are_not_shown() -> None:
     assert shown("https://ann:secret@host:5000/x") == "https://host:5000/x"
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+
+
+def test_what_leaves_the_machine_names_files_without_folders() -> None:
+    told = "/data/me/p.tsv: no column; see '/home/me/a b/c.bed', http://host:5000/x/y and a/b (3/4)"
+    assert without_folders(told) == "p.tsv: no column; see 'a b/c.bed', http://host:5000/x/y and a/b (3/4)"
 
 
 def test_import_brings_neither_mlflow_nor_torch() -> None:
