@@ -132,9 +132,11 @@ charliecloud: image  ## Unpack the image into a folder, for Charliecloud [UNPACK
 	mkdir -p "$(UNPACKED)/ch"
 	$(DOCKER) inspect --format '{{range .Config.Env}}{{println .}}{{end}}' $(IMAGE) >"$(UNPACKED)/ch/environment"
 
-COMPOSE = SNPDECONV_IMAGE=$(IMAGE) $(DOCKER) compose --env-file $(ENV_FILE)
+# The containers' users must be able to read it; the folder keeps others on this machine from it.
+PASSWORD_FILE = $(abspath $(ENV_FILE)).secrets/postgres_password
+COMPOSE = SNPDECONV_IMAGE=$(IMAGE) POSTGRES_PASSWORD_FILE=$(PASSWORD_FILE) $(DOCKER) compose --env-file $(ENV_FILE)
 
-mlflow-up: $(ENV_FILE) image  ## Start an MLflow server on PostgreSQL; passwords in .env
+mlflow-up: $(PASSWORD_FILE) image  ## Start an MLflow server on PostgreSQL; passwords in .env
 	$(COMPOSE) up --detach --wait --wait-timeout 600 mlflow
 	@echo "MLflow is at http://$$($(COMPOSE) port mlflow 5000); log in as admin with MLFLOW_ADMIN_PASSWORD of $(ENV_FILE)"
 
@@ -145,6 +147,9 @@ $(ENV_FILE):
 	@umask 077; while IFS= read -r line; do \
 	    case $$line in *=) line=$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n');; esac; echo "$$line"; \
 	done <.env.example >$@.new && mv $@.new $@ && echo "wrote $@ with passwords drawn at random"
+
+$(PASSWORD_FILE): $(ENV_FILE)
+	@mkdir -p -m 700 $(@D) && rm -f $@ && umask 333 && sed -n 's/^POSTGRES_PASSWORD=//p' $(ENV_FILE) | tr -d '\n' >$@
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -4,12 +4,22 @@
 # From the environment: PGHOST, PGUSER, PGDATABASE and PGPASSWORD (or ~/.pgpass) for the database;
 # MLFLOW_AUTH_ADMIN_USERNAME and MLFLOW_AUTH_ADMIN_PASSWORD for the first user; MLFLOW_FLASK_SERVER_SECRET_KEY;
 # ALLOWED_HOSTS, the names the server is called by; FOLDER for artifacts. More options are passed on.
+#
+# The two passwords and the key may also come from files: PGPASSWORD_FILE and so on name them.
 set -eu
+for name in PGPASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY; do
+    file=$(printenv "${name}_FILE" || true)
+    [ -z "$file" ] || export "$name=$(cat "$file")"
+done
 database=postgresql+psycopg://
 mkdir -p "$FOLDER/artifacts" "$FOLDER/tmp"
 # Uploads pass through TMPDIR, and a /tmp in memory would have to hold the largest.
+FOLDER=$(cd "$FOLDER" && pwd)
 export TMPDIR="$FOLDER/tmp"
-export MLFLOW_AUTH_CONFIG_PATH="${MLFLOW_AUTH_CONFIG_PATH:-$(dirname "$0")/mlflow_auth.ini}"
+export MLFLOW_AUTH_CONFIG_PATH="${MLFLOW_AUTH_CONFIG_PATH:-$(cd "$(dirname "$0")" && pwd)/mlflow_auth.ini}"
+# Python imports from the folder that it stands in before all others; nobody but root writes into this one.
+export PYTHONSAFEPATH=1
+cd /
 # MLflow's own background jobs take minutes to start and memory, and nothing here uses them.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 export MLFLOW_DISABLE_TELEMETRY=true

@@ -2,9 +2,7 @@
 # First start: a cluster with the user, password and database that the environment names. Then: serve it.
 set -eu
 if [ ! -e "$PGDATA/PG_VERSION" ]; then
-    printf %s "$POSTGRES_PASSWORD" >/tmp/password
-    initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 --no-sync
-    rm /tmp/password
+    initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth=scram-sha-256 --encoding=UTF8 --no-sync
     echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
     echo "create database \"$POSTGRES_DB\"" | postgres --single -D "$PGDATA" postgres >/dev/null
 fi

@@ -86,6 +86,7 @@ def stack(
         "COMPOSE_PROJECT_NAME": "snpdeconv-test",
         "POSTGRES_IMAGE": postgres_image,
         "MLFLOW_PORT": port,
+        "POSTGRES_PASSWORD_FILE": f"{env_file}.secrets/postgres_password",
     }
     engine.make("--", env_file, f"ENV_FILE={env_file}")
     lines = (line.split("=", 1) for line in env_file.read_text().splitlines() if not line.startswith("#"))
@@ -114,6 +115,13 @@ def test_the_passwords_were_drawn_and_are_nobody_elses(stack: Stack) -> None:
     processes = stack.compose("top")
     assert "uvicorn" in processes
     assert not [value for value in stack.settings.values() if value in processes]
+    # That of the database comes by a file that others on this machine cannot reach.
+    secret = Path(stack.environment["POSTGRES_PASSWORD_FILE"])
+    assert secret.read_text() == stack.settings["POSTGRES_PASSWORD"]
+    assert secret.parent.stat().st_mode & 0o777 == 0o700
+    containers = stack.compose("ps", "--quiet").split()
+    assert len(containers) == 2
+    assert stack.settings["POSTGRES_PASSWORD"] not in stack.engine.docker("inspect", *containers)
 
 
 def test_a_stack_without_passwords_does_not_start(stack: Stack, tmp_path: Path) -> None:

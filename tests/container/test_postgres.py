@@ -67,12 +67,15 @@ def server(database: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]
     login = {"MLFLOW_TRACKING_USERNAME": "root-of-all", "MLFLOW_TRACKING_PASSWORD": "a long pass%phrase:/"}
     settings = {
         "MLFLOW_AUTH_ADMIN_USERNAME": login["MLFLOW_TRACKING_USERNAME"],
-        "MLFLOW_AUTH_ADMIN_PASSWORD": login["MLFLOW_TRACKING_PASSWORD"],
+        "MLFLOW_AUTH_ADMIN_PASSWORD_FILE": str(tmp_path / "password"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
         "ALLOWED_HOSTS": "127.0.0.1:*",
         "FOLDER": str(tmp_path / "server"),
         "PORT": port,
     }
+    (tmp_path / "password").write_text(login["MLFLOW_TRACKING_PASSWORD"] + "\n")
+    for name in ("mlflow", "uvicorn", "sqlalchemy"):  # a server that imported them would not start
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the working folder')\n")
     log = tmp_path / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
