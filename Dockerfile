@@ -14,11 +14,11 @@ FROM ${PYTHON_IMAGE} AS build
 # Where torch's wheels for one kind of device are. Empty: the package index, whose torch brings CUDA along; other
 # versions of CUDA, for older drivers or GPUs, are at https://download.pytorch.org/whl/cu126 and the like.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# Groups of optional dependencies that go into the image.
+# Groups of optional dependencies that go into the image; what these need is checked by hashes (`make lock`), all but torch.
 ARG EXTRAS="simulate server search"
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt requirements-image.txt ./
 # Without the package: a change of the source leaves this layer as it is.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
@@ -26,6 +26,8 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(n for g in sys.argv[1].split() for n in p["optional-dependencies"][g]), sep="\n")' "$EXTRAS" > requirements.txt \
     && python -m venv /opt/venv \
+    && if [ "$EXTRAS" = "simulate server search" ]; then \
+           /opt/venv/bin/pip install --require-hashes --requirement requirements-image.txt; fi \
     && PIP_FIND_LINKS=/wheels /opt/venv/bin/pip install --constraint constraints.txt --requirement requirements.txt \
        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
 COPY README.md LICENSE ./

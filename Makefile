@@ -15,7 +15,7 @@ REVISION    = $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export DOCKER_BUILDKIT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types fuzz slow bench bench-gpu bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image run-container sif charliecloud mlflow-up mlflow-down
+.PHONY: help install demo test check lint types fuzz slow bench bench-gpu bench-ranking container-tests ui submit retrain status logs cancel slurm-tests clean image lock run-container sif charliecloud mlflow-up mlflow-down
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,13 @@ ui: install  ## Open the MLflow page of the runs
 image:  ## Build the container image
 	$(DOCKER) build $(BUILD_ARGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 	    --build-arg CREATED=$$(date --utc +%Y-%m-%dT%H:%M:%SZ) --tag $(IMAGE) .
+
+lock:  ## Write requirements-image.txt anew: what the image installs, with hashes; needs uv
+	uv pip compile pyproject.toml $(foreach one,simulate server search,--extra $(one)) --constraint constraints.txt \
+	    --generate-hashes --python-version 3.11 --python-platform linux --no-annotate --no-config --quiet \
+	    --no-emit-package torch --custom-compile-command 'make lock' --output-file build/lock.txt
+	@# Which torch, and which libraries of CUDA with it, the build says.
+	awk '/^[a-z]/ {skip = /^(nvidia-|cuda-|triton)/} !skip' build/lock.txt >requirements-image.txt
 
 run-container: image  ## The demo in a container without network and rights; files in demo/container [ARGS=--set ...]
 	@mkdir -p $(DEMO)/container

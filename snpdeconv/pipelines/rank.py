@@ -149,6 +149,7 @@ def rank_with_network(
     Raises:
         UserError: No such run, model or method, or files that do not fit.
     """
+    _check(method, out)
     with tracing() as trace:
         return _rank_with_network(
             out,
@@ -175,7 +176,6 @@ def _rank_with_network(
     covariates: Path | None,
     overrides: Sequence[str],
 ) -> RankResult:
-    _check(method, out)
     bundle = load_bundle(download(reference, cache_dir=cache_dir()))
     # Where the model was trained has no say in where it is looked at.
     config = with_overrides(
