@@ -38,7 +38,7 @@ from snpdeconv.pipelines.provenance import (
 from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, tracked, write_results
 from snpdeconv.pipelines.run_folder import RunFolder, run_settings
 from snpdeconv.pipelines.stages import Stage
-from snpdeconv.tracking.home import home, tracking_uri
+from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training import distributed
