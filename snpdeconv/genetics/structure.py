@@ -111,13 +111,10 @@ def fit_components(
     Raises:
         InputError: More components are asked for than samples less one, or variants.
     """
-    autosomal = np.isin(chrom[columns], _AUTOSOMES)
-    if autosomal.any():
-        columns = columns[autosomal]
-    columns = columns[_evenly(len(columns), max_variants)].astype(np.int64)
+    columns = independent_variants(
+        genotypes, rows=rows, columns=columns, chrom=chrom, seed=seed, max_variants=max_variants
+    )
     chosen = genotypes.take(rows=rows, columns=columns)
-    independent = _independent(chosen, chrom=chrom[columns], seed=seed)
-    columns, chosen = columns[independent], chosen.take(columns=independent)
     most = min(len(rows) - 1, len(columns))
     if num_components > most:
         raise InputError(
@@ -157,6 +154,37 @@ def fit_components(
         share[0],
     )
     return Components(loadings, columns, frequency, np.sqrt(eigenvalues / len(rows)), share)
+
+
+def independent_variants(
+    genotypes: PackedGenotypes,
+    *,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    chrom: NDArray[np.object_],
+    seed: int,
+    max_variants: int = 50_000,
+) -> NDArray[np.int64]:
+    """Columns of which none is in LD with one before it that stays too, of the autosomes where there are any.
+
+    Args:
+        genotypes: The cohort's.
+        rows: Samples that LD is taken from.
+        columns: Variants to choose from, each of them polymorphic in these samples.
+        chrom: Chromosomes of all variants of ``genotypes``.
+        seed: Of the draw of samples that LD is taken from.
+        max_variants: More variants than this are thinned evenly, before the LD among them is looked at.
+    """
+    autosomal = np.isin(chrom[columns], _AUTOSOMES)
+    if autosomal.any():
+        columns = columns[autosomal]
+    columns = columns[_evenly(len(columns), max_variants)].astype(np.int64)
+    chosen = genotypes.take(rows=rows, columns=columns)
+    stays = np.ones(len(columns), dtype=bool)
+    for start, r2 in backward_r2(chosen, chrom=chrom[columns], window=_LD_WINDOW, seed=seed):
+        for v, linked in enumerate(r2 > _R2_MAX, start=start):
+            stays[v] = not stays[v - 1 - np.flatnonzero(linked)].any()
+    return columns[stays]
 
 
 @dataclass(frozen=True)
@@ -209,15 +237,6 @@ def _randomized(
     else:
         logger.warning("principal components: the last of them had not settled in %d passes", _MAX_ITERATIONS)
     return _Spectrum(found, basis @ rotation[:, ::-1][:, :num_components], trace)
-
-
-def _independent(genotypes: PackedGenotypes, *, chrom: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
-    """Indices of variants of which none is in LD with one before it that stays too."""
-    stays = np.ones(genotypes.num_variants, dtype=bool)
-    for start, r2 in backward_r2(genotypes, chrom=chrom, window=_LD_WINDOW, seed=seed):
-        for v, linked in enumerate(r2 > _R2_MAX, start=start):
-            stays[v] = not stays[v - 1 - np.flatnonzero(linked)].any()
-    return np.flatnonzero(stays)
 
 
 def _evenly(num_all: int, num_most: int) -> NDArray[np.int64]:

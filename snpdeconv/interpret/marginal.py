@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
@@ -17,6 +18,7 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret import tails
 from snpdeconv.interpret.covariate_basis import covariate_basis
+from snpdeconv.interpret.saddlepoint import NORMAL_UP_TO, binary_score_tail
 
 Kind = Literal["binary", "multiclass", "quantitative"]
 Floats = NDArray[np.float64]
@@ -30,6 +32,10 @@ COLLINEAR = 1e-9
 # Prior of the logistic null model: the standard deviation, among people, of what the covariates do to the log
 # odds. Without separation it moves no result by more than a part in a million.
 PRIOR_SD = 10_000.0
+# Minor alleles expected in the smaller group from which on a score of theirs is as good as normal.
+ENOUGH_ALLELES = 2_000
+# Variants whose saddlepoint is sought at once, in samples times variants.
+SADDLEPOINT_ELEMENTS = 2**22
 # Relative change of the null model's deviance at which it counts as fitted.
 SETTLED = 1e-12
 MOST_STEPS = 100
@@ -42,9 +48,10 @@ class Marginal:
     Attributes:
         beta: (V,) change of the trait or of the log odds per copy of the counted allele; NaN for a multiclass
             trait and where the variant does not vary.
-        se: (V,) its standard error.
+        se: (V,) its standard error; where a saddlepoint gave the p-value, the one that goes with it.
         neg_log10_p: (V,) -log10 of the two-sided p-value; 0 where the variant does not vary.
-        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); 0 as above.
+        statistic: (V,) t (quantitative), z of the score test (binary; of the p-value where a saddlepoint
+            gave it) or F (multiclass); 0 as above.
         lambda_gc: Median chi-square over the expected one; 1 without inflation.
     """
 
@@ -64,11 +71,13 @@ class _Null:
         projector: (Q, N); for a genotype g, ``sum(weight * g**2) - |projector @ g|**2`` is its variation that
             the covariates leave.
         direction: (E, N); ``direction @ g`` is what is tested.
+        mean: (N,) probabilities of a case under the logistic null model.
     """
 
     weight: Floats
     projector: Floats
     direction: Floats
+    mean: Floats | None = None
 
 
 def marginal_association(
@@ -82,9 +91,10 @@ def marginal_association(
     """Tests each variant by itself, covariates accounted for, missing dosages at the mean of their variant.
 
     Quantitative: t-test of the dosage in linear regression. Binary: Rao's score test of logistic regression,
-    the coefficient its one-step estimate; for rare variants in very unbalanced traits its p-values are too
-    small (Dey et al. 2017). Multiclass: F-test of the dosage on the classes, nested in the covariates.
-    Covariates are projected out of both sides (Frisch-Waugh-Lovell), once for all variants.
+    the coefficient its one-step estimate. Where few minor alleles are expected among the cases (or controls,
+    if these are fewer), normal p-values are too small, and scores beyond 2 deviations get those of a
+    saddlepoint approximation (Dey et al. 2017). Multiclass: F-test of the dosage on the classes, nested in
+    the covariates. Covariates are projected out of both sides (Frisch-Waugh-Lovell), once for all variants.
 
     Args:
         genotypes: The cohort.
@@ -109,9 +119,10 @@ def marginal_association(
         null = _logistic_null(truth.astype(np.float64), basis)
     else:
         null = _linear_null(truth, basis, kind=kind)
-    variation, tested_sum, varies = _scan(genotypes, null, rows=rows)
+    scanned = _scan(genotypes, null, rows=rows)
+    varies = scanned.varies
     df = len(truth) - len(null.projector) - len(null.direction)
-    tested = _test(null, kind=kind, variation=np.where(varies, variation, 1.0), tested_sum=tested_sum, df=df)
+    tested = _test(null, scanned, kind=kind, df=df)
     return Marginal(
         beta=np.where(varies, tested.beta, np.nan),
         se=np.where(varies, tested.se, np.nan),
@@ -131,8 +142,26 @@ class _Tested:
     neg_log10_p: Floats
 
 
-def _test(null: _Null, *, kind: Kind, variation: Floats, tested_sum: Floats, df: int) -> _Tested:
-    """From the variation (V,) of the genotypes and their sums (E, V) with the trait to the statistics."""
+@dataclass(frozen=True)
+class _Scanned:
+    """Sums of all variants.
+
+    Attributes:
+        variation: (V,) of the genotypes that covariates leave; 1 where there is none.
+        tested_sum: (E, V) sums with the trait.
+        varies: (V,) whether there is any variation.
+        saddlepoint: (V,) -log10 p of scores that are not normal; NaN of the others.
+    """
+
+    variation: Floats
+    tested_sum: Floats
+    varies: NDArray[np.bool_]
+    saddlepoint: Floats
+
+
+def _test(null: _Null, scanned: _Scanned, *, kind: Kind, df: int) -> _Tested:
+    """From the sums to the statistics."""
+    variation, tested_sum = scanned.variation, scanned.tested_sum
     if kind == "multiclass":
         num_directions = len(null.direction)
         explained = np.sum(tested_sum**2, axis=0)
@@ -143,25 +172,29 @@ def _test(null: _Null, *, kind: Kind, variation: Floats, tested_sum: Floats, df:
         return _Tested(undefined, undefined, statistic, p)
     beta = tested_sum[0] / variation
     if kind == "binary":
-        se = 1 / np.sqrt(variation)
-        return _Tested(beta, se, beta / se, tails.normal_tail(beta / se))
+        z = beta * np.sqrt(variation)
+        far = np.isfinite(scanned.saddlepoint)
+        neg_log10_p = np.where(far, scanned.saddlepoint, tails.normal_tail(z))
+        statistic = np.where(far, np.sign(z) * tails.deviate(neg_log10_p), z)
+        se = np.where(
+            far & (statistic != 0), beta / np.where(statistic == 0, 1.0, statistic), variation**-0.5
+        )
+        return _Tested(beta, se, statistic, neg_log10_p)
     total = float(null.direction[0] @ null.direction[0])
     residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
     se = np.sqrt(residual / df / variation)
     return _Tested(beta, se, beta / se, tails.t_tail(beta / se, df=df))
 
 
-def _scan(
-    genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] | None
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Variation (V,) that covariates leave, tested sums (E, V), and whether there is any variation (V,)."""
+def _scan(genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] | None) -> _Scanned:
     num_samples = len(null.weight)
     # One matrix product gives all sums over samples that are linear in the genotype.
     linear = np.vstack([np.ones(num_samples), null.weight, null.projector, null.direction])
     num_directions = len(null.direction)
-    variation = np.empty(genotypes.num_variants)
+    variation = np.ones(genotypes.num_variants)
     tested_sum = np.empty((num_directions, genotypes.num_variants))
     varies = np.empty(genotypes.num_variants, dtype=bool)
+    saddlepoint = np.full(genotypes.num_variants, np.nan)
     max_variants = min(max(64, CHUNK_BYTES // num_samples // 64 * 64), MOST_VARIANTS)
     for start, codes in genotypes.column_chunks(rows=rows, max_variants=max_variants):
         columns = slice(start, start + codes.shape[1])
@@ -171,9 +204,28 @@ def _scan(
         squares += mean**2 * missing[1]
         projected = sums[2:-num_directions]
         left = squares - np.sum(projected**2, axis=0)
-        variation[columns], tested_sum[:, columns] = left, sums[-num_directions:]
-        varies[columns] = left > COLLINEAR * squares
-    return variation, tested_sum, varies
+        score, varied = sums[-num_directions:], left > COLLINEAR * squares
+        variation[columns][varied] = left[varied]
+        tested_sum[:, columns], varies[columns] = score, varied
+        if null.mean is not None:
+            fewer = min(null.mean.mean(), 1 - null.mean.mean())
+            is_few = np.minimum(sums[0], 2 * num_samples - sums[0]) * fewer < ENOUGH_ALLELES
+            far = np.flatnonzero(varied & is_few & (score[0] ** 2 > NORMAL_UP_TO**2 * left))
+            saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
+    return _Scanned(variation, tested_sum, varies, saddlepoint)
+
+
+def _saddlepoint(codes: NDArray[np.uint8], mean: Floats, score: Floats, *, null: _Null) -> Floats:
+    """(v,) -log10 p of the scores of some variants (N, v)."""
+    found = np.empty(len(mean))
+    step = max(1, SADDLEPOINT_ELEMENTS // len(codes))
+    for start in range(0, len(mean), step):
+        part = slice(start, start + step)
+        dosage = np.where(codes[:, part] == MISSING, mean[part], codes[:, part])
+        left = dosage - (null.projector.T / null.weight[:, None]) @ (null.projector @ dosage)
+        tail = binary_score_tail(*map(torch.from_numpy, (left, score[part], null.mean)))
+        found[part] = tail.numpy()
+    return found
 
 
 def _sums(codes: NDArray[np.uint8], *, linear: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
@@ -247,7 +299,7 @@ def _logistic_null(case: Floats, basis: Floats) -> _Null:
     # |projector @ g|^2 is g'WX (X'WX)^-1 X'Wg, also where some directions have lost their weight.
     left, size, _ = np.linalg.svd(root[:, None] * basis, full_matrices=False)
     projector = (left[:, size > 1e-8 * size[0]] * root[:, None]).T
-    return _Null(weight=root**2, projector=projector, direction=(case - fitted)[None])
+    return _Null(weight=root**2, projector=projector, direction=(case - fitted)[None], mean=fitted)
 
 
 def _given_away() -> InputError:

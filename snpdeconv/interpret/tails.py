@@ -37,14 +37,19 @@ def normal_tail(statistic: Floats) -> Floats:
     return neg_log10_p
 
 
+def deviate(neg_log10_p: Floats) -> Floats:
+    """Normal deviate, from 0 up, of two-sided p-values (V,)."""
+    deviates: Floats = -special.ndtri_exp(-neg_log10_p * np.log(10) - np.log(2))
+    return deviates
+
+
 def inflation(neg_log10_p: Floats) -> float:
     """Genomic control lambda (Devlin and Roeder 1999): median chi-square of the p-values over that expected.
 
     Args:
         neg_log10_p: (V,) of the variants tested, at least one.
     """
-    log_upper = -np.median(neg_log10_p) * np.log(10) - np.log(2)
-    return float(special.ndtri_exp(log_upper) ** 2 / special.ndtri(0.25) ** 2)
+    return float(deviate(np.asarray(np.median(neg_log10_p))) ** 2 / special.ndtri(0.25) ** 2)
 
 
 def _log_betainc(a: float, b: float, x: Floats) -> Floats:

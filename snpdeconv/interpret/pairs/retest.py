@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 from torch import Tensor
 
 from snpdeconv.interpret import tails
 from snpdeconv.interpret.covariate_basis import covariate_basis
 from snpdeconv.interpret.pairs.columns import COLLINEAR, Dosages, batches
-from snpdeconv.interpret.pairs.saddlepoint import binary_score_tail
+from snpdeconv.interpret.saddlepoint import binary_score_tail
 
 RIDGE = 1e-6
 # A fitted probability of 0 or 1 would let a single sample decide.
@@ -158,7 +157,8 @@ def _test_batch(
     score = product @ null.residual
     if null.mean is not None:
         neg_log10_p = binary_score_tail(product.T, score, null.mean)
-        statistic = _deviate(neg_log10_p).to(score) * torch.sign(score)
+        deviate = torch.from_numpy(tails.deviate(neg_log10_p.cpu().numpy()))
+        statistic = deviate.to(score) * torch.sign(score)
     else:
         left = null.residual - torch.bmm(fitted[:, None, :, 1], beside)[:, 0]
         left = left - product * (score / spread)[:, None]
@@ -170,12 +170,6 @@ def _test_batch(
     effect = torch.where(tested, score / (spread * null.weight.sum()).sqrt(), 0.0)
     carriers = (carries[i] & carries[j]).sum(1)
     return effect, torch.where(tested, statistic, 0.0), r, carriers
-
-
-def _deviate(neg_log10_p: Tensor) -> Tensor:
-    """Normal deviate of two-sided p-values."""
-    log_upper = -neg_log10_p.cpu().numpy() * np.log(10) - np.log(2)
-    return torch.from_numpy(-special.ndtri_exp(log_upper))
 
 
 def _float32(values: NDArray[np.float64], device: torch.device) -> Tensor:

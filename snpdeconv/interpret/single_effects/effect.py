@@ -31,6 +31,7 @@ class Effect:
         fitted: (P,) products of all columns with the expected contribution of this effect.
         divergence: Kullback-Leibler divergence of this posterior from its prior.
         is_spread: Whether it rests on so many columns that its contribution took two passes.
+        score: (N,) its expected contribution, where a likelihood other than the normal one asks for it.
     """
 
     prior_variance: float
@@ -42,6 +43,7 @@ class Effect:
     second: Tensor
     fitted: Tensor
     is_spread: bool = False
+    score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class Evidence:
         log_prior: (P,) logarithm of the prior weight that the column acts alone.
         log_prior_both: (V,) the same of dosage and dominance column of a SNP together, which have to be
             orthogonal; columns 0 to V - 1 and V to 2V - 1. All weights sum to 1.
+        shift: (P,) what the log likelihood gains at an effect beyond the quadratic that `z2` and `variance`
+            stand for; None of a normal likelihood, which is that quadratic.
     """
 
     z2: Tensor
     variance: Tensor
     log_prior: Tensor
     log_prior_both: Tensor
+    shift: Tensor | None = None
 
     @property
     def typical_variance(self) -> float:
@@ -70,7 +75,7 @@ class Evidence:
     def log_bayes_factors(self, prior_variance: float) -> Tensor:
         """(P,) logarithm of the Bayes factor of each column against none (Wakefield 2009)."""
         share = prior_variance / (prior_variance + self.variance)
-        return 0.5 * (torch.log1p(-share) + self.z2 * share)
+        return self.shifted(0.5 * (torch.log1p(-share) + self.z2 * share))
 
     def marginal(self, prior_variance: float) -> float:
         """Logarithm of the Bayes factor averaged over columns."""
@@ -84,13 +89,17 @@ class Evidence:
         """Derivative of the marginal by the logarithm of the prior variance."""
         prior_variance = math.exp(log_variance)
         share = prior_variance / (prior_variance + self.variance)
-        joint = self._joint(0.5 * (torch.log1p(-share) + self.z2 * share))
+        joint = self._joint(self.shifted(0.5 * (torch.log1p(-share) + self.z2 * share)))
         weight = (joint - joint.max()).exp()
         slope = (0.5 * share * (1 - share)) * self.z2 - 0.5 * share
         num = len(self.log_prior_both)
         total = weight[: len(slope)] @ slope
         total += weight[len(slope) :] @ (slope[:num] + slope[num : 2 * num])
         return float(total / weight.sum())
+
+    def shifted(self, gain: Tensor) -> Tensor:
+        """(P,) of quadratics, such as Bayes factors, those of the likelihood."""
+        return gain if self.shift is None else gain + self.shift
 
     def _joint(self, bayes: Tensor) -> Tensor:
         """(P + V,) logarithm of prior times Bayes factor; of orthogonal columns these multiply."""
@@ -167,7 +176,7 @@ def posterior(evidence: Evidence, *, correlation: Tensor, prior_variance: float)
     mean = variance * correlation
     second = mean**2 + variance
     # The bound of the effect's own regression is tight: divergence = expected log likelihood ratio - log BF.
-    ratio = alpha @ (mean * correlation - 0.5 * second / evidence.variance)
+    ratio = alpha @ evidence.shifted(mean * correlation - 0.5 * second / evidence.variance)
     return Effect(
         prior_variance=prior_variance,
         log_bayes_factor=total,

@@ -115,7 +115,6 @@ def fit_logistic(
         _warn_of_stop(climb.num_sweeps)
     if refine and not effects.spare_passes:
         climb = refined_logistic(climb, tolerance=tolerance)
-    climb.effects.effects = climb.with_evidence()
     return Ascent(
         effects=climb.effects,
         noise=1.0,

@@ -19,6 +19,7 @@ from snpdeconv.interpret.single_effects.columns import Columns
 from snpdeconv.interpret.single_effects.effect import Effect
 from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
 from snpdeconv.interpret.single_effects.predictor import Predictor, fitted_anew
+from snpdeconv.interpret.single_effects.profile import LogisticProfile
 from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
 
 # Part of new pseudo-observations under which rounds end, and fall of the bound for which one is taken back.
@@ -59,6 +60,7 @@ class LogisticClimb:
         effects: The posterior.
         best: The highest round so far.
         elbo: The bound after each round that raised it.
+        most: What the log likelihood of covariates alone leaves to be gained.
         num_sweeps: Sweeps over the effects.
         num_passes: Passes over the genotypes.
     """
@@ -70,6 +72,7 @@ class LogisticClimb:
     effects: SingleEffectSum
     best: _Round
     elbo: list[float]
+    most: float = math.inf
     num_sweeps: int = 0
     num_passes: int = 0
 
@@ -100,8 +103,12 @@ class LogisticClimb:
             tolerance: Gain of the bound at which to stop.
         """
         self.run(max_sweeps=MOST_NULL_ROUNDS, tolerance=tolerance, sweeps_a_round=0)
-        self.elbo.clear()
+        # What effects have to surpass: a first round whose bound is lower is none.
+        del self.elbo[:-1]
         self.num_sweeps = 0
+        self.most = -float(
+            torch.nn.functional.logsigmoid((2 * self.case - 1) * self.best.predictor.mean).sum()
+        )
 
     def run(self, *, max_sweeps: int, tolerance: float, sweeps_a_round: int = SWEEPS_A_ROUND) -> bool:
         """Rounds until the bound stands still.
@@ -149,30 +156,6 @@ class LogisticClimb:
         effects.effects = [replace(effect) for effect in effects.effects]
         return replace(self, effects=effects, elbo=[])
 
-    def with_evidence(self) -> list[Effect]:
-        """The effects with the evidence of the bound, where that is more than their own regression's.
-
-        The weights of pseudo-observations vanish where the outcome is all but certain, so that the evidence
-        of the last regression falls again as an effect grows (Hauck and Donner 1977, JASA 72:851). What the
-        bound loses without the effect, the covariates fitted anew, does not.
-        """
-        fitted = self.best.predictor
-        full = self._expected(fitted)
-        found = []
-        for effect, part in zip(self.effects.effects, self._contributions(), strict=True):
-            variance = (fitted.variance - part.variance).clamp(min=0)
-            left = fitted_anew(
-                Predictor(fitted.mean - part.mean, variance, fitted.squares),
-                self.case,
-                basis=self.columns.basis,
-                precision=self.precision,
-            )
-            gained = full - self._expected(left) - effect.divergence
-            if math.isfinite(gained) and gained > effect.log_bayes_factor:
-                effect = replace(effect, log_bayes_factor=gained)
-            found.append(effect)
-        return found
-
     def _round(self, weight: Tensor, product: Tensor, *, sweeps: int) -> tuple[float, Predictor]:
         """Sweeps over a regression on pseudo-observations; the bound and what it then says of each sample."""
         gram, offset = self._regress(weight, product, rebase=sweeps > 0)
@@ -190,7 +173,10 @@ class LogisticClimb:
         offset = gram.inverse @ (self.columns.basis.T @ product)
         if rebase:
             left = product - gram.cross @ offset
-            self.effects.rebase(gram, gram.correlate(left[:, None])[:, 0])
+            profile = LogisticProfile(
+                self.columns, gram, case=self.case, base=self.columns.basis @ offset, most=self.most
+            )
+            self.effects.rebase(gram, gram.correlate(left[:, None])[:, 0], profile=profile)
         self._gram = gram
         return gram, offset
 

@@ -6,6 +6,9 @@ Source: Wang et al. 2020 (JRSS B 82:1273), algorithm 1 and appendix B. Shapes: P
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from snpdeconv.interpret.single_effects.effect import Effect, Evidence, best_prior_variance, posterior
 from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
+from snpdeconv.interpret.single_effects.profile import LogisticProfile
 
 # What is left out of an effect's expected contribution moves the z score of no column by more than this.
 MOST_Z_LEFT_OUT = 1e-3
@@ -33,6 +37,12 @@ PEAK_DEPTH = 12.0
 LEAST_PEAK = 20.0
 # Prior variance of a further effect over its squared standard error: that of a z score of about 4.5.
 NEXT_VARIANCE = 20.0
+# The likelihood is looked at along columns whose log probability comes so near to the largest, so many at a
+# time, until they and the prior variance (its logarithm) stand still.
+NEAR = 6.0
+LOOKED_AT = 64
+MOST_LOOKS = 8
+SETTLED_VARIANCE = 0.1
 
 
 class SingleEffectSum:
@@ -60,23 +70,30 @@ class SingleEffectSum:
         self._entry = entry
         self.spare_passes = spare_passes
         self._resting: list[Effect] = []
+        self._profile: LogisticProfile | None = None
+        # What is left of the products, and the log odds so far, in the midst of a sweep.
+        self._residual = self._log_odds = torch.zeros(())
 
-    def rebase(self, gram: LazyGram, correlation: Tensor) -> None:
+    def rebase(self, gram: LazyGram, correlation: Tensor, *, profile: LogisticProfile | None = None) -> None:
         """Takes new products, after the weights of the samples changed.
 
         Args:
             gram: Products among columns.
             correlation: (P,) products of the columns with the trait.
+            profile: The likelihood along columns, where the products stand for it only nearby.
         """
         self._gram = gram
         self._correlation = correlation
+        self._profile = profile
         supports = [self.support(effect, noise=1.0) for effect in self.effects]
         held = [index for index in supports if len(index) <= MOST_FETCHED]
         if held:
             gram.fetch(np.concatenate(held))
         for effect, index in zip(self.effects, supports, strict=True):
-            effect.fitted = gram.times(index, _at(effect.alpha * effect.mean, index))
-        self._residual = self._remaining()
+            weight = _at(effect.alpha * effect.mean, index)
+            effect.fitted = gram.times(index, weight)
+            effect.score = None if profile is None else profile.score(index, weight)
+        self._start()
 
     def entangled(self) -> list[NDArray[np.int64]]:
         """Columns that carry each effect which others, linked to them, could stand in for; clearest first."""
@@ -109,7 +126,7 @@ class SingleEffectSum:
         copy._log_prior[at] = -torch.inf
         num = len(self._log_prior_both)
         copy._log_prior_both[at[at < 2 * num] % max(num, 1)] = -torch.inf
-        copy._gram, copy._correlation = self._gram, self._correlation
+        copy._gram, copy._correlation, copy._profile = self._gram, self._correlation, self._profile
         copy.effects = [effect for effect in self.effects if float(effect.alpha[at].sum()) < 0.5]
         copy._resting = [
             effect
@@ -134,7 +151,7 @@ class SingleEffectSum:
             spread: Whether effects that are spread over very many columns take part.
         """
         # Summed anew, so that rounding does not pile up over sweeps.
-        self._residual = self._remaining()
+        self._start()
         kept: list[Effect] = []
         for old in self.effects:
             waits = (old.is_spread and not spread) or any(old is one for one in self._resting)
@@ -177,6 +194,15 @@ class SingleEffectSum:
         """
         evidence = self._evidence(self._residual, noise=noise)
         prior_variance = NEXT_VARIANCE * evidence.typical_variance
+        if self._profile is not None:
+            evidence, _, _ = self._looked_at(
+                evidence,
+                self._residual,
+                self._log_odds,
+                start=torch.zeros_like(self._residual),
+                prior_variance=prior_variance,
+                fixed=True,
+            )
         _, alpha, both = evidence.posterior(prior_variance)
         return alpha, both
 
@@ -195,24 +221,87 @@ class SingleEffectSum:
     def _update(self, old: Effect | None, *, noise: float, entry: float) -> Effect | None:
         """The effect against the residual of all others; None where its best prior variance is zero."""
         residual = self._residual if old is None else self._residual + old.fitted
-        evidence = self._evidence(residual, noise=noise)
+        log_odds = self._log_odds if old is None or old.score is None else self._log_odds - old.score
+        evidence, correlation = self._evidence(residual, noise=noise), residual / noise
         start = 0.0 if old is None else old.prior_variance
         prior_variance = best_prior_variance(evidence, start=start)
+        if prior_variance > 0 and self._profile is not None:
+            means = torch.zeros_like(residual) if old is None else old.mean
+            evidence, correlation, prior_variance = self._looked_at(
+                evidence, correlation, log_odds, start=means, prior_variance=start or prior_variance
+            )
         if prior_variance == 0.0:
-            self._residual = residual
+            self._residual, self._log_odds = residual, log_odds
             return None
         if old is None and evidence.marginal(prior_variance) < entry:
             return None
-        new = posterior(evidence, correlation=residual / noise, prior_variance=prior_variance)
+        new = posterior(evidence, correlation=correlation, prior_variance=prior_variance)
         if old is not None and old.is_spread and self._moves(old, new, noise=noise) < STILL:
             return old
         index = self.support(new, noise=noise)
         if self.spare_passes and len(index) <= MOST_FETCHED and not self._gram.has(index):
             self._gram.fetch(np.union1d(index, self._peaks(evidence)))
         new.is_spread = len(index) > MOST_FETCHED
-        new.fitted = self._gram.times(index, _at(new.alpha * new.mean, index))
+        weight = _at(new.alpha * new.mean, index)
+        new.fitted = self._gram.times(index, weight)
         self._residual = residual - new.fitted
+        if self._profile is not None:
+            new.score = self._profile.score(index, weight)
+            self._log_odds = log_odds + new.score
         return new
+
+    def _looked_at(
+        self,
+        evidence: Evidence,
+        correlation: Tensor,
+        log_odds: Tensor,
+        *,
+        start: Tensor,
+        prior_variance: float,
+        fixed: bool = False,
+    ) -> tuple[Evidence, Tensor, float]:
+        """Evidence by the likelihood itself along all columns that could carry the effect.
+
+        Args:
+            evidence: By the regression.
+            correlation: (P,) of the regression.
+            log_odds: (N,) without the effect.
+            start: (P,) effects to start from.
+            prior_variance: Of the effect, to start from.
+            fixed: Whether it stays.
+
+        Returns:
+            The evidence, the correlations that belong to it, and the best prior variance.
+        """
+        assert self._profile is not None
+        log_odds, most = self._profile.left(log_odds)
+        z2, variance, correlation, start = (
+            values.clone() for values in (evidence.z2, evidence.variance, correlation, start)
+        )
+        shift, seen = torch.zeros_like(z2), torch.zeros_like(z2, dtype=torch.bool)
+        for _ in range(MOST_LOOKS):
+            # No effect can gain more than what the likelihood lacks of its largest value.
+            evidence = replace(
+                evidence, z2=z2, variance=variance, shift=torch.minimum(shift, most - 0.5 * z2)
+            )
+            before = prior_variance
+            if not fixed:
+                prior_variance = best_prior_variance(evidence, start=0.0)
+            if prior_variance == 0.0:
+                break
+            joint = evidence.log_bayes_factors(prior_variance) + self._log_prior
+            best = torch.topk(joint, min(LOOKED_AT, len(joint)))
+            chosen = best.indices[best.values > best.values[0] - NEAR]
+            if bool(seen[chosen].all()) and abs(math.log(prior_variance / before)) < SETTLED_VARIANCE:
+                break
+            seen[chosen] = True
+            found = self._profile.expand(
+                chosen.cpu().numpy(), log_odds, start=start[chosen], prior_variance=prior_variance
+            )
+            correlation[chosen], variance[chosen] = found.slope, 1 / found.curvature
+            z2[chosen], shift[chosen] = found.slope.square() / found.curvature, found.shift
+            start[chosen] = found.slope / (found.curvature + 1 / prior_variance)
+        return evidence, correlation, prior_variance
 
     def _moves(self, old: Effect, new: Effect, *, noise: float) -> float:
         """Most that the contribution of the new effect moves any z score against that of the old one."""
@@ -229,11 +318,14 @@ class SingleEffectSum:
             log_prior_both=self._log_prior_both,
         )
 
-    def _remaining(self) -> Tensor:
-        remaining = self._correlation.clone()
+    def _start(self) -> None:
+        """What all effects leave of the products, and the log odds that they add up to."""
+        self._residual = self._correlation.clone()
+        self._log_odds = torch.zeros(()) if self._profile is None else self._profile.base.clone()
         for effect in self.effects:
-            remaining -= effect.fitted
-        return remaining
+            self._residual -= effect.fitted
+            if effect.score is not None:
+                self._log_odds += effect.score
 
     def _peaks(self, evidence: Evidence) -> NDArray[np.int64]:
         """Of the best stretches of columns those that could carry an effect, dosages with their dominance."""

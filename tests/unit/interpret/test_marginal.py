@@ -28,6 +28,12 @@ def imputed(codes):
     return np.where(np.isnan(dosage), mean, dosage)
 
 
+@pytest.fixture
+def normal_tail(monkeypatch):
+    """Few alleles or many, scores are taken as normal: what the score test is by its definition."""
+    monkeypatch.setattr(marginal, "ENOUGH_ALLELES", 0)
+
+
 def packed(codes):
     return PackedGenotypes.from_codes(codes)
 
@@ -88,7 +94,7 @@ def score_test(dosage, columns, case):
 
 
 @pytest.mark.parametrize("with_covariates", [False, True])
-def test_binary_equals_the_score_test_from_its_definition(study, chunks, with_covariates):
+def test_binary_equals_the_score_test_from_its_definition(study, chunks, with_covariates, normal_tail):
     codes, covariates, value = study
     case = (value > np.quantile(value, 0.8)).astype(float)
     given = covariates if with_covariates else None
@@ -198,7 +204,7 @@ def test_covariates_that_give_the_trait_away_are_an_error(study, kind):
 
 
 @pytest.mark.parametrize("num_apart", [1, 8])
-def test_a_site_of_controls_only_is_no_error_and_counts_for_nothing(num_apart):
+def test_a_site_of_controls_only_is_no_error_and_counts_for_nothing(num_apart, normal_tail):
     """The limit of the likelihood is the regression of everyone else, without the indicator."""
     rng = np.random.default_rng(4)
     codes = rng.binomial(2, 0.3, (1000, 20)).astype(np.uint8)
@@ -214,7 +220,7 @@ def test_a_site_of_controls_only_is_no_error_and_counts_for_nothing(num_apart):
         assert found.se[v] == pytest.approx(np.sqrt(variance), rel=1e-4)
 
 
-def test_the_prior_of_the_null_model_does_not_show_in_a_steep_regression():
+def test_the_prior_of_the_null_model_does_not_show_in_a_steep_regression(normal_tail):
     rng = np.random.default_rng(8)
     codes = rng.binomial(2, 0.3, (400, 10)).astype(np.uint8)
     covariate = rng.normal(size=400)
@@ -299,3 +305,33 @@ def test_tails_of_the_normal_are_those_of_scipy_and_go_on_beyond():
     assert tails.inflation(np.array([-np.log10(0.5)])) == pytest.approx(1)
     chi2 = np.array([0.2, 1.3, 8.0])
     assert tails.inflation(-np.log10(stats.chi2.sf(chi2, 1))) == pytest.approx(1.3 / stats.chi2.median(1))
+
+
+def few_cases(num_snps, *, num_cases, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.binomial(2, rng.uniform(0.02, 0.05, num_snps), (2000, num_snps)).astype(np.uint8)
+    case = np.zeros(2000)
+    case[rng.choice(2000, num_cases, replace=False)] = 1
+    return codes, case
+
+
+@pytest.mark.parametrize("num_cases", [10, 20, 50])
+def test_few_cases_hold_the_size_of_the_test(num_cases):
+    codes, case = few_cases(8_000, num_cases=num_cases, seed=num_cases)
+    found = marginal_association(packed(codes), case, kind="binary")
+    # Twice the tail that was seen is on the safe side; the normal tail is below .001 in .6 % to 1 %.
+    assert np.mean(found.neg_log10_p > 3) < 0.002
+    assert np.mean(found.neg_log10_p > 2) < 0.015
+
+
+@pytest.mark.parametrize("num_carrying", [3, 4, 5])
+def test_a_rare_variant_in_few_cases_has_about_its_exact_p_value(num_carrying):
+    case, codes = np.zeros(2000), np.zeros((2000, 1), dtype=np.uint8)
+    case[:10] = 1
+    codes[10 - num_carrying : 90 - num_carrying] = 1
+    found = marginal_association(packed(codes), case, kind="binary")
+    tail = stats.hypergeom(2000, 80, 10)
+    # Of a discrete sum, a continuous tail lies between the one with and the one without what was seen.
+    without, beside = -np.log10(2 * tail.sf([num_carrying, num_carrying - 1]))
+    assert beside - 0.1 < found.neg_log10_p[0] < without
+    assert found.statistic[0] == pytest.approx(found.beta[0] / found.se[0])

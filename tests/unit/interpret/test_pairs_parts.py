@@ -14,8 +14,8 @@ from snpdeconv.interpret.pairs.clump import Leaders, _products, alternatives, le
 from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
 from snpdeconv.interpret.pairs.retest import Null, retest_pairs
-from snpdeconv.interpret.pairs.saddlepoint import binary_score_tail
 from snpdeconv.interpret.pairs.screen import screen
+from snpdeconv.interpret.saddlepoint import binary_score_tail
 
 CPU = torch.device("cpu")
 
