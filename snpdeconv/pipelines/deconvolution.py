@@ -227,12 +227,20 @@ def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> Pe
     return replace(people, target=normal_scores(people.target).astype(np.float32))
 
 
+def num_pair_tests(num_people: int, num_variants: int, *, num_looks: int) -> float:
+    """People times pairs of SNPs, in all looks at them."""
+    return num_looks * num_people * num_variants * (num_variants - 1) / 2
+
+
+def wants_pairs(settings: InterpretationConfig, num_tests: float) -> bool:
+    """Whether so many are looked at: by the settings alone, no device and no memory has a say."""
+    return num_tests <= settings.max_pair_tests if settings.pairs == "auto" else settings.pairs
+
+
 def looks_for_pairs(
     settings: InterpretationConfig, genotypes: PackedGenotypes, *, num_looks: int, device: torch.device
 ) -> bool:
-    """Whether all pairs of SNPs are looked at: by the settings and the cohort's size alone; a collective.
-
-    No device and no memory has a say, so that the same command is the same science everywhere.
+    """Whether all pairs of SNPs are looked at, said in the log; a collective.
 
     Args:
         settings: `pairs`, and `max_pair_tests` where that is auto.
@@ -240,13 +248,11 @@ def looks_for_pairs(
         num_looks: How often, as for each draw of decoys.
         device: Where to compute, for a word on how long it takes.
     """
-    num_variants = genotypes.num_variants
-    num_tests = num_looks * genotypes.num_samples * num_variants * (num_variants - 1) / 2
-    most = settings.max_pair_tests
-    looks = distributed.from_first_rank(num_tests <= most if settings.pairs == "auto" else settings.pairs)
+    num_tests = num_pair_tests(genotypes.num_samples, genotypes.num_variants, num_looks=num_looks)
+    looks = distributed.from_first_rank(wants_pairs(settings, num_tests))
     why = f"pairs={str(settings.pairs).lower()}"
     if settings.pairs == "auto":
-        why += f" with max_pair_tests={most:.3g}"
+        why += f" with max_pair_tests={settings.max_pair_tests:.3g}"
     logger.info(
         "pairs of SNPs are %slooked for: %d times they make %.3g people × pairs, and interpretation.%s%s",
         "" if looks else "not ", num_looks, num_tests, why,

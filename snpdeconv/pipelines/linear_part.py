@@ -34,7 +34,7 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.sparse import SparsePart
 from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.dataset import Dataset
-from snpdeconv.pipelines.deconvolution import looks_for_pairs
+from snpdeconv.pipelines.deconvolution import looks_for_pairs, num_pair_tests, wants_pairs
 from snpdeconv.pipelines.inference import statistics_device
 from snpdeconv.training import distributed
 from snpdeconv.version import __version__
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 # Folds of the cross-fit by size (people times variants times classes): five cost four times the fit itself,
 # two as much as it; the larger the cohort, the less a fit to half of it differs.
 FOLDS = ((1e7, 5), (1e8, 3), (np.inf, 2))
+# At pairs of SNPs: once for everyone, and once for each fold at most.
+NUM_LOOKS = 1 + max(folds for _, folds in FOLDS)
 # Each class is a fit of its own, and each fold as many again.
 MOST_CLASSES = 4
 SMALLEST_CLASS = 20
@@ -118,6 +120,14 @@ def _fit(model: InterpretableSNPModel, dataset: Dataset, *, config: Config, devi
     return fitted(_sparse(dataset, config=config, device=device)).offset
 
 
+def searches_pairs(config: Config, dataset: Dataset) -> bool:
+    """Whether the sparse part was fitted beside a search of all pairs of SNPs."""
+    if config.model.linear != "fitted" or dataset.trait.kind == "multiclass" or _reason_against(dataset):
+        return False
+    num_tests = num_pair_tests(len(dataset.split.train), len(dataset.variants), num_looks=NUM_LOOKS)
+    return wants_pairs(config.interpretation, num_tests)
+
+
 def _keep(path: Path, model: InterpretableSNPModel, *, offset: Tensor, digest: str) -> dict[str, Tensor]:
     """What the fit has written into the model, and the offset; in the file too."""
     kept = {_OFFSET: offset.cpu().contiguous()}
@@ -171,9 +181,7 @@ class _Fits:
     def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
         device = statistics_device(genotypes, device)
-        # Once for everyone, and once for each fold of the cross-fit at most.
-        num_looks = 1 + max(folds for _, folds in FOLDS)
-        pairs = looks_for_pairs(config.interpretation, genotypes, num_looks=num_looks, device=device)
+        pairs = looks_for_pairs(config.interpretation, genotypes, num_looks=NUM_LOOKS, device=device)
         return cls(genotypes, dataset, pairs, device)
 
     @property

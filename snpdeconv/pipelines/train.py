@@ -25,6 +25,7 @@ from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, fits_at_once
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
 from snpdeconv.pipelines.inference import choose_device
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.linear_part import searches_pairs
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,
@@ -127,7 +128,7 @@ def _train(
     until: Stage,
     trace: Trace,
 ) -> TrainResult | None:
-    precision = choose_precision(device, requested=config.precision.amp)
+    precision = _agreed_precision(device, requested=config.precision.amp)
     path = (out or Path(f"{model_name}-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     folder = RunFolder(path, settings=run_settings(config, model_name=model_name))
     with ExitStack() as held:
@@ -222,6 +223,15 @@ def _train(
         return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
 
 
+def _agreed_precision(device: torch.device, *, requested: str) -> Precision:
+    """The best that all ranks' devices compute: GPUs of two generations must not train two networks."""
+    own = choose_precision(device, requested=requested)
+    names = set(distributed.gather_objects(own.name))
+    if len(names) == 1:
+        return own
+    return choose_precision(device, requested="fp32" if "fp32" in names else "fp16")
+
+
 def _batch_sizes(
     folder: RunFolder, config: Config, dataset: Dataset, precision: Precision, device: torch.device
 ) -> tuple[int, int | None]:
@@ -263,6 +273,7 @@ def _test(
         save_bundle(bundle, folder.path / "model")
         fitted.model.to(device)
     tested = test_metrics(dataset, fitted, evaluation, linear, seed=config.training.seed)
+    tested["linear_part_searched_pairs"] = float(searches_pairs(config, dataset))
     run.log_metrics(len(fitted.history["epoch"]), tracked(tested))
     folder.remember(tested=tested)
     return evaluation

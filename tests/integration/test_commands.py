@@ -58,6 +58,7 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["single_effects"]["credible_sets"] == len(sets)
     assert metrics["test"] == trained["test"]
+    assert metrics["single_effects"]["pairs_searched"] == metrics["linear_part_searched_pairs"] == 1.0
     linear = metrics["test_of_linear_part"]["r2"]["value"]
     assert linear != metrics["test"]["r2"]["value"]
     assert linear == pytest.approx(metrics["test"]["r2"]["value"], abs=0.2)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from two_ranks_worker import prepare_alike, share, train
+from two_ranks_worker import agree_on_precision, prepare_alike, share, train
 
 from snpdeconv.training.checkpoint import newest_checkpoint, read_state
 
@@ -163,3 +163,8 @@ def test_what_ranks_make_of_their_files_is_compared_before_they_train(cohort, tm
     assert first["another table"].partition("in: ")[2].startswith("trait; give all nodes the same files")
     assert first["other filters"].partition("in: ")[2].startswith("settings and SNPs;")
     assert first["another patch"].partition("in: ")[2].startswith("settings;")
+
+
+def test_ranks_of_unlike_devices_train_in_one_precision(tmp_path):
+    for result in run(agree_on_precision, tmp_path, world=2):
+        assert result == {"alike": "bf16", "older": "fp16", "oldest": "fp32"}

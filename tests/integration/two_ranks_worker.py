@@ -11,6 +11,7 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import UserError
 from snpdeconv.pipelines.dataset import open_cohort_together, prepare
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.train import _agreed_precision
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 from snpdeconv.training.preemption import Preempted
@@ -143,5 +144,22 @@ def prepare_alike(cases, folder, environment):
             result[name] = None
         except UserError as error:
             result[name] = str(error)
+    (folder / f"result-{place.world_size}-{place.rank}.json").write_text(json.dumps(result))
+    distributed.shut_down()
+
+
+def agree_on_precision(folder, environment):
+    """The second rank's device has no bf16 units."""
+    os.environ.update(environment)
+    place = distributed.init_from_environment(timeout_min=1)
+    result = {}
+    for name, own in {
+        "alike": ["bf16", "bf16"],
+        "older": ["bf16", "fp16"],
+        "oldest": ["bf16", "fp32"],
+    }.items():
+        torch.cpu.get_capabilities = lambda own=own: {"amx_bf16": own[place.rank] == "bf16"}
+        requested = "fp16" if own[place.rank] == "fp16" else "auto"
+        result[name] = _agreed_precision(torch.device("cpu"), requested=requested).name
     (folder / f"result-{place.world_size}-{place.rank}.json").write_text(json.dumps(result))
     distributed.shut_down()
