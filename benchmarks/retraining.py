@@ -26,7 +26,7 @@ TUNING_SEED, REPORT_SEED = 7_000, 1_000
 # those of 600 people did, in the second by .98, as those of 2,000.
 HERITABILITY, SHRINKAGE = 0.5, 0.85
 WORLDS = {"600 people": (0.06, 0.017, 60), "2,000 people": (0.03, 0.008, 200)}
-PEOPLE = (90, 300, 600)
+PEOPLE = (90, 300, 600, 1_000)
 
 
 def r2_true(weights: np.ndarray, effects: np.ndarray) -> float:
@@ -149,11 +149,11 @@ def null_models(seed: int, *, looks: int, people: int) -> dict[str, Any]:
     """One champion, and looks at it that change seed and epochs alone, forced."""
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), people=people, seed=seed)
-        study.retrain("first", "training.epochs=8", f"training.seed={seed}")
+        study.retrain("first", "training.epochs=4", f"training.seed={seed}")
         rows = []
         for look in range(looks):
             told = study.retrain(
-                f"look{look}", f"training.epochs={(8, 5, 12)[look % 3]}", f"training.seed={seed + 1 + look}"
+                f"look{look}", f"training.epochs={(4, 3, 6)[look % 3]}", f"training.seed={seed + 1 + look}"
             )
             row = {
                 "difference": told.difference,
@@ -177,7 +177,7 @@ def better_models(seed: int, *, repeats: int, people: int, noise: float) -> list
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             study = Study(Path(folder), people=people, seed=seed + repeat)
-            fixed = ("training.epochs=6", "data.test_fraction=0.25", f"training.seed={seed + repeat}")
+            fixed = ("training.epochs=3", "data.test_fraction=0.35", f"training.seed={seed + repeat}")
             study.retrain("first", *fixed, noise=noise, seed=seed + repeat)
             told = study.retrain("second", *fixed)
             gain = study.true_r2(2) - study.true_r2(1)

@@ -152,6 +152,7 @@ class Covariates:
         for name in np.array(self.names, dtype=object)[~varies]:
             logger.warning("covariate '%s' does not vary among the training people and is left out", name)
         kept = np.flatnonzero(varies)
+        logger.info("%d covariates in %d columns: %s", *self._told(kept))
         features = tuple(
             replace(self.encoder.features[i], mean=float(mean[i]), sd=float(sd[i])) for i in kept
         )
@@ -159,6 +160,19 @@ class Covariates:
         return Covariates(
             tuple(self.names[i] for i in kept), scaled, replace(self.encoder, features=features)
         )
+
+    def _told(self, kept: NDArray[np.int64]) -> tuple[int, int, str]:
+        """How many covariates stay, in how many columns, and how each is coded."""
+        features = [self.encoder.features[i] for i in kept]
+        levels = self.encoder.levels
+        told = [
+            f"{name} (indicators against {levels[name][0]} of "
+            f"{', '.join(f.level for f in features if f.column == name and f.level is not None)})"
+            if name in levels
+            else f"{name} (number)"
+            for name in dict.fromkeys(feature.column for feature in features)
+        ]
+        return len(told), len(features), "; ".join(told) or "none"
 
 
 def load_covariates(

@@ -114,6 +114,7 @@ def load_trait(
     check_trait(trait, min_class_size=min_class_size, where=path)
     counts = ", ".join(f"{name} {count}" for name, count in report.items())
     logger.info("%s: trait '%s' is %s; people: %s", path, column, kind, counts)
+    tell_classes(trait)
     smaller = min(len(table), len(samples))
     if 2 * len(order) < smaller:
         logger.warning(
@@ -173,6 +174,22 @@ def _classes(column: Column) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         names.sort(key=lambda name: name.casefold() not in CONTROL_WORDS)
     index_of = {name: index for index, name in enumerate(names)}
     return np.array([index_of[text] for text in texts], dtype=np.int64), tuple(names)
+
+
+def tell_classes(trait: Trait) -> None:
+    """Says in the log which code is a case, and how many people each class has."""
+    if trait.kind == "quantitative":
+        return
+    sizes = np.bincount(trait.values.astype(np.int64), minlength=len(trait.classes))
+    if trait.kind == "binary":
+        control, case = trait.classes
+        logger.info(
+            "trait '%s': '%s' is a case (%d people), '%s' a control (%d)",
+            trait.name, case, sizes[1], control, sizes[0],
+        )  # fmt: skip
+        return
+    told = ", ".join(f"'{name}' {size}" for name, size in zip(trait.classes, sizes, strict=True))
+    logger.info("trait '%s': people of %d classes: %s", trait.name, len(sizes), told)
 
 
 def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: str = "") -> None:

@@ -25,7 +25,7 @@ from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.leakage import check_covariates, join_copies
-from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait
+from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait, tell_classes
 from snpdeconv.genetics.quality import filter_samples, filter_variants
 from snpdeconv.genetics.splits import Split, split, split_beside
 from snpdeconv.genetics.store import Cohort
@@ -317,6 +317,8 @@ def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_clas
         where=inputs.phenotypes,
         after=f" once {left_out} people beyond data.sample_missing_max are left out",
     )
+    if left_out:
+        tell_classes(restricted)
     return restricted
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.config import Config
 from snpdeconv.device import deterministic
 from snpdeconv.errors import ConfigError
+from snpdeconv.genetics.genotypes import MISSING
 from snpdeconv.genetics.ld import ld_neighbors
 from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.models.model import InterpretableSNPModel
@@ -49,6 +51,7 @@ class Fitted:
         model: With the best weights, on the device it was trained on.
         history: A list per quantity, one value an epoch.
         start: What validation said of the network before the first epoch.
+        start_attention: (S,) its attention before the first epoch, which is the same for everybody.
         best_epoch: The epoch whose weights these are, from 1; 0 is the start, the fitted linear part.
     """
 
@@ -56,6 +59,7 @@ class Fitted:
     history: dict[str, list[float]]
     start: dict[str, float]
     best_epoch: int
+    start_attention: NDArray[np.float64] | None = None
 
     def validation(self) -> dict[str, float | None]:
         """What validation said at the best epoch, by quantity; None where that is no number."""
@@ -168,6 +172,8 @@ def fit(
     if config.model.linear != "trained":
         linear = checkpoint_dir / "linear.safetensors"
         offset = fit_linear_part(base, dataset, config=config, device=device, path=linear)
+    nobody = torch.full((1, base.n_snps), MISSING, dtype=torch.uint8, device=device)
+    start_attention = base.attention(nobody)[0].double().cpu().numpy()
     if config.precision.compile and device.type == "cpu":
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     compiles = config.precision.compile and device.type == "cuda"
@@ -208,7 +214,13 @@ def fit(
         history = trainer.train(config.training.epochs, config.training.patience, checkpoint_dir)
     best_epoch = trainer.best_epoch
     assert best_epoch is not None  # a loss that is not finite ends the run
-    return Fitted(model=base, history=history, start=trainer.start, best_epoch=best_epoch)
+    return Fitted(
+        model=base,
+        history=history,
+        start=trainer.start,
+        best_epoch=best_epoch,
+        start_attention=start_attention,
+    )
 
 
 def _loader(

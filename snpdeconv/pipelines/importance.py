@@ -30,6 +30,7 @@ from snpdeconv.training.data import PackedLoader
 
 logger = logging.getLogger(__name__)
 
+TINY = 1e-12
 METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
 
 
@@ -41,11 +42,13 @@ class Network:
         model: On its device.
         layout: Slots of the variants.
         packed: (N, S / 4) genotypes in slot order.
+        start_attention: (S,) its attention before training, where the training is at hand.
     """
 
     model: InterpretableSNPModel
     layout: Layout
     packed: NDArray[np.uint8]
+    start_attention: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,19 @@ class Scores:
 
     Attributes:
         by_method: (V,) scores by method in the order of :data:`METHODS`, higher is more important; marginal
-            (-log10 p) is always there.
+            (-log10 p) is always there. Beside attention, where its start is known, log2 of how many times
+            the start it is.
         lambda_gc: Inflation of the marginal association.
         findings: Of single effects, where they were asked for.
         completeness_gap: Of integrated gradients, where they were asked for.
+        attention_moved: Share of the attention that training has moved to other SNPs, where it is known.
     """
 
     by_method: Mapping[str, NDArray[np.float64]]
     lambda_gc: float
     findings: Findings | None
     completeness_gap: float | None
+    attention_moved: float | None = None
 
     @property
     def posterior(self) -> Posterior | None:
@@ -98,7 +104,7 @@ def score_variants(
     """
     marginal = distributed.first_rank_does(lambda: _marginal(people, config))
     by_method = {"marginal": marginal.neg_log10_p}
-    findings, gap = None, None
+    findings, gap, moved = None, None, None
     if "single_effects" in methods:
         findings = deconvolve_people(
             people, settings=config.interpretation, seed=config.training.seed, device=device
@@ -109,6 +115,15 @@ def score_variants(
         look = partial(attention_scores, network.model, device=device)
         attention = _shared(look, people, network, config, num_people=len(people.target), device=device)
         by_method["attention"] = network.layout.to_variants(attention.score)
+        if network.start_attention is not None:
+            start = network.layout.to_variants(network.start_attention)
+            by_method["attention_learned"] = np.log2((by_method["attention"] + TINY) / (start + TINY))
+            moved = float(np.abs(by_method["attention"] - start).sum() / 2)
+            logger.info(
+                "attention started %s; training has moved %.1f %% of it",
+                "alike for all SNPs" if config.model.linear == "trained" else "from the fitted part",
+                100 * moved,
+            )
     if "integrated_gradients" in methods:
         assert network is not None
         look = partial(
@@ -123,8 +138,14 @@ def score_variants(
         by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
         gap = gradients.completeness_gap
     if "ensemble" in methods:
-        by_method["ensemble"] = combine(by_method)
-    return Scores(by_method=by_method, lambda_gc=marginal.lambda_gc, findings=findings, completeness_gap=gap)
+        by_method["ensemble"] = combine({name: by_method[name] for name in METHODS if name in by_method})
+    return Scores(
+        by_method=by_method,
+        lambda_gc=marginal.lambda_gc,
+        findings=findings,
+        completeness_gap=gap,
+        attention_moved=moved,
+    )
 
 
 def _marginal(people: People, config: Config) -> Marginal:
@@ -132,6 +153,7 @@ def _marginal(people: People, config: Config) -> Marginal:
     marginal = marginal_association(
         people.genotypes, people.target, kind=people.kind, covariates=people.covariates
     )
+    logger.info("genomic inflation λ_GC %.3f (1 is none)", marginal.lambda_gc)
     warn_of_inflation(
         marginal.lambda_gc,
         people.genotypes,

@@ -130,6 +130,7 @@ def ranking_metrics(scores: Scores) -> dict[str, Any]:
         "lambda_gc": _finite(scores.lambda_gc),
         "single_effects": scores.found,
         "completeness_gap": _finite(scores.completeness_gap),
+        "attention_moved": scores.attention_moved,
     }
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from snpdeconv.config import Config
-from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
 from snpdeconv.pipelines.deconvolution import People
@@ -211,7 +210,7 @@ def _train(
         evaluation = distributed.first_rank_does(test)
         if until == "train":
             return None if run is None else _pause(run, folder, config)
-        scores = _score(config, dataset, fitted.model, device=device)
+        scores = _score(config, dataset, fitted, device=device)
         if run is None:
             return None
         ranked = ranking_metrics(scores)
@@ -282,7 +281,7 @@ def _test(
 def _score(
     config: Config,
     dataset: Dataset,
-    model: InterpretableSNPModel,
+    fitted: Fitted,
     *,
     device: torch.device,
 ) -> Scores:
@@ -293,7 +292,7 @@ def _score(
         methods=(*config.interpretation.methods, "ensemble"),
         config=config,
         device=device,
-        network=Network(model, dataset.layout, dataset.packed),
+        network=Network(fitted.model, dataset.layout, dataset.packed, fitted.start_attention),
     )
 
 

@@ -42,7 +42,7 @@ def test_train_writes_ranking_metrics_plots_and_a_registered_champion(trained, c
     assert list(ranking.columns) == [
         "rank", "variant_id", "chrom", "pos", "counted_allele", "other_allele", "block", "score", "pip",
         "effect", "credible_set", "pair_with", "q_value", "marginal", "single_effects", "attention",
-        "integrated_gradients",
+        "attention_learned", "integrated_gradients",
     ]  # fmt: skip
     assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
     assert ranking["score"].is_monotonic_decreasing

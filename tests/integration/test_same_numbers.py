@@ -21,6 +21,7 @@ def covariates(cohort, tmp_path):
     table = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype={"IID": str})
     rng = np.random.default_rng(4)
     table["age"] = rng.integers(20, 70, size=len(table))
+    table["site"] = np.array(["a", "b", "c"])[np.arange(len(table)) % 3]
     table["score"] = table["trait"] + rng.normal(size=len(table))
     table.drop(columns="trait").to_csv(tmp_path / "covariates.tsv", sep="\t", index=False)
     return tmp_path / "covariates.tsv"
@@ -71,6 +72,18 @@ def test_log_terminal_metrics_file_and_mlflow_say_the_same(run, cohort, covariat
         assert re.search(line, done.out, flags=re.MULTILINE), (line, done.out)
 
     assert shown["marginal/lambda_gc"] == told["lambda_gc"]
+    assert f"genomic inflation λ_GC {told['lambda_gc']:.3f} (1 is none)" in done.err
+    assert "3 covariates in 4 columns: age (number); site (indicators against a of b, c); score (number)" in (
+        done.err
+    )
+    # Attention starts from the fitted part; what training made of it stands beside it.
+    ranking = pd.read_csv(tmp_path / "run" / "ranking.tsv", sep="\t")
+    start = ranking["attention"] / 2 ** ranking["attention_learned"]
+    assert start.sum() == pytest.approx(1, abs=1e-3)
+    moved = (ranking["attention"] - start).abs().sum() / 2
+    assert told["attention_moved"] == shown["attention_moved"] == pytest.approx(moved, abs=1e-3)
+    assert moved > 0
+    assert f"attention started from the fitted part; training has moved {100 * moved:.1f} % of it" in done.err
     assert shown["integrated_gradients/completeness_gap"] == told["completeness_gap"]
     assert told["single_effects"]
     for name, value in told["single_effects"].items():

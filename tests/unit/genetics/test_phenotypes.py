@@ -423,3 +423,20 @@ def test_what_became_of_the_people_is_logged(table, caplog):
     caplog.set_level(logging.INFO)
     load_trait(table(column_of([0.5, 1.5, 2.5, "NA"])), column="trait", samples=cohort(5))
     assert "cohort_not_in_table 1, missing_trait 1, used 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (["1", "2", "2", "1", "2"] * 3, "trait 't': '2' is a case (9 people), '1' a control (6)"),
+        (["case", "control", "case"] * 5, "trait 't': 'case' is a case (10 people), 'control' a control (5)"),
+        (["a", "b", "c"] * 5, "trait 't': people of 3 classes: 'a' 5, 'b' 5, 'c' 5"),
+    ],
+)
+def test_the_log_says_which_code_is_a_case_and_how_many_there_are(tmp_path, caplog, values, told):
+    iid = [f"S{i}" for i in range(len(values))]
+    rows = "".join(f"{name}\t{value}\n" for name, value in zip(iid, values, strict=True))
+    (tmp_path / "t.tsv").write_text("IID\tt\n" + rows)
+    with caplog.at_level(logging.INFO):
+        load_trait(tmp_path / "t.tsv", column="t", samples=Samples.build(iid))
+    assert told in caplog.text
