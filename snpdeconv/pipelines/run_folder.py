@@ -33,6 +33,7 @@ class _Ranked(TypedDict):
     paths: _Paths
 
 
+@with_config(ConfigDict(extra="ignore"))
 class _Result(TypedDict):
     run_id: str | None
     model: str

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from snpdeconv.errors import DamagedFile, InputError
-from snpdeconv.files import read_record
+from snpdeconv.files import read_record, read_whole
 from snpdeconv.tracking.locks import FileLock
 
 KEEP_DONE_DAYS = 30
@@ -153,8 +153,8 @@ class Spool:
     def lost(self) -> int:
         """How many events a full disk has kept out for good."""
         try:
-            return int((self.folder / _LOST).read_bytes()[:20])
-        except (OSError, ValueError):
+            return int(read_whole(self.folder / _LOST, limit=100, mend="")[:20])
+        except (FileNotFoundError, InputError, ValueError):
             return 0
 
     def read(self, offset: int = 0) -> Iterator[Event]:

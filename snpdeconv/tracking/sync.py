@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import time
@@ -10,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from snpdeconv.errors import InputError
 from snpdeconv.tracking.connection import prepare_environment, reason
 from snpdeconv.tracking.home import embedded_uri, shown, spool_dir
 from snpdeconv.tracking.ship import Shipper
@@ -66,18 +66,26 @@ def sync() -> SyncReport:
     prepare_environment()
     root = spool_dir()
     histories: dict[str, History] = {}
+    damaged: list[SpoolReport] = []
     for path in root.glob("*/events.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # its own process has just sent it whole
-            histories[path.parent.name] = peek(path)
+        key = path.parent.name
+        try:
+            histories[key] = peek(path)
+        except FileNotFoundError:  # its own process has just sent it whole
+            continue
+        except (OSError, InputError) as error:
+            damaged.append(SpoolReport(key, "?", "failed", f"cannot be read ({reason(error)})"))
     failures: Counter[str] = Counter()
     oldest_first = sorted(histories, key=lambda key: histories[key].created_ms)
-    return SyncReport(tuple(_sync_one(Spool(root, key), histories[key], failures) for key in oldest_first))
+    sent = [_sync_one(Spool(root, key), histories[key], failures) for key in oldest_first]
+    return SyncReport((*sent, *damaged))
 
 
 def _sync_one(spool: Spool, history: History, failures: Counter[str]) -> SpoolReport:
     name = str(history.created.get("name", "?"))
     if not history.created:
-        return SpoolReport(spool.key, name, "failed", "its first line is damaged: the run is unknown")
+        note = f"its first line is damaged, so that the run is unknown; remove {spool.folder}"
+        return SpoolReport(spool.key, name, "failed", note)
     if note := _may_live_elsewhere(history):
         return SpoolReport(spool.key, name, "skipped", note)
     if not spool.acquire():
