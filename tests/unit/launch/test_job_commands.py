@@ -38,6 +38,15 @@ def run_in_mlflow(home):
     return found
 
 
+def predictions_in_mlflow(home, *, job: str) -> set[str]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "snpdeconv")
+    query = f"tags.`snpdeconv.job` = '{job}' and tags.`snpdeconv.model_version` = '1'"
+    return {one.info.run_id for one in client.search_runs([experiment.experiment_id], query)}
+
+
 @pytest.mark.slow
 def test_train_then_predict_several(run, cohort, home, work):
     ran = run("submit", "small_cpu", "--data", cohort, "--name", "height", *HERE, *FAST_WORDS, "--wait")
@@ -58,6 +67,12 @@ def test_train_then_predict_several(run, cohort, home, work):
     assert ran.code == 0, ran.err
     assert status_of(run)["model"] == "height/1"
     assert len(list(work.glob("height-*/cohort-[12].tsv"))) == 2
+    # Each says what was typed, and in MLflow those of one submission are found by its ID.
+    sidecars = [json.loads(path.read_text()) for path in work.glob("height-*/cohort-[12].provenance.json")]
+    assert [one["command"].split()[:5] for one in sidecars] == [
+        ["snpdeconv", "submit", "production", "--model", "height@champion"]
+    ] * 2
+    assert {one["mlflow_run"] for one in sidecars} == predictions_in_mlflow(home, job=status_of(run)["id"])
 
 
 @pytest.mark.slow
