@@ -323,6 +323,9 @@ def predict(
         print(json.dumps(asdict(result)))
         return
     print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
+    print(
+        f"  missing genotypes: {result.missing_genotypes:,}\n  people without a prediction: {result.num_na:,}"
+    )
     for what, count in result.variants.items():
         if count:
             print(f"  {what.replace('_', ' ')}: {count:,}")

@@ -51,6 +51,8 @@ class DataConfig(Section):
     multiallelic: Multiallelic
     allow_leakage: bool = False
     missing_codes: Literal["auto"] | tuple[float, ...] = "auto"
+    min_typed_weight: float = Field(default=0.5, ge=0.0, le=1.0)
+    check_frequencies: bool = True
     chromosome_set: ChromosomeSet | Annotated[int, Field(ge=1, le=95)] = "human"
 
     @field_validator("missing_codes", mode="before")

@@ -12,7 +12,7 @@ import yaml
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import read_whole
 
-_MOST_BYTES, _MOST_VALUES, _MOST_DIGITS = 2**20, 20_000, 18
+_MOST_BYTES, _MOST_VALUES, _MOST_BRACKETS, _MOST_DIGITS = 2**20, 20_000, 1_000, 18
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,6 +65,8 @@ def read_yaml(text: str, *, where: str | Path, as_text: bool = False) -> Any:
     try:
         if len(text) > _MOST_BYTES:
             raise ValueError(f"longer than {_MOST_BYTES} characters")
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise ValueError(f"more than {_MOST_BRACKETS} brackets")  # PyYAML's time grows with their square
         _require_small(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
     except ConfigError:

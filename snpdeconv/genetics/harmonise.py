@@ -26,6 +26,9 @@ MIN_CALLED_ALLELES = 100
 """From fewer called alleles (50 people) a frequency is too uncertain to contradict another one."""
 
 _FIXED_ALLELES = ("A", "C", "G", "T", "0")
+_MIN_JUDGED = 20  # From fewer variants a correlation is too uncertain to contradict anything.
+_MIN_SPREAD = 0.05
+_ALIKE, _SAME_PEOPLE = 0.4, 0.8
 _NUM_BASES = 4
 _UNKNOWN = 4  # The allele that a file does not know because nobody carries it.
 _SITE_KEY = ["site", "low", "high"]
@@ -127,6 +130,63 @@ def match_variants(
     if report["matched"] < min_overlap * len(model):
         raise _too_few(model, cohort=cohort, absent=elsewhere & ~known_site, report=report, where=where)
     return VariantMatch(column=column, flip=flip, report=report, notes=_notes(report))
+
+
+def check_frequencies(
+    match: VariantMatch,
+    *,
+    model_frequency: NDArray[np.float64],
+    cohort_counts: NDArray[np.int64],
+    where: str | Path | None = None,
+) -> None:
+    """Compares a cohort's allele frequencies with those in training: people of one species are alike in them.
+
+    Alleles under swapped labels, rows off by one and genotypes that are none give a correlation of about 0 or
+    below; another continent's people some .6 or more.
+
+    Args:
+        match: The variants found.
+        model_frequency: (V,) frequency of the counted allele in training, NaN where unknown.
+        cohort_counts: (4, W) number of people of the cohort with each code, missing last.
+        where: The cohort's file, for the error.
+
+    Raises:
+        InputError: No genotype is called, none varies, or the frequencies do not go together.
+    """
+    found = match.column >= 0
+    counts = cohort_counts[:, match.column[found]]
+    called = counts[:MISSING].sum(axis=0)
+    override = "if it is right all the same, --set data.check_frequencies=false"
+    if len(called) and not called.any():
+        raise InputError(
+            "no genotype is called at the model's variants", where=where, mend="is it the right file?"
+        )
+    seen = allele_frequency(counts)
+    seen = np.where(match.flip[found], 1 - seen, seen)
+    expected = model_frequency[found]
+    judged = (2 * called >= MIN_CALLED_ALLELES) & np.isfinite(expected)
+    if judged.sum() < _MIN_JUDGED or expected[judged].std() < _MIN_SPREAD:
+        return
+    if np.ptp(seen[judged]) == 0:
+        raise InputError(
+            f"each of its {judged.sum():,} variants has the same allele frequency ({seen[judged][0]:g})",
+            where=where,
+            mend=f"are these genotypes? {override}",
+        )
+    correlation = float(np.corrcoef(seen[judged], expected[judged])[0, 1])
+    surely = np.tanh(np.arctanh(min(correlation, 0.999)) + 1.96 / np.sqrt(judged.sum() - 3))
+    told = f"its allele frequencies go with the model's by a correlation of {correlation:.2f} only"
+    if surely < _ALIKE:
+        raise InputError(
+            f"{told} ({judged.sum():,} variants)",
+            where=where,
+            mend=f"are its allele labels swapped, rows shifted, positions of another build? {override}",
+        )
+    if correlation < _SAME_PEOPLE:
+        logger.warning(
+            "%s: %s: people of another ancestry are predicted worse, and swapped labels or shifted rows look "
+            "alike", where, told,
+        )  # fmt: skip
 
 
 def apply_match(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def import_cohort(
                 given_up.set()
     if is_store(out):
         found = _key(files, rules=_rules(files, multiallelic=multiallelic, autosomes=autosomes))
-        if describe(out)["import_key"] == found:
+        if describe(out).import_key == found:
             logger.info("%s: is this cohort's store already", out)
             return open_store(out)
     raise InputError(
@@ -139,9 +140,14 @@ def load_cohort(
     files = find_files(source)
     key = _key(files, rules=_rules(files, multiallelic=multiallelic, autosomes=autosomes))
     store = Path(cache_dir) / key
+    cohort = None
     if is_store(store):
-        cohort = open_store(store)
-    else:
+        try:
+            cohort = open_store(store)
+        except InputError as error:
+            logger.warning("%s: imported again", error.args[0].partition(";")[0])
+            shutil.rmtree(store, ignore_errors=True)
+    if cohort is None:
         cohort = _import(
             files, store, key=lambda: key, multiallelic=multiallelic, autosomes=autosomes, progress=progress
         )

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
+from snpdeconv.files import sync_to_disk
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.store import (
@@ -33,6 +34,7 @@ from snpdeconv.genetics.store import (
     Cohort,
     describe,
     is_store,
+    mark_verified,
     open_store,
     writing_to,
 )
@@ -196,7 +198,13 @@ class StoreWriter:
                 "report": report,
             }
             (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+            # Now: a name that outlasts a power cut must not name files that do not.
+            for file in (*self._partial.iterdir(), self._partial):
+                sync_to_disk(file)
+            mark_verified(self._partial, digest.hexdigest())
         self._rename(import_key)
+        with writing_to(self._path):
+            sync_to_disk(self._path.parent)
         return open_store(self._path)
 
     def _slots(self, order: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -252,7 +260,7 @@ class StoreWriter:
             self._partial.rename(self._path)
         except OSError:
             # A rename never replaces a folder that holds something; it may be the same store, made at once.
-            if not is_store(self._path) or describe(self._path)["import_key"] != import_key:
+            if not is_store(self._path) or describe(self._path).import_key != import_key:
                 raise InputError(
                     "is there already and is not this cohort's store",
                     where=self._path,

@@ -54,6 +54,7 @@ _FOREIGN_NUMBERS = (
     (re.compile(r"[<>≤≥] ?[\d.,]+"), "numbers beyond a limit of detection", "write a number, or NA"),
 )
 
+_LARGEST = 1e100
 _MOST_BYTES = 4 * 2**30
 ID_COLUMNS = ("FID", "IID")
 
@@ -236,6 +237,14 @@ class Column:
                 f"column '{self.name}' has a number that is not finite ({self.at(np.isinf(self.numbers))})",
                 where=self.path,
                 mend="mend it, or write NA",
+            )
+        finite = self.numbers[~self.missing & ~text]
+        spread = np.ptp(finite) if len(finite) else 0.0
+        if np.abs(finite).max(initial=0) > _LARGEST or 0 < spread < 1 / _LARGEST:
+            raise InputError(
+                f"column '{self.name}' has numbers too large or too close to one another to compute with",
+                where=self.path,
+                mend="write it in other units",
             )
         return not text.any()
 

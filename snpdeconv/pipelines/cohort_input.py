@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.harmonise import apply_match, match_variants
+from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.pipelines.bundle import Bundle
 
 logger = logging.getLogger(__name__)
+
+_CODES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,69 @@ class CohortInput:
         packed: (N, S / 4) genotypes in slot order, counted as the model counts them.
         covariates: (N, C) float32.
         report: How the model's variants were found in the cohort.
+        missing: (N,) how many of the model's variants each person has no genotype for.
+        typed: (N,) share of the model's weight that rests on variants that a person is typed at.
     """
 
     packed: NDArray[np.uint8]
     covariates: NDArray[np.float32]
     report: dict[str, int]
+    missing: NDArray[np.int64]
+    typed: NDArray[np.float64]
+
+
+def variant_weight(bundle: Bundle) -> NDArray[np.float64]:
+    """(V,) share of a model's linear part that rests on each variant: how far it moves predictions.
+
+    The standard deviation over genotypes of what a variant adds, summed over outputs; a pair counts for both.
+    """
+    with torch.no_grad():
+        frequency = torch.from_numpy(np.nan_to_num(bundle.frequency, nan=0.5))
+        shares = torch.stack([(1 - frequency) ** 2, 2 * frequency * (1 - frequency), frequency**2])
+        per_slot = torch.full((3, bundle.layout.num_slots), 1 / 3, dtype=torch.float64)
+        per_slot[:, bundle.layout.slot_of_variant] = shares
+        model = bundle.model
+        num_slots = bundle.layout.num_slots
+        codes = torch.arange(3)[:, None].expand(3, num_slots).contiguous()
+        encoded = model.encode(codes).double()  # (3, S, C)
+        wide = model.wide.weight.double().reshape(model.num_outputs, encoded.shape[2], -1)[..., :num_slots]
+        added = torch.einsum("gsc,ocs->ogs", encoded, wide * model.wide.scale)
+        weight = _spread(added, per_slot).sum(0)
+        if model.sparse is not None:
+            part = model.sparse
+            single = part.value.double()[..., :3].transpose(1, 2)  # (O, 3, U)
+            weight.index_add_(0, part.slot, _spread(single, per_slot[:, part.slot]).sum(0))
+            if part.pair.shape[1]:
+                sides = [
+                    _spread(value.double()[:, :3].t()[None], per_slot[:, slot])[0]
+                    for slot, value in zip(part.pair, part.pair_value, strict=True)
+                ]
+                joint = sides[0] * sides[1] * part.pair_weight.double().abs().sum(0)
+                for slot in part.pair:
+                    weight.index_add_(0, slot, joint)
+    held: NDArray[np.float64] = weight[bundle.layout.slot_of_variant].numpy()
+    return held / held.sum() if held.sum() > 0 else np.full(len(held), 1 / max(1, len(held)))
+
+
+def _spread(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Standard deviations of (O, 3, S) values of three genotypes, given their (3, S) shares: (O, S)."""
+    mean = (values * shares).sum(1, keepdim=True)
+    return ((values - mean) ** 2 * shares).sum(1).sqrt()
+
+
+def _typed(
+    genotypes: PackedGenotypes, weight: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(N,) genotypes missing of each person, and the sum of the (V,) weights at which there is one."""
+    typed = np.empty(genotypes.num_samples)
+    missing = np.empty(genotypes.num_samples, dtype=np.int64)
+    step = max(1, _CODES_AT_ONCE // max(1, genotypes.num_variants))
+    for start in range(0, len(typed), step):
+        piece = slice(start, start + step)
+        called = genotypes.codes(rows=piece) != MISSING
+        typed[piece] = called @ weight
+        missing[piece] = called.shape[1] - called.sum(axis=1)
+    return missing, typed
 
 
 def cohort_input(
@@ -39,6 +101,7 @@ def cohort_input(
     rows: NDArray[np.int64],
     covariates: str | None,
     where: str,
+    check: bool = True,
 ) -> CohortInput:
     """Matches variants, flips swapped alleles, and makes covariates and components as training did.
 
@@ -48,17 +111,22 @@ def cohort_input(
         rows: (N,) people wanted.
         covariates: Table of covariates, where the model takes one.
         where: What to call the cohort in messages.
+        check: Whether a cohort whose allele frequencies contradict the model's is refused.
 
     Raises:
-        InputError: Under half of the model's variants are there, or the covariates are missing or do not fit.
+        InputError: The frequencies contradict each other, under half of the model's variants are there, or
+            the covariates are missing or do not fit.
     """
+    counts = cohort.genotypes.counts(rows=rows)
     match = match_variants(
         bundle.variants,
         cohort=cohort.variants,
         model_frequency=bundle.frequency,
-        cohort_counts=cohort.genotypes.counts(rows=rows),
+        cohort_counts=counts,
         where=where,
     )
+    if check:
+        check_frequencies(match, model_frequency=bundle.frequency, cohort_counts=counts, where=where)
     for note in match.notes:
         logger.info("%s: %s", where, note)
     genotypes = apply_match(cohort.genotypes, match=match, rows=rows)
@@ -84,9 +152,12 @@ def cohort_input(
         logger.warning("%s: the model takes no covariates; the table is not used", covariates)
     if bundle.components is not None:
         values.append(bundle.components.project(genotypes))
+    missing, typed = _typed(genotypes, variant_weight(bundle))
     joined = np.hstack(values) if values else np.empty((len(rows), 0))
     return CohortInput(
         packed=genotypes.take(columns=bundle.layout.columns).packed,
         covariates=joined.astype(np.float32),
         report=dict(match.report),
+        missing=missing,
+        typed=typed,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
@@ -34,6 +35,7 @@ from snpdeconv.training.precision import choose_precision
 logger = logging.getLogger(__name__)
 
 _DEFAULT_BATCH = 64
+_LITTLE = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class PredictResult:
         predictions: The table.
         num_samples: Its rows.
         variants: How the model's variants were found in the cohort.
+        missing_genotypes: Genotypes at the model's variants that are missing, over all people.
+        num_na: People without a prediction, because too little of the model's weight is typed.
     """
 
     model: str
@@ -53,6 +57,8 @@ class PredictResult:
     predictions: str
     num_samples: int
     variants: dict[str, int]
+    missing_genotypes: int
+    num_na: int
 
 
 def predict(
@@ -89,6 +95,7 @@ def _predict(
         rows=np.arange(len(cohort.samples)),
         covariates=None if covariates is None else str(covariates),
         where=genotypes,
+        check=config.data.check_frequencies,
     )
     inputs = {"genotypes": {"path": str(Path(genotypes).absolute()), "sha256": cohort.digest}}
     if covariates is not None:
@@ -109,6 +116,7 @@ def _predict(
         _write(config, bundle, given, cohort.samples, out=out)
         trace.add(results={"predictions": file_facts(out)})
         found = {f"variants/{name}": count for name, count in given.report.items()}
+        found["missing_genotypes"] = int(given.missing.sum())
         run.log_metrics(0, {"people": len(cohort.samples), **found})
         if config.tracking.log_predictions:
             run.log_artifact(out)
@@ -120,6 +128,8 @@ def _predict(
         predictions=str(out),
         num_samples=len(cohort.samples),
         variants=given.report,
+        missing_genotypes=int(given.missing.sum()),
+        num_na=int((given.typed < config.data.min_typed_weight).sum()),
     )
 
 
@@ -140,4 +150,28 @@ def _write(config: Config, bundle: Bundle, given: CohortInput, samples: Samples,
     predictions = predictions_from(
         outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale
     )
-    write_tsv(prediction_table(samples, predictions, kind=bundle.kind, classes=bundle.classes), out)
+    table = prediction_table(samples, predictions, kind=bundle.kind, classes=bundle.classes)
+    poorly = given.typed < config.data.min_typed_weight
+    _tell_missing(given, poorly, samples.iid)
+    table.loc[poorly, [name for name in table.columns if name not in ("#FID", "IID")]] = None
+    table["missing"], table["typed_weight"] = given.missing, given.typed
+    write_tsv(table, out)
+
+
+def _tell_missing(given: CohortInput, poorly: NDArray[np.bool_], names: NDArray[np.object_]) -> None:
+    """Says how many genotypes are missing, and of whom too many for a prediction."""
+    total = given.missing.size * given.report["model_variants"]
+    logger.info(
+        "%d of %d genotypes at the model's variants are missing, %d of %d of one person at most",
+        given.missing.sum(), total, given.missing.max(initial=0), given.report["model_variants"],
+    )  # fmt: skip
+    little = given.typed < _LITTLE
+    if little.any():
+        told = (
+            "their predictions are NA" if poorly.any() else "their predictions are hardly more than the mean"
+        )
+        logger.warning(
+            "%d of %d people are typed at under half of the model's weight (first: '%s'): %s "
+            "(data.min_typed_weight)",
+            little.sum(), len(little), names[little][0], told,
+        )  # fmt: skip

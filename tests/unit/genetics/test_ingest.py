@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
+import os
+import shutil
 from pathlib import Path
 
 import bed_reader
@@ -13,6 +16,7 @@ from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.genetics import ingest, store_writer
 from snpdeconv.genetics.genotypes import allele_frequency
 from snpdeconv.genetics.ingest import import_cohort, load_cohort
+from snpdeconv.genetics.store import open_store
 from snpdeconv.genetics.writers import write_bed, write_pgen, write_vcf
 
 WRITERS = {"bed": write_bed, "pgen": write_pgen, "vcf": write_vcf}
@@ -311,3 +315,41 @@ def test_real_cohort_equals_what_bed_reader_reads(tmp_path: Path, real_data: Pat
         np.testing.assert_array_equal(other.genotypes.packed, packed.packed)
         assert other.variants.to_frame().equals(variants.to_frame())
         assert other.samples.iid.tolist() == cohort.samples.iid.tolist()
+
+
+@pytest.mark.parametrize("name", ["genotypes.bin", "variants.tsv", "samples.tsv", "store.json"])
+def test_a_damaged_cached_store_is_noticed_and_imported_again(written, tmp_path, caplog, name) -> None:
+    source = written("bed")
+    sound = load_cohort(source, cache_dir=tmp_path / "cache")
+    codes, digest, file = sound.genotypes.codes().copy(), sound.digest, sound.path / name
+    rng = np.random.default_rng(3)
+    size = file.stat().st_size
+    for place in rng.integers(0, size, 12):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1 << rng.integers(8)
+        kept = file.stat()
+        file.write_bytes(bytes(content))
+        os.utime(
+            file, ns=(kept.st_atime_ns, kept.st_mtime_ns)
+        )  # the time that a program can set says nothing
+        caplog.clear()
+        again = load_cohort(source, cache_dir=tmp_path / "cache")
+        assert again.digest == digest
+        assert np.array_equal(again.genotypes.codes(), codes)
+        if name != "store.json":
+            assert "damaged store" in caplog.text
+            assert "imported again" in caplog.text
+
+
+def test_a_sound_store_is_digested_once(written, tmp_path, monkeypatch) -> None:
+    store = import_cohort(written("bed"), tmp_path / "store").path
+    digested = []
+    monkeypatch.setattr(
+        "snpdeconv.genetics.store.hashlib.sha256", lambda: digested.append(1) or hashlib.new("sha256")
+    )
+    open_store(store)
+    assert not digested
+    copy = shutil.copytree(store, tmp_path / "copy")
+    open_store(copy)
+    open_store(copy)
+    assert digested == [1]
