@@ -41,7 +41,8 @@ Groups = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")]
 ResultsFolder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME; of a job: in the home]."),
 ]
 Overrides = Annotated[
     list[str] | None,

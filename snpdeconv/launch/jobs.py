@@ -7,7 +7,6 @@ restarted one is the same case.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from snpdeconv.config import Config, validate
 from snpdeconv.console import configure_logging
 from snpdeconv.errors import UserError
+from snpdeconv.files import read_record
 from snpdeconv.launch.leaving import TimeUp
 from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_outcome, write_outcome
 from snpdeconv.launch.rendezvous import join_ranks
@@ -122,7 +122,7 @@ class TrainJob(Job):
             from snpdeconv.pipelines.inputs import Inputs
             from snpdeconv.pipelines.train import train
 
-        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
         result = train(config, inputs, model_name=self.model_name, out=Path(self.out), until=self.until)
         return {} if result is None else asdict(result)
 
@@ -149,7 +149,7 @@ class RetrainJob(Job):
             from snpdeconv.pipelines.inputs import Inputs
             from snpdeconv.pipelines.retrain import retrain
 
-        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
         decision = retrain(config, inputs, model_name=self.model_name, out=Path(self.out), force=self.force)
         return {} if decision is None else asdict(decision)
 

@@ -26,6 +26,7 @@ from snpdeconv.launch.site import Site
 from snpdeconv.launch.status import read_status
 from snpdeconv.launch.target import Target
 from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.tracking.home import home
 
 logger = logging.getLogger(__name__)
 
@@ -205,5 +206,5 @@ def needs_of(inputs: Inputs, out: Path) -> tuple[Path, ...]:
 
 
 def results_folder(site: Site) -> Path:
-    """Where results go that the user named no folder for."""
-    return Path.cwd() if site.folder is None else Path(site.folder).absolute()
+    """Where results go that the user named no folder for: the site's folder for them, or the home."""
+    return home() / "results" if site.folder is None else Path(site.folder).absolute()

@@ -5,7 +5,6 @@ Each trial trains with settings that the study draws for it, and tells it what v
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.files import write_json, write_text
+from snpdeconv.files import read_record, write_json, write_text
 from snpdeconv.launch.jobs import Job
 from snpdeconv.launch.queue import (
     common_facts,
@@ -61,7 +60,7 @@ class TrialJob(Job):
         """Trains, or goes on with it."""
         from snpdeconv.pipelines.train import train
 
-        inputs = Inputs(**json.loads(Path(self.inputs).read_text()))
+        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
         study = Study(study_path(Path(self.record)), seed=config.training.seed + self.element)
         space = read_space(None if self.space is None else Path(self.space), config)
         number, values = self._trial(study, space)

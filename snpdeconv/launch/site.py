@@ -70,7 +70,7 @@ class Site(_Facts):
         setup: Shell lines before the job, such as ``module load``.
         tracking_uri: Address of the MLflow server that the compute nodes reach.
         max_requeues: How often a job that reached its time limit may go on.
-        folder: Where results go when no `--out` is given, on a disk that all nodes see.
+        folder: Where results go when no `--out` is given, on a disk that all nodes see [the home].
         sbatch: Further options of sbatch, without the dashes.
     """
 

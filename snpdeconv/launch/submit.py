@@ -52,7 +52,7 @@ def submit_train(
         config: The settings.
         inputs: The files.
         model_name: Name in the registry.
-        out: The run's folder; by default one of the job's name in the site's folder, or in this one.
+        out: The run's folder; by default one of the job's name in the site's folder, or in the home.
         site: Where to.
         command: What the user typed.
         in_stages: Whether the parts are jobs of their own; where there is no SLURM one job does all.
@@ -126,7 +126,7 @@ def submit_retrain(
         config: The settings.
         inputs: The files.
         model_name: Name in the registry.
-        out: Folder of the training; by default one of the job's name in the site's folder, or in this one.
+        out: Folder of the training; by default one of the job's name in the site's folder, or in the home.
         site: Where to.
         command: What the user typed.
         force: Whether to train although nothing changed.

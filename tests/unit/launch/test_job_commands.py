@@ -53,7 +53,7 @@ def test_train_then_predict_several(run, cohort, home, work):
     assert ran.code == 0, ran.err
     shown = status_of(run)
     assert (shown["state"], shown["kind"], shown["epochs"], shown["starts"]) == ("done", "train", 2, 1)
-    assert shown["out"].startswith(f"{work}/height-")
+    assert shown["out"].startswith(f"{home}/results/height-")
     assert shown["metrics"]["test/r2"] > 0
     assert run_in_mlflow(home).info.run_id == shown["run_id"]
     assert run_in_mlflow(home).data.params["preset"] == "small_cpu"
@@ -66,13 +66,14 @@ def test_train_then_predict_several(run, cohort, home, work):
     ran = run("submit", "production", "--model", "height@champion", *HERE, "--wait", "--genotypes", *cohorts)
     assert ran.code == 0, ran.err
     assert status_of(run)["model"] == "height/1"
-    assert len(list(work.glob("height-*/cohort-[12].tsv"))) == 2
+    assert len(list(home.glob("results/height-*/cohort-[12].tsv"))) == 2
     # Each says what was typed, and in MLflow those of one submission are found by its ID.
-    sidecars = [json.loads(path.read_text()) for path in work.glob("height-*/cohort-[12].provenance.json")]
+    sidecars = [json.loads(path.read_text()) for path in home.glob("results/height-*/cohort-[12].provenance.json")]
     assert [one["command"].split()[:5] for one in sidecars] == [
         ["snpdeconv", "submit", "production", "--model", "height@champion"]
     ] * 2
     assert {one["mlflow_run"] for one in sidecars} == predictions_in_mlflow(home, job=status_of(run)["id"])
+    assert not list(work.iterdir())  # no litter where the user stands
 
 
 @pytest.mark.slow
@@ -125,5 +126,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(run, cohort, home, wor
         assert told in ran.err, (words, ran.err)
         assert len(ran.err.splitlines()) <= 2
     assert not list((home / "jobs").glob("*"))
+    assert [path.name for path in work.iterdir()] == ["full"]
+    assert not list((home / "results").glob("*"))
     assert "nothing was submitted yet" in run("logs").err
     assert run("status").out == "no jobs yet\n"
