@@ -61,7 +61,7 @@ def launch(
         site=target.site,
         folder=record.log_folder,
         needs=tuple(needs),
-        after=tuple(earlier.scheduler_id for earlier in _still_to_wait_for(after, target)),
+        after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
     )
     if target.scheduler == "slurm":
         record = replace(record, job_name=executor.job_name(plan.name), cluster=cluster_name())
@@ -76,7 +76,7 @@ def launch(
     return record
 
 
-def _still_to_wait_for(after: Sequence[Record], target: Target) -> list[Record]:
+def still_to_wait_for(after: Sequence[Record], target: Target) -> list[Record]:
     """The jobs before this one that are not done yet.
 
     Raises:

@@ -20,6 +20,7 @@ from snpdeconv.launch.queue import (
     make_record,
     needs_of,
     results_folder,
+    still_to_wait_for,
     write_files,
     write_settings,
 )
@@ -67,6 +68,7 @@ def submit_train(
     check_model_name(model_name)
     track_at(site)
     target = choose_target(config, site=site)
+    after = still_to_wait_for(after, target)
     on_slurm = target.scheduler == "slurm"
     if in_stages and not on_slurm:
         logger.info("there is no SLURM here: one job does all stages")
@@ -191,6 +193,7 @@ def submit_predict(
     reference = resolve(model)
     version = f"{reference.name}/{reference.version}"
     target = choose_target(config, site=site, one_process=True, num_elements=len(genotypes), trains=False)
+    after = still_to_wait_for(after, target)
     elements = tuple(str(Path(cohort).absolute()) for cohort in genotypes)
     record = make_record("predict", config, target, model=version, command=command, after=after)
     record = replace(record, elements=elements if len(elements) > 1 else ())

@@ -19,7 +19,7 @@ from snpdeconv.launch.cancel import cancel
 from snpdeconv.launch.entry import load_job
 from snpdeconv.launch.jobs import InTurn
 from snpdeconv.launch.logs import log_file, read_log
-from snpdeconv.launch.queue import launch, make_record
+from snpdeconv.launch.queue import launch, make_record, still_to_wait_for
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.scheduler import find_process
@@ -242,8 +242,11 @@ def test_a_job_waits_for_the_one_before_it(start, tmp_path):
     failing = start(Failing, {"how": "mistake"})
     ended(failing)
     with pytest.raises(ConfigError, match=rf"--after: {failing.id} failed \(phenotypes.tsv: no such column"):
-        start(Counting, {"out": str(tmp_path / "never")}, after=[failing])
+        still_to_wait_for([failing], Target(SITE, "local", request()))
+    assert still_to_wait_for([first], Target(SITE, "local", request())) == []
     slow = start(Counting, {"out": str(tmp_path / "slow"), "steps": 9999})
+    with pytest.raises(ConfigError, match=r"is a process of this machine, and SLURM cannot wait for it"):
+        still_to_wait_for([slow], Target(SITE, "slurm", request()))
     third = start(Counting, {"out": str(tmp_path / "never")}, after=[slow])
     await_lines(tmp_path / "slow")
     cancel(slow)
