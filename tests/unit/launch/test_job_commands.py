@@ -68,7 +68,9 @@ def test_train_then_predict_several(run, cohort, home, work):
     assert status_of(run)["model"] == "height/1"
     assert len(list(home.glob("results/height-*/cohort-[12].tsv"))) == 2
     # Each says what was typed, and in MLflow those of one submission are found by its ID.
-    sidecars = [json.loads(path.read_text()) for path in home.glob("results/height-*/cohort-[12].provenance.json")]
+    sidecars = [
+        json.loads(path.read_text()) for path in home.glob("results/height-*/cohort-[12].provenance.json")
+    ]
     assert [one["command"].split()[:5] for one in sidecars] == [
         ["snpdeconv", "submit", "production", "--model", "height@champion"]
     ] * 2
