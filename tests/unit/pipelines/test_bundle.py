@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from snpdeconv.config import load_config
-from snpdeconv.errors import InputError
+from snpdeconv.errors import InputError, UserError
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.terms import Terms
@@ -159,3 +160,65 @@ def test_a_model_from_before_its_norm_was_by_sample_predicts_as_it_did(bundle, t
     loaded = load_bundle(tmp_path / "model").model
     assert torch.equal(loaded(codes).detach(), expected)
     assert float((expected - expected.mean()).abs().max()) > 0.1
+
+
+def with_tensor(folder, name, value):
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: value}, path)
+
+
+def with_value(folder, value, *keys):
+    path = folder / "config.json"
+    about = at = json.loads(path.read_text())
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = value
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: with_tensor(f, "model.wide.bias", torch.tensor([torch.nan])), "bias is not finite"),
+        (lambda f: with_tensor(f, "model.wide.bias", torch.zeros(7)), "bias has shape .7,., not .1,."),
+        (lambda f: with_tensor(f, "model.unknown", torch.zeros(1)), "tensor unknown is unknown"),
+        (lambda f: with_tensor(f, "layout.columns", torch.tensor([0, 1, 9, -1, 2, -1, -1, -1])), "layout of"),
+        (lambda f: with_tensor(f, "layout.columns", torch.zeros(8, dtype=torch.int64)), "layout of"),
+        (lambda f: with_tensor(f, "layout.columns", torch.zeros(4, dtype=torch.int64)), "layout of .4,."),
+        (lambda f: with_value(f, 10**9, "model", "width"), "model.width: Input should be less"),
+        (lambda f: with_value(f, 65536, "model", "width"), "has shape"),
+        (lambda f: with_value(f, 10**8, "model", "n_snps"), "weights of .8,. slots for 100000000"),
+        (lambda f: with_value(f, 900, "model", "num_layers"), None),  # the cnn has none
+        (lambda f: with_value(f, "evil.Model", "model", "architecture"), "architecture: Input should be"),
+        (lambda f: with_value(f, 1000, "model", "num_covariates"), "covariate_weight is missing"),
+        (lambda f: with_value(f, 0.0, "scale", "sd"), "scale.sd: Input should be greater"),
+        (lambda f: with_value(f, [0.0, 0.0], "calibration", "bias"), "a calibration of 2 outputs"),
+        (lambda f: with_value(f, "binary", "kind"), "the calibration is another trait"),
+        (lambda f: with_value(f, {"features": [], "levels": 5}, "covariates"), "covariates.levels"),
+        (lambda f: with_value(f, -1, "settings", "training", "epochs"), "training.epochs"),
+        (lambda f: (f / "variants.tsv").write_bytes(b"x" * 10**6), "holds more than"),
+        (lambda f: replaced(f / "variants.tsv", "0.25", "1.25"), "frequency is not between"),
+        (lambda f: replaced(f / "variants.tsv", "\t10\t", "\t-10\t"), "position is negative"),
+        (lambda f: with_value_of_hashes(f, "zz"), "fromhex"),
+    ],
+)  # fmt: skip
+def test_numbers_and_shapes_are_checked_before_they_are_used(bundle, tmp_path, damage, told):
+    save_bundle(bundle, tmp_path / "model")
+    damage(tmp_path / "model")
+    if told is None:
+        load_bundle(tmp_path / "model")
+        return
+    with pytest.raises(UserError, match=told) as caught:
+        load_bundle(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def replaced(path, before, after):
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def with_value_of_hashes(folder, salt):
+    path = folder / "held_out.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"salt": salt}))

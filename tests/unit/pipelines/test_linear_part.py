@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from snpdeconv import device as device_module
 from snpdeconv.config import Config, load_config
@@ -130,6 +132,28 @@ def test_the_file_of_other_settings_is_not_taken(dataset, tmp_path):
     fitted(dataset, path, config_of("ridge"))
     model, _ = fitted(dataset, path)
     assert model.sparse is not None
+
+
+@pytest.mark.parametrize("how", ["a weight", "its checksum", "cut off", "empty", "another file"])
+def test_an_altered_file_is_fitted_anew(dataset, tmp_path, caplog, how):
+    path = tmp_path / "linear.safetensors"
+    first, offset = fitted(dataset, path, config_of("ridge"))
+    written = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if how == "a weight":
+        tensors["wide.weight"][0, 0] += 1
+        save_file(tensors, path, metadata=facts)
+    elif how == "its checksum":
+        save_file(tensors, path, metadata={"digest": facts["digest"]})
+    else:
+        path.write_bytes({"cut off": written[:-10], "empty": b"", "another file": b"text" * 100}[how])
+    with caplog.at_level(logging.WARNING, logger="snpdeconv"):
+        again, same_offset = fitted(dataset, path, config_of("ridge"))
+    assert f"{path} is damaged" in caplog.text
+    assert torch.equal(offset, same_offset)
+    assert torch.equal(again.wide.weight, first.wide.weight)
 
 
 def test_cases_and_classes(dataset, tmp_path):
