@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchgen
-import yaml
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
@@ -113,6 +111,7 @@ _known: set[str] = set()
 def with_cuda_kernel():
     """Operators that torch's table gives a kernel for CUDA, or that are made of others."""
     if not _known:
+        torchgen, yaml = pytest.importorskip("torchgen"), pytest.importorskip("yaml")
         table = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
         functions = yaml.load(table.read_text(), yaml.CSafeLoader)
         for function in functions:
@@ -145,6 +144,7 @@ def simulated_gpu(*, free_bytes=TOTAL_BYTES, capability=(8, 0), room=2**40):
         "get_device_capability": lambda device=None: capability,
         "empty_cache": lambda: None,
     }
+    with_cuda_kernel()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:

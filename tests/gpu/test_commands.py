@@ -4,12 +4,12 @@ import contextlib
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from command_line import train_words
 from simulated_gpu import simulated_gpu
 
+pd = pytest.importorskip("pandas")
 SETTINGS = ("--set", "interpretation.pairs=false", "--set", "interpretation.decoys=0")
 
 
