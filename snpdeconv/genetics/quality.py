@@ -17,6 +17,7 @@ from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_freque
 logger = logging.getLogger(__name__)
 
 _WORK_BYTES = 2**24
+_MANY = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,25 @@ def filter_samples(
             f"none of {len(rows)} samples has at most {missing_max:g} of its genotypes missing "
             f"(the best has {rate.min(initial=1.0):.3g})",
             where=cohort,
-            mend="raise it with --set data.sample_missing_max=...",
+            mend=f"{_cause(genotypes, rows)}; or raise it with --set data.sample_missing_max=...",
         )
     logger.info("%s: %s", cohort, _told(report))
+    if report["too_missing"] > _MANY * len(rows):
+        logger.warning("%s: many samples are too missing: %s", cohort, _cause(genotypes, rows))
     return SampleFilter(kept, rate, report)
+
+
+def _cause(genotypes: PackedGenotypes, rows: NDArray[np.int64]) -> str:
+    """What makes so many genotypes missing: some variants, or the samples; as advice."""
+    missing = genotypes.counts(rows=rows)[MISSING]
+    partly = missing < len(rows)
+    hardly = partly & (missing > len(rows) / 2)
+    if missing[hardly].sum() > missing[partly].sum() / 2:
+        return (
+            f"{hardly.sum()} of {len(missing)} variants are missing for over half of the samples (of another "
+            "array, or imputed badly): leave them out first, e.g. with `plink2 --geno 0.5`"
+        )
+    return "it lies with the samples, not with some variants: are they typed or imputed badly?"
 
 
 def filter_variants(

@@ -47,6 +47,14 @@ def partner_of_variant(pairs: PairEffects, *, variants: Variants) -> NDArray[np.
     return partner
 
 
+def _labels(variants: Variants) -> NDArray[np.object_]:
+    """(V,) IDs without blanks; those that several variants have, with place and alleles."""
+    ids = pd.Series(variants.variant_id, dtype=object).str.replace(r"\s", "_", regex=True)
+    table = variants.to_frame().astype(str)
+    place = table["chrom"] + ":" + table["pos"] + ":" + table["other_allele"] + ":" + table["counted_allele"]
+    return ids.where(~ids.duplicated(keep=False), ids + "@" + place).to_numpy(dtype=object)
+
+
 def credible_set_table(
     sets: Sequence[CredibleSet],
     *,
@@ -69,8 +77,9 @@ def credible_set_table(
     Returns:
         Columns set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
         num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
-        commas, the most probable SNP first.
+        blanks, which no ID can hold, the most probable SNP first.
     """
+    labels = _labels(variants)
     rows = []
     for place, (found, kind) in enumerate(zip(sets, kinds, strict=True)):
         position = variants.position_bp[found.variants]
@@ -84,13 +93,13 @@ def credible_set_table(
                 "log10_bayes_factor": found.log_bayes_factor / _LN_10,
                 "pve": found.pve,
                 "num_snps": len(found.variants),
-                "best_snp": variants.variant_id[found.top],
+                "best_snp": labels[found.top],
                 "best_effect": effects[place],
                 "chrom": variants.chrom[found.top],
                 "start": int(position.min()),
                 "end": int(position.max()),
-                "snps": ",".join(variants.variant_id[found.variants]),
-                "probabilities": ",".join(f"{p:.6g}" for p in found.probability),
+                "snps": " ".join(labels[found.variants]),
+                "probabilities": " ".join(f"{p:.6g}" for p in found.probability),
             }
         )
     columns = (

@@ -75,7 +75,7 @@ def test_the_causal_snps_lead_and_the_tables_agree(run, additive, home, tmp_path
     assert ranking["pip"].between(0, 1).all()
     assert ranking["variant_id"].head(4).isin(causal).sum() >= 2
     # A SNP is in the set that it names, and every SNP of a set names it or a stronger one.
-    members = sets.set_index("set")["snps"].str.split(",")
+    members = sets.set_index("set")["snps"].str.split(" ")
     for row in ranking.dropna(subset="credible_set").itertuples():
         assert row.variant_id in members[row.credible_set]
     for name, snps in members.items():

@@ -249,7 +249,7 @@ class TestTrait:
     @pytest.mark.parametrize("factor", [1e300, 1e-300])
     def test_numbers_whose_squares_do_not_exist(self, table, factor):
         path = table(column_of([1.5 * factor, 2.5 * factor, 7 * factor] * 5))
-        with pytest.raises(InputError, match="too large or too close.*other units"):
+        with pytest.raises(InputError, match=r"too large or too close.*other units"):
             load_trait(path, column="trait", samples=cohort(15))
 
     @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ class TestSamples:
             filter_samples(genotypes, np.arange(3), missing_max=0.4, cohort="cohort.bed")
         assert str(caught.value) == (
             "cohort.bed: none of 3 samples has at most 0.4 of its genotypes missing (the best has 0.5); "
-            "raise it with --set data.sample_missing_max=..."
+            "2 of 3 variants are missing for over half of the samples (of another array, or imputed badly): "
+            "leave them out first, e.g. with `plink2 --geno 0.5`; or raise it with --set "
+            "data.sample_missing_max=..."
         )
 
 
@@ -118,3 +120,27 @@ class TestVariants:
             assert kept.frequency[column] == pytest.approx(frequency)
             assert 0 < min(frequency, 1 - frequency) >= maf_min - 1e-12
             assert 1 - len(called) / len(codes) <= missing_max + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause"), [("variants", "2 of 10 variants are missing"), ("samples", "lies with the samples")]
+)
+def test_the_cause_of_much_missingness_is_named(caplog, bad, cause):
+    codes = np.random.default_rng(1).integers(0, 3, (40, 10)).astype(np.uint8)
+    if bad == "variants":
+        codes[:36, 3], codes[2:38, 7] = 3, 3
+    else:
+        codes[:8, ::2] = 3
+    with caplog.at_level("WARNING"):
+        filter_samples(PackedGenotypes.from_codes(codes), np.arange(40), missing_max=0.15)
+    assert cause in caplog.text
+
+
+def test_a_frequency_of_the_limit_stays_whichever_allele_is_counted():
+    for copies, limit in ((20, 0.1), (40, 0.2), (60, 0.3)):
+        one = np.array([[100 - copies], [copies], [0], [0]])
+        kept = [
+            filter_variants(np.array([c]).reshape(4, 1), maf_min=limit, missing_max=0.1).report["kept"]
+            for c in (one, one[[2, 1, 0, 3]])
+        ]
+        assert kept == [1, 1]

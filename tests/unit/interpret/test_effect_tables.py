@@ -1,5 +1,7 @@
 """What the tables of single effects say: places, names, order, and headers where nothing was found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,9 +60,9 @@ def test_credible_sets():
     )
     first = table.iloc[0]
     assert first[["set", "effect", "best_snp", "chrom", "start", "end", "num_snps", "snps"]].tolist() == [
-        "cs1", "additive", "rs0", "1", 100, 500, 2, "rs0,rs1",
+        "cs1", "additive", "rs0", "1", 100, 500, 2, "rs0 rs1",
     ]  # fmt: skip
-    assert first["probabilities"] == "0.7,0.28"
+    assert first["probabilities"] == "0.7 0.28"
     assert first["coverage"] == pytest.approx(0.98)
     assert first["log10_bayes_factor"] == pytest.approx(6)
     assert table["class"].isna().all()
@@ -152,3 +154,16 @@ def test_what_an_effect_is(kind):
         PackedGenotypes.from_codes(codes), acting + 0.5 * rng.normal(size=400), kind="quantitative"
     )
     assert effect_kind(fit, 0) == kind
+
+
+def test_ids_with_commas_and_repeated_ids_stay_apart():
+    ids = VARIANTS.variant_id.copy()
+    ids[0], ids[1], ids[4] = "1:100_A,G", 'rs7,rs8;"x"', 'rs7,rs8;"x"'
+    given = replace(VARIANTS, variant_id=ids)
+    table = credible_set_table(
+        [STRONG, WEAK], variants=given, kinds=["additive", "pair"], classes=[], effects=[0.5, np.nan]
+    )
+    sets = [text.split(" ") for text in table["snps"]]
+    assert [len(names) for names in sets] == table["num_snps"].tolist()
+    assert sets[0] == ["1:100_A,G", 'rs7,rs8;"x"@1:100:G:C']
+    assert sets[1] == ['rs7,rs8;"x"@2:60:C:A', 'rs7,rs8;"x"@1:100:G:C', "rs3"]
