@@ -37,7 +37,7 @@ _WAITING = (
 )
 _RUNNING = ("RUNNING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
 FOR_MEMORY = "killed for memory; raise resources.mem_gib"
-_REASONS = {
+REASONS = {
     "OUT_OF_MEMORY": FOR_MEMORY,
     "TIMEOUT": "ended at its time limit before it could save; raise resources.signal_delay_s",
     "NODE_FAIL": "its node failed",
@@ -159,7 +159,7 @@ def _end(word: str, *, code: str = "") -> str:
     how = (
         f", killed by signal {number}" if number not in ("", "0") else f", exit code {status}" if code else ""
     )
-    return _REASONS.get(first, first.lower() + how)
+    return REASONS.get(first, first.lower() + how)
 
 
 def slurm_environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from snpdeconv.launch.leaving import REFUSED
 from snpdeconv.launch.progress import Progress, read_progress
 from snpdeconv.launch.records import Outcome, Record, going_on, save, write_outcome
 from snpdeconv.launch.run_ends import end_run
-from snpdeconv.launch.scheduler import FOR_MEMORY, Told, ask
+from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, Told, ask
 from snpdeconv.launch.trials import read_trials, settings_text, tell_lost
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ _KILLED_FOR_MEMORY = re.compile(
     r"^(srun|slurmstepd[^:]*): .*(out of memory|oom[-_ ]kill|exceeded .*memory limit)",
     re.IGNORECASE | re.MULTILINE,
 )
-_CANCELLED = re.compile(r"CANCELLED AT \S+( DUE TO [A-Z ]+)?")
+_CANCELLED = re.compile(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
+_DUE_TO = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
 _LOST: tuple[JobState, ...] = ("failed", "cancelled")
 LIVE: tuple[JobState, ...] = ("waiting", "running", "stopping", "unknown")
 
@@ -173,7 +174,9 @@ def _death(record: Record, element: int | None, told: Told) -> Outcome:
     if _KILLED_FOR_MEMORY.search(text):
         reason = FOR_MEMORY
     elif told.state == "gone" and (cancelled := _CANCELLED.search(text)):
-        return Outcome("cancelled", cancelled[0].lower())
+        if cancelled[1] is None:
+            return Outcome("cancelled", "cancelled")
+        return Outcome("failed", REASONS.get(_DUE_TO.get(cancelled[1], ""), cancelled[0].lower()))
     else:
         reason = told.reason or _exit_word(record, element) or "it ended without a word"
     return Outcome("failed", f"{reason}; the log ends: {last}" if last else reason)

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -175,3 +176,53 @@ def test_progress_before_the_run_and_pages_of_servers(tmp_path):
     assert read_progress(tmp_path / "none").key == ""
     assert run_url("http://me:secret@host:5000/", "ab12") == "http://host:5000/#/runs/ab12"
     assert run_url("sqlite:////home/mlflow.db", "ab12") is None
+
+
+def test_where_requeue_is_forbidden_the_command_that_goes_on_is_told(slurm, home):
+    """As the batch script of a container leaves it, whose job cannot ask SLURM itself."""
+    one = replace(record(home, "25"), kind="train", command="snpdeconv submit small_cpu --data 'my data'")
+    one.log_path(kind="norequeue").touch()
+    (now,) = status.read_status([one])
+    assert now.state == "failed"
+    assert now.reason.startswith("saved; its time was up, and SLURM does not queue it again")
+    assert now.reason.endswith("; go on with: snpdeconv submit small_cpu --data 'my data' --out /out")
+    again = replace(one, command="snpdeconv submit small_cpu --data d --out mine")
+    assert status.read_status([again])[0].reason.endswith("--data d --out mine")
+
+
+@pytest.mark.parametrize(
+    "log, state, reason",
+    [
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=9.0.",
+            "failed",
+            "killed for memory; raise",
+        ),
+        ("slurmstepd: error: Exceeded job memory limit", "failed", "killed for memory; raise"),
+        ("srun: error: n1: task 0: Out Of Memory", "failed", "killed for memory; raise"),
+        ("RuntimeError: CUDA out of memory", "failed", "it ended without a word; the log ends: RuntimeError"),
+        (
+            "slurmstepd: error: *** JOB 99 ON n1 CANCELLED AT 2026-11-26T20:00:00 DUE TO TIME LIMIT ***",
+            "failed",
+            "ended at its time limit before it could save",
+        ),
+        (
+            "slurmstepd: error: *** STEP 99.0 ON n1 CANCELLED AT 2026-11-26T20:00:00 ***",
+            "cancelled",
+            "cancelled",
+        ),
+    ],
+)
+def test_logs_tell_what_a_site_without_accounts_forgot(slurm, home, log, state, reason):
+    one = record(home, "99")
+    begin(one.folder, None)
+    old = "slurmstepd: error: *** STEP 99.0 ON n1 CANCELLED AT 2026-11-25T10:00:00 DUE TO PREEMPTION ***"
+    one.log_path().write_text(f"{old}\nsubmitit INFO (2026-11-26) - Starting with JobEnvironment()\n{log}\n")
+    (now,) = status.read_status([one])
+    assert (now.state, now.reason[: len(reason)]) == (state, reason)
+    one.log_path().write_text(
+        f"{log}\nsubmitit INFO (2026-11-26) - Starting with JobEnvironment()\nepoch 3\n"
+    )
+    assert status.read_status([one])[0].reason == "it ended without a word; the log ends: epoch 3"
+    one.log_path(kind="exit").write_text("137\n")
+    assert status.read_status([one])[0].reason.startswith("killed (exit code 137), as SLURM does for memory")
