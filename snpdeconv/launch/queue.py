@@ -16,7 +16,7 @@ import yaml
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
-from snpdeconv.files import write_text
+from snpdeconv.files import private_folder, write_text
 from snpdeconv.launch import executor
 from snpdeconv.launch.executor import Plan
 from snpdeconv.launch.jobs import InTurn, Job
@@ -207,4 +207,6 @@ def needs_of(inputs: Inputs, out: Path) -> tuple[Path, ...]:
 
 def results_folder(site: Site) -> Path:
     """Where results go that the user named no folder for: the site's folder for them, or the home."""
-    return home() / "results" if site.folder is None else Path(site.folder).absolute()
+    if site.folder is not None:
+        return Path(site.folder).absolute()
+    return private_folder(home() / "results")
