@@ -1,15 +1,18 @@
 """How often retraining promotes what is no better, and finds what is.
 
 `--part decisions` draws predictions of a champion and its challengers as ridge regressions with training
-noise make them, and asks `judging.judge`; `null` and `better` train small networks by `retrain` itself.
+noise make them, and asks `judging.judge`; `null` and `better` train small networks and
+judge them as `retrain` does.
 Choices (the noise of `judging`, the sizes below) were made on the seeds of `--tune`; the report has others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,15 @@ import numpy as np
 import pandas as pd
 from machine import RESULTS, write_results
 
+from snpdeconv.config import load_config
+from snpdeconv.files import write_json
+from snpdeconv.genetics.ingest import load_cohort
+from snpdeconv.genetics.phenotypes import Trait, load_trait
+from snpdeconv.genetics.simulate import simulate
+from snpdeconv.genetics.store import Cohort
+from snpdeconv.pipelines.bundle import Bundle
+from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.retrain import predictions_of, train_alone
 from snpdeconv.training.judging import judge
 
 LOOKS = 50
@@ -94,96 +106,101 @@ def decisions(seed: int, repeats: int) -> list[dict[str, Any]]:
 
 SETTINGS = (
     "training.batch_size=64", "model.linear=ridge", "model.channels=8,8", "model.width=16",
-    "interpretation.methods=[]", "interpretation.rank_by=marginal", "interpretation.pairs=false",
+    "data.test_fraction=0.35", "training.patience=3",
 )  # fmt: skip
 
 
 class Study:
-    """A simulated cohort with people beside it whom no training sees, and a home of its own."""
+    """A simulated cohort, people beside it whom no training sees, and a champion trained on it.
 
-    def __init__(self, folder: Path, *, people: int, seed: int, unseen: int = 3_000) -> None:
-        from snpdeconv.genetics.simulate import simulate
+    Models are trained and judged as `retrain` does, without ranking and registry.
+    """
 
+    def __init__(
+        self, folder: Path, *, people: int, seed: int, noise: float = 0.0, unseen: int = 3_000
+    ) -> None:
         os.environ["SNPDECONV_HOME"] = str(folder / "home")
-        self.folder = folder
+        self.folder, self.seed = folder, seed
         simulate(
             folder / "c", num_samples=people, num_variants=200, num_causal=10, seed=seed, num_holdout=unseen
         )
-        self.trait = pd.read_csv(folder / "c/phenotypes.tsv", sep="\t", dtype={"IID": str})
-
-    def retrain(self, name: str, *more: str, noise: float = 0.0, seed: int = 0) -> Any:
-        """One retraining; `noise` is added to the trait of everybody, in its standard deviations."""
-        from snpdeconv.config import load_config
-        from snpdeconv.pipelines.inputs import Inputs
-        from snpdeconv.pipelines.retrain import retrain
-
-        table = self.trait.copy()
-        drawn = np.random.default_rng(seed).normal(size=len(table))
-        table["trait"] += noise * table["trait"].std() * drawn
-        path = self.folder / f"{name}.tsv"
-        table.to_csv(path, sep="\t", index=False)
-        inputs = Inputs.from_paths(genotypes=self.folder / "c/cohort.bed", phenotypes=path, trait="trait")
-        config = load_config("small_cpu", overrides=[*SETTINGS, *more])
-        return retrain(config, inputs, model_name="height", out=self.folder / "runs" / name, force=True)
-
-    def true_r2(self, version: int) -> float:
-        """Of a version, on the people whom no training saw."""
-        from snpdeconv.config import load_config
-        from snpdeconv.pipelines.predict import predict
-
-        out = self.folder / f"predicted-{version}.tsv"
-        genotypes = str(self.folder / "c/holdout/cohort.bed")
-        predict(
-            load_config("production"),
-            model=f"height/{version}",
-            genotypes=genotypes,
-            covariates=None,
-            out=out,
+        self.cohort, self.others = (
+            load_cohort(str(folder / place / "cohort.bed"), cache_dir=folder / "cache")
+            for place in ("c", "c/holdout")
         )
-        truth = pd.read_csv(self.folder / "c/holdout/phenotypes.tsv", sep="\t", dtype={"IID": str})
-        both = pd.read_csv(out, sep="\t", dtype={"IID": str}).merge(truth, on="IID")
-        return float(1 - np.mean((both["trait"] - both["prediction"]) ** 2) / both["trait"].var(ddof=0))
+        self.inputs, self.unseen = self._inputs("c"), self._inputs("c/holdout")
+        noisy = self._inputs("c", noise=noise) if noise else self.inputs
+        self.champion = self.train(3, seed, inputs=noisy, name="champion")
+        held_out: Any = self.champion.held_out
+        write_json(folder / "held-out.json", asdict(held_out))
+        self.inputs = replace(self.inputs, held_out=str(folder / "held-out.json"))
+        self.people = self._people(self.cohort, self.inputs)
+        chosen = self.champion.held_out.among(self.cohort.samples.take(self.people.rows))
+        self.people = replace(self.people, rows=self.people.rows[chosen], values=self.people.values[chosen])
+
+    def _inputs(self, place: str, noise: float = 0.0) -> Inputs:
+        table = pd.read_csv(self.folder / place / "phenotypes.tsv", sep="\t", dtype={"IID": str})
+        drawn = np.random.default_rng(self.seed).normal(size=len(table))
+        table["trait"] += noise * table["trait"].std() * drawn
+        path = self.folder / place / f"trait-{noise}.tsv"
+        table.to_csv(path, sep="\t", index=False)
+        return Inputs.from_paths(genotypes=self.folder / place / "cohort.bed", phenotypes=path, trait="trait")
+
+    @staticmethod
+    def _people(cohort: Cohort, inputs: Inputs) -> Trait:
+        return load_trait(inputs.phenotypes, column="trait", samples=cohort.samples)
+
+    def train(self, epochs: int, seed: int, *, name: str, inputs: Inputs | None = None) -> Bundle:
+        """A model of the cohort."""
+        changed = [*SETTINGS, f"training.epochs={epochs}", f"training.seed={seed}"]
+        config = load_config("small_cpu", overrides=changed)
+        return train_alone(config, inputs or self.inputs, self.cohort, folder=self.folder / name)
+
+    def predicted(self, model: Bundle) -> np.ndarray:
+        """Of the people who judge."""
+        return predictions_of(model, self.cohort, self.people, self.inputs, model.config)
+
+    def true_r2(self, model: Bundle) -> float:
+        """On the people whom no training saw."""
+        people = self._people(self.others, self.unseen)
+        predicted = predictions_of(model, self.others, people, self.unseen, model.config)
+        return float(1 - np.mean((people.values - predicted) ** 2) / people.values.var())
+
+    def look(self, number: int, epochs: int) -> dict[str, Any]:
+        """Trains a challenger with a seed of its own and judges it."""
+        seed = self.seed + 2 * number
+        challenger = self.train(epochs, seed, name=f"challenger-{number}")
+        verdict = judge(
+            "quantitative",
+            challenger=self.predicted(challenger),
+            champion=self.predicted(self.champion),
+            truth=self.people.values,
+            metric="r2",
+            look=number,
+            twin=lambda: self.predicted(self.train(epochs, seed + 1, name=f"twin-{number}")),
+            seed=seed,
+        )
+        gain = self.true_r2(challenger) - self.true_r2(self.champion)
+        row = {"true_gain": gain, **asdict(verdict), "people": len(self.people.rows)}
+        row["promoted"] = verdict.is_better
+        print(row, flush=True)
+        return row
 
 
 def null_models(seed: int, *, looks: int, people: int) -> dict[str, Any]:
-    """One champion, and looks at it that change seed and epochs alone, forced."""
+    """One champion, and looks at it that change seed and epochs alone."""
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), people=people, seed=seed)
-        study.retrain("first", "training.epochs=4", f"training.seed={seed}")
-        rows = []
-        for look in range(looks):
-            told = study.retrain(
-                f"look{look}", f"training.epochs={(4, 3, 6)[look % 3]}", f"training.seed={seed + 1 + look}"
-            )
-            row = {
-                "difference": told.difference,
-                "low": told.low,
-                "promoted": told.promoted,
-                "look": told.look,
-            }
-            rows.append(row | {"people": told.num_held_out, "training_noise": told.training_noise})
-            print(rows[-1], flush=True)
-        return {
-            "seed": seed,
-            "people": people,
-            "promoted": sum(row["promoted"] for row in rows),
-            "looks": rows,
-        }
+        rows = [study.look(number, (3, 2, 5)[number % 3]) for number in range(1, looks + 1)]
+    return {"seed": seed, "people": people, "promoted": sum(row["promoted"] for row in rows), "looks": rows}
 
 
 def better_models(seed: int, *, repeats: int, people: int, noise: float) -> list[dict[str, Any]]:
-    """A champion of a trait that was measured worse, and a challenger of the trait as it is."""
+    """Champions of a trait that was measured worse, and a challenger each of the trait as it is."""
     rows = []
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            study = Study(Path(folder), people=people, seed=seed + repeat)
-            fixed = ("training.epochs=3", "data.test_fraction=0.35", f"training.seed={seed + repeat}")
-            study.retrain("first", *fixed, noise=noise, seed=seed + repeat)
-            told = study.retrain("second", *fixed)
-            gain = study.true_r2(2) - study.true_r2(1)
-        rows.append({"true_gain": gain, "difference": told.difference, "low": told.low})
-        rows[-1] |= {"promoted": told.promoted, "people": told.num_held_out, "noise": told.training_noise}
-        print(rows[-1], flush=True)
+            rows.append(Study(Path(folder), people=people, seed=seed + 100 * repeat, noise=noise).look(1, 3))
     return rows
 
 
@@ -194,7 +211,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="on the seeds for choices; nothing is kept")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--people", type=int, default=600)
-    parser.add_argument("--noise", type=float, default=1.5)
+    parser.add_argument("--noise", type=float, default=1.0)
     given = parser.parse_args()
     seed = TUNING_SEED if given.tune else REPORT_SEED
     if given.part == "decisions":
@@ -205,7 +222,7 @@ def main() -> None:
         result = better_models(seed, repeats=given.repeats, people=given.people, noise=given.noise)
     if not given.tune:
         path = RESULTS / "retraining.json"
-        kept = pd.read_json(path, typ="series").to_dict() if path.exists() else {}
+        kept = json.loads(path.read_text()) if path.exists() else {}
         kept.pop("machine", None)
         write_results("retraining", {**kept, given.part: {"arguments": vars(given), "result": result}})
 

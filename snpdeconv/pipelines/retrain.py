@@ -208,7 +208,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
     metric = MAIN_METRIC[champion.kind]
 
     def predicted(bundle: Bundle) -> NDArray[np.float64]:
-        return _predictions(bundle, cohort, people, plan.inputs, config)
+        return predictions_of(bundle, cohort, people, plan.inputs, config)
 
     verdict = judge(
         champion.kind,
@@ -217,7 +217,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         truth=_truth(people, champion),
         metric=metric,
         look=look,
-        twin=lambda: predicted(_twin(config, plan.inputs, cohort, folder=twin_folder)),
+        twin=lambda: predicted(train_alone(_reseeded(config), plan.inputs, cohort, folder=twin_folder)),
         seed=config.training.seed,
     )
     decision = replace(
@@ -261,11 +261,15 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
     return decision
 
 
-def _twin(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path) -> Bundle:
-    """The challenger's recipe trained with another seed, on this process alone; goes on where it stopped."""
+def _reseeded(config: Config) -> Config:
+    """The same recipe with another seed: what its training differs by is noise."""
     training = config.training.model_copy(update={"seed": config.training.seed + 1})
-    config = config.model_copy(update={"training": training})
     logger.info("training a twin of the challenger with seed %d, to see what a seed can do", training.seed)
+    return config.model_copy(update={"training": training})
+
+
+def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path) -> Bundle:
+    """A model that is neither ranked nor registered, trained by this process; goes on where it stopped."""
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     dataset = prepare(config, inputs, cohort=cohort)
@@ -291,7 +295,7 @@ def _twin(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path) -> Bu
         batch_size=_BATCH,
         device=device,
         precision=precision,
-        seed=training.seed,
+        seed=config.training.seed,
     )
     assert evaluation.calibration is not None
     return make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
@@ -336,9 +340,10 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
     return replace(observed, rows=observed.rows[chosen], values=observed.values[chosen])
 
 
-def _predictions(
+def predictions_of(
     bundle: Bundle, cohort: Cohort, people: Trait, inputs: Inputs, config: Config
 ) -> NDArray[np.float64]:
+    """What a model predicts of some people of a cohort."""
     given = cohort_input(
         bundle,
         cohort,
