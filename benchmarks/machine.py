@@ -11,6 +11,10 @@ import torch
 
 from snpdeconv.version import code_version
 
+# Whatever is chosen (a constant, a preset, a threshold) is chosen on the first, and by validation people
+# where something is trained; whatever is reported comes from the second. No seed is in both.
+TUNING_SEEDS, REPORT_SEEDS = range(7_000, 8_000), range(1_000, 2_000)
+
 RESULTS = Path(__file__).parent / "results"
 
 

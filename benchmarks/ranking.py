@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import TUNING_SEEDS
 from ranking_cells import GRID, Cell, Replicate
 from ranking_metrics import Answer, judge
 from ranking_peers import PEERS, Method, association
@@ -233,6 +234,8 @@ def main() -> None:
     if arguments.report:
         from ranking_report import write_report
 
+        if strangers := set(arguments.seeds) & set(TUNING_SEEDS):
+            sys.exit(f"seeds {min(strangers)} to {max(strangers)} are for choices, not for reports")
         write_report(read_cache(cache), size=str(sizes), seeds=arguments.seeds, path=arguments.out)
         return
     arguments.methods = method_names(arguments.methods)
