@@ -49,6 +49,25 @@ class Progress:
     history: History = field(default_factory=dict)
     start: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuses what a checkpoint of ours does not hold.
+
+        Raises:
+            TypeError: A value is of another kind.
+        """
+        counts = (self.epoch, self.batch, self.step, self.stale_epochs)
+        numbers = (self.best_value, self.learning_rate)
+        for count in (*counts, self.micro_batch_size, self.best_epoch):
+            if count is not None and (type(count) is not int or count < -1):
+                raise TypeError(f"{str(count)[:50]!r} counts nothing")
+        for number in (*numbers, *self.start.values(), *(v for past in self.history.values() for v in past)):
+            if number is not None and type(number) not in (int, float):
+                raise TypeError(f"{str(number)[:50]!r} is no number")
+        if any(count is None for count in counts) or any(
+            len(past) != self.epoch for past in self.history.values()
+        ):
+            raise TypeError("its counts do not hold together")
+
     def score_start(self, values: Mapping[str, float], *, value: float) -> None:
         """Takes the model before the first epoch as the best so far.
 

@@ -211,7 +211,8 @@ def alter_checkpoint(folder: Path, rng: Random) -> None:
     path = newest_checkpoint(folder / "checkpoints")
     assert path is not None
     contents = torch.load(path, weights_only=True)
-    at: Any = contents
+    at: Any = {name: contents[name] for name in ("progress", "settings", "model")}
+    top = at
     while isinstance(at, dict | list) and at:
         key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
         if not isinstance(at[key], dict | list) or not at[key] or rng.random() < 0.3:
@@ -224,7 +225,7 @@ def alter_checkpoint(folder: Path, rng: Random) -> None:
             break
         at = at[key]
     buffer = io.BytesIO()
-    torch.save(contents, buffer)
+    torch.save({**contents, **top}, buffer)
     for old_path in (folder / "checkpoints").glob("last-*"):
         old_path.unlink()
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
@@ -263,7 +264,7 @@ def sound_spool(folder: Path) -> None:
 
 
 def use_spool(folder: Path) -> None:
-    from snpdeconv.tracking.ship import _batches, _process_tags
+    from snpdeconv.tracking.ship import _batches
 
     spool = Spool(folder, "a" * 32)
     with contextlib.suppress(FileNotFoundError):
@@ -276,8 +277,6 @@ def use_spool(folder: Path) -> None:
         sent = spool.sent("sqlite:///x")
         for batch in _batches(spool.read(sent.offset)):
             for event in batch:
-                if event.kind in ("create", "open"):
-                    _process_tags(event)
                 if event.kind == "unreadable":
                     spool.reject(event, reason="damaged")
         spool.append("status", {"status": "KILLED"})

@@ -160,7 +160,7 @@ def test_a_server_that_asks_for_patience_is_tried_again_for_a_while(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     server.answers["*"] = status(429, Retry_After="100000")
     told(lambda: resolve("m"))
-    assert len(server.asked) == 3
+    assert 2 <= len(server.asked) <= 3
 
 
 def test_lists_without_an_end_are_left(server: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
