@@ -215,6 +215,38 @@ def ranking_scale(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def calibration(results: dict[str, Any]) -> list[str]:
+    """Counts of runs where chance, or a planted effect, was called something."""
+    cells = results["cells"]
+    lines = [
+        "Small counts, without any effect: runs in which something is called. Half of the SNPs have MAF .02 "
+        "to .05; classes are of 50 people each. A Bayes factor above what the likelihood can give: "
+        f"{sum(cell.get('above_the_limit', 0) for cell in cells.values())} runs.",
+        "",
+        "| study | runs | a set, or q ≤ .1 | pip > .5, or a set |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {cell['runs']} | {cell['any_set_or_small_q']} | {cell['pip_over_half_or_set']} |"
+        for name, cell in cells.items()
+        if not cell["planted"]
+    ]
+    lines += [
+        "",
+        "One SNP of odds ratio 3 an allele, MAF .05 to .5: runs in which it is found.",
+        "",
+        "| study | runs | in a set | q ≤ .1 | saddlepoint, Bonferroni | plink2 Firth, Bonferroni |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {cell['runs']} | {cell['in_set']} | {cell['of_small_q']} | {cell['saddlepoint']} "
+        f"| {cell['firth']} |"
+        for name, cell in cells.items()
+        if cell["planted"]
+    ]
+    return [*lines, "", machine_line(results["machine"], "python benchmarks/calibration.py")]
+
+
 def real_genotypes(results: dict[str, Any]) -> list[str]:
     seeds = len({run["seed"] for run in results["runs"]})
     lines = [
@@ -244,6 +276,7 @@ def real_genotypes(results: dict[str, Any]) -> list[str]:
 SECTIONS = {
     "ranking": ranking,
     "ranking_scale": ranking_scale,
+    "calibration": calibration,
     "real_genotypes": real_genotypes,
     "throughput": throughput,
     "two_ranks": two_ranks,

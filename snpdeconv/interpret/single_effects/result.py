@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, row_bytes
@@ -177,5 +178,18 @@ def genotype_score(
 
 
 def joint_pip(fits: tuple[SingleEffectsFit, ...]) -> Floats:
-    """(V,) probability that a SNP takes part in any of several fits, as of each class against the rest."""
-    return np.asarray(1 - np.prod([1 - fit.pip for fit in fits], axis=0))
+    """(V,) probability that a SNP takes part in any of several fits, as of each class against the rest.
+
+    The best prior variance of an effect is positive now and then by chance, and of more fits more often: an
+    effect counts by its Bayes factor at prior odds of 1 to the number of other fits. Of one fit it is `pip`.
+    """
+    if len(fits) == 1:
+        return fits[0].pip
+    missed = np.ones_like(fits[0].pip)
+    for effect in (effect for fit in fits for effect in fit.effects):
+        exists = special.expit(effect.log_bayes_factor - np.log(len(fits) - 1))
+        for variants in effect.variants.T:
+            taking_part = variants >= 0
+            held = np.bincount(variants[taking_part], effect.share[taking_part], minlength=len(missed))
+            missed *= 1 - exists * np.clip(held, 0.0, 1.0)
+    return np.asarray(1 - missed)

@@ -5,6 +5,7 @@ import pytest
 
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.interpret.deconvolution import deconvolve
+from snpdeconv.interpret.decoys import decoy_scores, q_values
 from snpdeconv.interpret.single_effects import credible_sets, fit_single_effects, joint_credible_sets
 
 
@@ -54,3 +55,34 @@ def test_the_two_sets_of_a_pair_share_what_it_explains():
     sets = [one for _, one in joint_credible_sets(found.fits, genotypes)]
     assert {int(one.top) for one in sets} == {3, 30}
     assert sum(one.pve for one in sets) == pytest.approx(0.5, abs=0.06)
+
+
+def small_classes(num_classes, *, num_snps, planted=()):
+    """Codes of 50 people of each class; a planted SNP is common in the class of its place."""
+    rng = np.random.default_rng(num_classes)
+    target = np.repeat(np.arange(num_classes), 50)
+    codes = rng.binomial(2, rng.uniform(0.02, 0.5, num_snps), (len(target), num_snps))
+    for number, snp in enumerate(planted):
+        codes[:, snp] = rng.binomial(2, np.where(target == number, 0.8, 0.1))
+    place = {"chrom": np.full(num_snps, "1", dtype=object), "position_bp": np.arange(num_snps) * 100_000}
+    return PackedGenotypes.from_codes(codes.astype(np.uint8)), target, place
+
+
+@pytest.mark.parametrize("num_classes", [3, 12])
+def test_small_classes_without_effect_give_nothing(num_classes):
+    genotypes, target, place = small_classes(num_classes, num_snps=60)
+    found = deconvolve(genotypes, target, kind="multiclass", **place)
+    assert not joint_credible_sets(found.fits, genotypes)
+    assert found.pip.max() < 0.5
+
+
+def test_inclusion_and_false_discovery_of_small_classes_agree():
+    planted = [3, 9, 14]
+    genotypes, target, place = small_classes(3, num_snps=20, planted=planted)
+    found = deconvolve(genotypes, target, kind="multiclass", **place)
+    decoys = decoy_scores(genotypes, target, found, **place, draws=range(4))
+    q = q_values(genotypes, found, decoys)
+    assert found.pip[planted].min() > 0.99
+    assert q[planted].max() <= 0.1
+    assert np.delete(found.pip, planted).max() < 0.5
+    assert np.delete(q, planted).min() > 0.1
