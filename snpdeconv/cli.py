@@ -469,6 +469,10 @@ def _run(command: Callable[[], None]) -> int:
         if error.filename is None and error.errno is None:
             raise
         return _tell(ResourceError(error.strerror or str(error), where=error.filename))
+    except MemoryError:
+        return _tell(
+            ResourceError("there is not enough memory", mend="use a machine with more, or less data")
+        )
     return 0
 
 

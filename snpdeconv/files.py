@@ -121,6 +121,8 @@ def read_whole(path: Path, *, limit: int, mend: str) -> bytes:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise DamagedFile("is a pipe or a device, not a file", where=path, mend=mend)
+            if found.st_size > limit:
+                raise DamagedFile(f"holds more than {limit} bytes", where=path, mend=mend)
             data = file.read(min(found.st_size, limit) + 1)
     except IsADirectoryError as error:
         raise DamagedFile("is a folder, not a file", where=path, mend=mend) from error

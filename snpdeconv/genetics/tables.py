@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import psutil
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError, nearest
@@ -55,7 +56,7 @@ _FOREIGN_NUMBERS = (
 )
 
 _LARGEST = 1e100
-_MOST_BYTES = 4 * 2**30
+_BYTES_A_BYTE = 10  # of memory, for texts of a few letters as objects
 ID_COLUMNS = ("FID", "IID")
 
 # Narrower than float(), which also takes "1_000" and digits of other scripts.
@@ -108,7 +109,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return read_whole(path, limit=_MOST_BYTES, mend="give a table's path").decode("utf-8-sig").split("\n")
+        limit = psutil.virtual_memory().available // _BYTES_A_BYTE
+        return (
+            read_whole(path, limit=limit, mend="give a table's path, or its columns that are needed")
+            .decode("utf-8-sig")
+            .split("\n")
+        )
     except FileNotFoundError as error:
         raise InputError("no such file", where=path, mend="check the path") from error
     except UnicodeDecodeError as error:

@@ -8,18 +8,12 @@ import secrets
 import shutil
 
 import pytest
-from fuzz.harness import Server, fuzz, words_in
+from fuzz.harness import fuzz, words_in
 from fuzz.targets import TARGETS
 
 INPUTS = int(os.environ.get("SNPDECONV_FUZZ_INPUTS", "8"))
 FRESH = secrets.randbelow(10**6) + 100
 ONLY = os.environ.get("SNPDECONV_FUZZ_ONLY", "")
-
-
-@pytest.fixture(scope="session")
-def server():
-    with Server() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
