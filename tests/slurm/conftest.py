@@ -171,7 +171,7 @@ def ranks_of(record: Record) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             # srun has the module in its words as well, behind its options.
-            if process.cmdline()[1:4] == ["-u", "-m", "submitit.core._submit"]:
+            if process.cmdline()[1:5] == ["-P", "-u", "-m", "snpdeconv.launch.entry"]:
                 ours = process.environ().get("SLURM_JOB_ID") == record.scheduler_id
                 ranks += [process] if ours and process.status() != psutil.STATUS_ZOMBIE else []
         except psutil.Error:

@@ -48,7 +48,7 @@ def roots_of_tasks(number: str) -> list[Path]:
         except OSError:
             continue  # it has ended
         # Not srun, whose arguments these words are too.
-        if words[3:4] == [b"submitit.core._submit"] and f"SLURM_JOB_ID={number}".encode() in variables:
+        if words[4:5] == [b"snpdeconv.launch.entry"] and f"SLURM_JOB_ID={number}".encode() in variables:
             found.append(process / "root")
     return found
 
