@@ -11,7 +11,7 @@ import pytest
 from fuzz.harness import fuzz, words_in
 from fuzz.targets import TARGETS
 
-INPUTS = int(os.environ.get("SNPDECONV_FUZZ_INPUTS", "8"))
+INPUTS = int(os.environ.get("SNPDECONV_FUZZ_INPUTS", "4"))
 FRESH = secrets.randbelow(10**6) + 100
 ONLY = os.environ.get("SNPDECONV_FUZZ_ONLY", "")
 
