@@ -39,7 +39,7 @@ _CANDIDATES, _MOST_SNPS, _FEWEST_SNPS = 4_000, 400, 24
 _COMMON, _WELL_CALLED = 0.05, 0.95
 # Standard deviations of the difference of two people that lie between chance and one person twice. With
 # fewer, as in a single locus of few haplotypes, identity says nothing.
-_CLEAR = 6.5
+_CLEAR = 8.0
 _BANDS, _LARGEST_BAND = 24, 32
 
 
