@@ -2,8 +2,8 @@
 
 usage: python benchmarks/cnn_norm.py [--seeds tuning|report] [--json FILE]
 2,000 people, 1,000 SNPs, 8 of them causal, PVE .5, the settings of small_cpu without pairs. Normalisation
-(over all channels, over each, by mean square alone) and learning rate (5e-4, 1e-3, 2e-3) were chosen on the
-seeds for tuning; those of the report were not looked at before.
+(over all channels, over each, by mean square alone) was chosen on the seeds for tuning; those of the report
+were not looked at before. The learning rate stayed the preset's.
 """
 
 import argparse

@@ -25,8 +25,8 @@ LEVEL = 0.05
 POWER = 0.8
 
 # Variance of the true difference between two trainings of one recipe, in units of that by which the people
-# judged blur it. Measured (benchmarks/retraining.py, on seeds that are not those of its report): .2 to 1.3,
-# the most with a sparse part on a few hundred people.
+# judged blur it. Measured on one simulated cohort of each size, on seeds for choices: .2 to 1.3, most with
+# a sparse part on a few hundred people.
 TRAINING_NOISE = 2.0
 
 
