@@ -9,9 +9,8 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -23,14 +22,21 @@ from snpdeconv import cli_jobs, cli_models
 from snpdeconv.cli_options import (
     AsJson,
     Blocks,
+    Chrom,
+    CovariateColumns,
     Covariates,
+    Exclude,
+    Extract,
     Genotypes,
     Groups,
+    Keep,
     Name,
     Overrides,
     Phenotypes,
     Preset,
+    Remove,
     ResultsFolder,
+    Threads,
     Trait,
     refuse_repeated_options,
 )
@@ -170,6 +176,13 @@ def train(
         typer.Option(metavar="TSV", help="#FID IID of the people to test on [drawn from the cohort]."),
     ] = None,
     preset: Preset = "small_cpu",
+    covariate_columns: CovariateColumns = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    extract: Extract = None,
+    exclude: Exclude = None,
+    chrom: Chrom = None,
+    threads: Threads = None,
     name: Name = None,
     out: ResultsFolder = None,
     overrides: Overrides = None,
@@ -200,6 +213,14 @@ def train(
         blocks=blocks,
         groups=groups,
         held_out=held_out,
+        selection={
+            "covariate_columns": covariate_columns,
+            "keep": keep,
+            "remove": remove,
+            "extract": extract,
+            "exclude": exclude,
+            "chrom": chrom,
+        },
     )
     try:
         result = run(config, inputs, model_name=name or trait, out=out)
@@ -255,12 +276,25 @@ def rank(
             metavar="PRESET", help="Settings without a network: a preset or a YAML file [small_cpu]."
         ),
     ] = None,
+    covariate_columns: CovariateColumns = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    extract: Extract = None,
+    exclude: Exclude = None,
+    chrom: Chrom = None,
+    threads: Threads = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank the SNPs of a cohort: by single effects, which need no network, or by a trained network too."""
     if run is not None or model is not None:
-        _refuse_beside_a_network(run, model, blocks=blocks, preset=preset)
+        own = {
+            "--covariate-columns": covariate_columns,
+            "--extract": extract,
+            "--exclude": exclude,
+            "--chr": chrom,
+        }
+        _refuse_beside_a_network(run, model, blocks=blocks, preset=preset, own=own)
         with loading():
             from snpdeconv.pipelines.rank import rank_with_network
 
@@ -273,6 +307,8 @@ def rank(
             phenotypes=phenotypes,
             trait=trait,
             covariates=covariates,
+            keep=keep,
+            remove=remove,
             overrides=overrides or [],
         )
     else:
@@ -291,7 +327,19 @@ def rank(
             from snpdeconv.pipelines.rank import rank_cohort
 
         inputs = Inputs.from_paths(
-            genotypes=genotypes, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks
+            genotypes=genotypes,
+            phenotypes=phenotypes,
+            trait=trait,
+            covariates=covariates,
+            blocks=blocks,
+            selection={
+                "covariate_columns": covariate_columns,
+                "keep": keep,
+                "remove": remove,
+                "extract": extract,
+                "exclude": exclude,
+                "chrom": chrom,
+            },
         )
         result = rank_cohort(config, inputs, method=method, out=out)
     if as_json:
@@ -344,52 +392,19 @@ def presets(name: Annotated[str | None, typer.Argument(help="Show this one in fu
         print(f"{known:<20}{load_config(known).description}{default}")
 
 
-@app.command()
-def sync() -> None:
-    """Send what the tracking server has not received yet."""
-    from snpdeconv.launch.records import all_records
-    from snpdeconv.launch.status import settle
-    from snpdeconv.tracking.sync import sync as run
-
-    settle(all_records())  # first: it knows why a run ended, where its spool only knows that it did
-    report = run()
-    for spool in report.spools:
-        print(f"{spool.name}  {spool.outcome}" + (f"  {spool.note}" if spool.note else ""))
-        for problem in spool.problems:
-            print(f"  {problem}")
-    if not report.spools:
-        print("nothing to send")
-    if not report.complete:
-        raise ResourceError(
-            "not everything could be sent", where="sync", mend="try again when the server answers"
-        )
-
-
-@app.command()
-def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
-    open_browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")
-    ] = True,
-) -> None:
-    """Open the MLflow page with runs, curves and models."""
-    from snpdeconv.tracking.server import serve_ui, show_page
-
-    # A kill by name or by a service manager must not leave the server behind.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    logger.info("starting the MLflow server, which takes up to half a minute")
-    served = serve_ui(port)
-    print(f"the MLflow page is at {served.page}", flush=True)
-    if open_browser:
-        show_page(served.page)
-    if served.process is not None:
-        print("press Ctrl+C to stop it", flush=True)
-        served.wait()
-
-
 def _refuse_beside_a_network(
-    run: str | None, model: str | None, *, blocks: Path | None, preset: str | None
+    run: str | None,
+    model: str | None,
+    *,
+    blocks: Path | None,
+    preset: str | None,
+    own: Mapping[str, object],
 ) -> None:
+    for option, value in own.items():
+        if value is not None:
+            raise ConfigError(
+                "a trained network has its own variants and covariates", where=option, mend="leave it out"
+            )
     if run is not None and model is not None:
         raise ConfigError("both --run and --model are given", where="rank", mend="give one of them")
     if blocks is not None:

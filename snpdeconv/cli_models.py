@@ -1,4 +1,6 @@
-"""The commands about registered models: retrain, rollback. Registered on the command by `register`.
+"""The commands about registered models and their store: retrain, rollback, sync, ui.
+
+Registered on the command by `register`.
 
 Prints, as cli.py does; the work and its heavy imports start inside the commands.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -30,14 +33,16 @@ from snpdeconv.cli_options import (
     Preset,
     Wait,
 )
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, ResourceError
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (retrain, rollback):
+    for command in (retrain, rollback, sync, ui):
         app.command()(command)
 
 
@@ -142,3 +147,44 @@ def rollback(
     from snpdeconv.tracking.promotion import rollback as run
 
     print(f"champion  version {run(name, to=to).champion}")
+
+
+def sync() -> None:
+    """Send what the tracking server has not received yet."""
+    from snpdeconv.launch.records import all_records
+    from snpdeconv.launch.status import settle
+    from snpdeconv.tracking.sync import sync as run
+
+    settle(all_records())  # first: it knows why a run ended, where its spool only knows that it did
+    report = run()
+    for spool in report.spools:
+        print(f"{spool.name}  {spool.outcome}" + (f"  {spool.note}" if spool.note else ""))
+        for problem in spool.problems:
+            print(f"  {problem}")
+    if not report.spools:
+        print("nothing to send")
+    if not report.complete:
+        raise ResourceError(
+            "not everything could be sent", where="sync", mend="try again when the server answers"
+        )
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    open_browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")
+    ] = True,
+) -> None:
+    """Open the MLflow page with runs, curves and models."""
+    from snpdeconv.tracking.server import serve_ui, show_page
+
+    # A kill by name or by a service manager must not leave the server behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    logger.info("starting the MLflow server, which takes up to half a minute")
+    served = serve_ui(port)
+    print(f"the MLflow page is at {served.page}", flush=True)
+    if open_browser:
+        show_page(served.page)
+    if served.process is not None:
+        print("press Ctrl+C to stop it", flush=True)
+        served.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,29 @@ Name = Annotated[str | None, typer.Option(metavar="MODEL", help="Name in the reg
 ResultsFolder = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME; of a job: in the home]."),
+]
+CovariateColumns = Annotated[
+    str | None, typer.Option(metavar="A,B", help="The covariates used, of the table's columns [all].")
+]
+Keep = Annotated[Path | None, typer.Option(metavar="FILE", help="Use these people only: FID IID a line.")]
+Remove = Annotated[Path | None, typer.Option(metavar="FILE", help="Leave these people out.")]
+Extract = Annotated[Path | None, typer.Option(metavar="FILE", help="Use these variants only, by ID.")]
+Exclude = Annotated[Path | None, typer.Option(metavar="FILE", help="Leave these variants out.")]
+Chrom = Annotated[str | None, typer.Option("--chr", metavar="1-4,22,X", help="Use these chromosomes only.")]
+
+
+def _limit_threads(number: int | None) -> int | None:
+    """Before numpy and torch are loaded, which ask once."""
+    if number is not None:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(number)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
+    return number
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, callback=_limit_threads, help="Most CPU cores to use [all]."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -6,7 +6,7 @@ Owns how words become indicators and how columns are scaled. Knows no traits and
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from snpdeconv.errors import InputError
+from snpdeconv.errors import InputError, nearest
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.tables import ID_COLUMNS, Column, MissingCodes, column_of, table_of
+from snpdeconv.genetics.tables import (
+    ID_COLUMNS,
+    Column,
+    MissingCodes,
+    column_of,
+    read_table,
+    rows_in_cohort,
+    table_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +87,14 @@ class CovariateEncoder:
         """
         path = Path(path)
         table = table_of(path, samples, rows, cohort)
-        names = dict.fromkeys([*self.levels, *(feature.column for feature in self.features)])
         return self._apply(
-            {name: _complete_column(table, name, path, missing_codes) for name in names}, len(rows)
+            {name: _complete_column(table, name, path, missing_codes) for name in self.columns}, len(rows)
         )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table that it reads."""
+        return list(dict.fromkeys([*self.levels, *(feature.column for feature in self.features)]))
 
     def _apply(self, columns: Mapping[str, Column], num_people: int) -> NDArray[np.float64]:
         for name, column in columns.items():
@@ -180,6 +192,7 @@ def load_covariates(
     *,
     samples: Samples,
     rows: NDArray[np.int64],
+    columns: Sequence[str] | None = None,
     exclude: Collection[str] = (),
     cohort: str = "the cohort",
     missing_codes: MissingCodes = "auto",
@@ -193,6 +206,7 @@ def load_covariates(
         path: The table (see `read_table`).
         samples: The people of the cohort.
         rows: (n,) rows of the cohort wanted, those with a trait.
+        columns: The columns that are covariates; by default all.
         exclude: Columns that are no covariates, where they stand in the same table: the trait, the groups.
         cohort: What to call the cohort in messages.
         missing_codes: Numbers that are missing values; ``auto`` is -9, and what looks like others is refused.
@@ -203,7 +217,7 @@ def load_covariates(
     """
     path = Path(path)
     table = table_of(path, samples, rows, cohort)
-    others = [name for name in table.columns if name not in ID_COLUMNS]
+    others = _chosen(table, columns, path=path)
     names = [name for name in others if name not in exclude]
     if len(names) < len(others):
         told = ", ".join(f"'{name}'" for name in others if name in exclude)
@@ -214,7 +228,7 @@ def load_covariates(
         )
     features: list[Feature] = []
     levels: dict[str, tuple[str, ...]] = {}
-    columns = {}
+    taken = {}
     for name in names:
         column = _complete_column(table, name, path, missing_codes)
         numeric = column.is_numeric(mend="write numbers only, or words only")
@@ -222,7 +236,7 @@ def load_covariates(
         if len(distinct) == 1:
             logger.warning("%s: covariate '%s' is the same for all and is left out", path, name)
             continue
-        columns[name] = column
+        taken[name] = column
         if numeric:
             features.append(Feature(name, None))
             continue
@@ -236,7 +250,64 @@ def load_covariates(
         features.extend(Feature(name, level) for level in distinct[1:])
     encoder = CovariateEncoder(tuple(features), levels)
     names = [feature.name for feature in features]
-    return Covariates(tuple(names), encoder._apply(columns, len(rows)), encoder)
+    return Covariates(tuple(names), encoder._apply(taken, len(rows)), encoder)
+
+
+def complete_people(
+    path: str | Path,
+    *,
+    samples: Samples,
+    rows: NDArray[np.int64],
+    columns: Sequence[str] | None = None,
+    exclude: Collection[str] = (),
+    cohort: str = "the cohort",
+    missing_codes: MissingCodes = "auto",
+) -> NDArray[np.bool_]:
+    """(n,) which people of a cohort have a value in every column; the others are said in the log.
+
+    Args:
+        path: The table (see `read_table`).
+        samples: The people of the cohort.
+        rows: (n,) rows of the cohort wanted.
+        columns: The columns that matter; by default all.
+        exclude: Columns that are no covariates.
+        cohort: What to call the cohort in messages.
+        missing_codes: Numbers that are missing values.
+
+    Raises:
+        InputError: Nobody has, or there is no such table or column.
+    """
+    path = Path(path)
+    table = read_table(path)
+    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
+    has_all = np.zeros(len(samples), dtype=bool)
+    names = [name for name in _chosen(table, columns, path=path) if name not in exclude]
+    missing = [column_of(table, name, path, missing_codes=missing_codes).missing for name in names]
+    has_all[in_cohort[(in_cohort >= 0) & ~np.any([np.zeros(len(table), dtype=bool), *missing], axis=0)]] = (
+        True
+    )
+    complete: NDArray[np.bool_] = has_all[rows]
+    if not complete.any():
+        raise InputError(
+            f"nobody of {len(rows)} people has all covariates",
+            where=path,
+            mend="leave out the emptiest column",
+        )
+    if not complete.all():
+        first = samples.iid[rows[np.flatnonzero(~complete)[0]]]
+        logger.warning(
+            "%s: %d of %d people lack a covariate and are left out (first: '%s')",
+            path, (~complete).sum(), len(rows), first,
+        )  # fmt: skip
+    return complete
+
+
+def _chosen(table: pd.DataFrame, columns: Sequence[str] | None, *, path: Path) -> list[str]:
+    there = [name for name in table.columns if name not in ID_COLUMNS]
+    for name in columns or ():
+        if name not in there:
+            raise InputError(f"there is no covariate '{name}'", where=path, mend=nearest(name, there))
+    return there if columns is None else list(dict.fromkeys(columns))
 
 
 def _complete_column(table: pd.DataFrame, name: str, path: Path, missing_codes: MissingCodes) -> Column:

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics.covariates import complete_people
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
+from snpdeconv.genetics.selection import wanted_samples
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.pipelines.bundle import Bundle
 
@@ -92,6 +94,44 @@ def _typed(
         typed[piece] = called @ weight
         missing[piece] = called.shape[1] - called.sum(axis=1)
     return missing, typed
+
+
+def usable_rows(
+    bundle: Bundle,
+    cohort: Cohort,
+    *,
+    rows: NDArray[np.int64],
+    covariates: str | None,
+    keep: str | None,
+    remove: str | None,
+    where: str,
+) -> NDArray[np.int64]:
+    """Those of some people of a cohort who are asked for and have the covariates that the model takes.
+
+    Args:
+        bundle: The trained model.
+        cohort: The cohort.
+        rows: (N,) people.
+        covariates: Table of covariates, where the model takes one.
+        keep: List of the only people wanted.
+        remove: List of people not wanted.
+        where: What to call the cohort in messages.
+    """
+    rows = rows[wanted_samples(cohort.samples, keep=keep, remove=remove)[rows]]
+    if not len(rows):
+        raise InputError("nobody is left", where=keep or remove or where, mend="look at the lists of people")
+    if bundle.covariate_encoder is None or covariates is None:
+        return rows
+    return rows[
+        complete_people(
+            covariates,
+            samples=cohort.samples,
+            rows=rows,
+            columns=bundle.covariate_encoder.columns,
+            cohort=where,
+            missing_codes=bundle.config.data.missing_codes,
+        )
+    ]
 
 
 def cohort_input(

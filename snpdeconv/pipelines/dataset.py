@@ -20,13 +20,14 @@ from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
-from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
+from snpdeconv.genetics.covariates import CovariateEncoder, complete_people, load_covariates
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.leakage import check_covariates, join_copies
 from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait, tell_classes
 from snpdeconv.genetics.quality import filter_samples, filter_variants
+from snpdeconv.genetics.selection import wanted_samples, wanted_variants
 from snpdeconv.genetics.splits import Split, split, split_beside
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.structure import Components, fit_components
@@ -195,8 +196,9 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         missing_codes=data.missing_codes,
         cohort=inputs.genotypes,
     )
+    rows, left_out = _wanted(trait, cohort, inputs, config)
     samples = filter_samples(
-        cohort.genotypes, trait.rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
+        cohort.genotypes, rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
     trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
     groups, num_copies = join_copies(
@@ -219,7 +221,16 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         missing_max=data.variant_missing_max,
         cohort=inputs.genotypes,
     )
-    columns = np.flatnonzero(kept.keep)
+    wanted = wanted_variants(
+        cohort.variants, extract=inputs.extract, exclude=inputs.exclude, chrom=inputs.chrom
+    )
+    columns = np.flatnonzero(kept.keep & wanted)
+    if not len(columns):
+        raise InputError(
+            f"no variant asked for passes the filters ({wanted.sum()} asked for)",
+            where=inputs.genotypes,
+            mend="loosen data.maf_min or data.variant_missing_max with --set",
+        )
     variants = cohort.variants.take(columns)
     target, scale = _target(trait, parts)
     _check_alike(
@@ -245,10 +256,14 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         )
     )
     report = {f"people_{name}": count for name, count in trait.report.items()}
+    report |= left_out
+    report["people_used"] -= sum(left_out.values())
     report["people_too_missing"] = samples.report["too_missing"]
     report["people_copies"] = num_copies
     report |= {f"variants_{name}": count for name, count in cohort.report.items()}
     report |= {f"variants_{name}": count for name, count in kept.report.items()}
+    report["variants_not_asked_for"] = int((kept.keep & ~wanted).sum())
+    report["variants_kept"] = len(columns)
     if hold_out:
         report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
     report["blocks"] = len(blocks.name)
@@ -315,11 +330,44 @@ def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_clas
         restricted,
         min_class_size=min_class_size,
         where=inputs.phenotypes,
-        after=f" once {left_out} people beyond data.sample_missing_max are left out",
+        after=f" once {left_out} people are left out by lists, covariates or data.sample_missing_max",
     )
     if left_out:
         tell_classes(restricted)
     return restricted
+
+
+def _wanted(
+    trait: Trait, cohort: Cohort, inputs: Inputs, config: Config
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Rows of the people asked for who have all covariates, and how many are left out, by reason."""
+    asked_for = wanted_samples(cohort.samples, keep=inputs.keep, remove=inputs.remove)
+    rows = trait.rows[asked_for[trait.rows]]
+    if not len(rows):
+        raise InputError(
+            f"none of the {len(trait.rows)} people with a trait is asked for",
+            where=inputs.keep or inputs.remove,
+            mend="look at the lists of --keep and --remove",
+        )
+    left_out = {"people_not_asked_for": len(trait.rows) - len(rows), "people_missing_covariate": 0}
+    if inputs.covariates is not None:
+        complete = complete_people(
+            inputs.covariates,
+            samples=cohort.samples,
+            rows=rows,
+            columns=_covariate_columns(inputs),
+            exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
+            cohort=inputs.genotypes,
+            missing_codes=config.data.missing_codes,
+        )
+        left_out["people_missing_covariate"] = int((~complete).sum())
+        rows = rows[complete]
+    return rows, left_out
+
+
+def _covariate_columns(inputs: Inputs) -> list[str] | None:
+    names = inputs.covariate_columns
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _groups(trait: Trait, cohort: Cohort, inputs: Inputs) -> NDArray[np.int64] | None:
@@ -376,6 +424,7 @@ def _covariates(
             inputs.covariates,
             samples=cohort.samples,
             rows=trait.rows,
+            columns=_covariate_columns(inputs),
             exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
             cohort=inputs.genotypes,
             missing_codes=config.data.missing_codes,

@@ -24,7 +24,7 @@ from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.cohort_input import cohort_input
+from snpdeconv.pipelines.cohort_input import cohort_input, usable_rows
 from snpdeconv.pipelines.dataset import gather, open_cohort
 from snpdeconv.pipelines.deconvolution import TABLES, People, write_tables
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
@@ -131,6 +131,8 @@ def rank_with_network(
     phenotypes: Path | None = None,
     trait: str | None = None,
     covariates: Path | None = None,
+    keep: Path | None = None,
+    remove: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> RankResult:
     """Ranks the SNPs of the cohort a model was trained on, or of another one.
@@ -144,6 +146,8 @@ def rank_with_network(
         phenotypes: Its phenotype table.
         trait: Its trait's column; by default the model's.
         covariates: Its covariate table, where the model takes one.
+        keep: List of the only people used; of the model's own cohort, by default that of its training.
+        remove: List of people left out, likewise.
         overrides: Changed settings of `interpretation`, and `resources.device`.
 
     Raises:
@@ -160,6 +164,8 @@ def rank_with_network(
             phenotypes=phenotypes,
             trait=trait,
             covariates=covariates,
+            keep=keep,
+            remove=remove,
             overrides=overrides,
         )
 
@@ -174,6 +180,8 @@ def _rank_with_network(
     phenotypes: Path | None,
     trait: str | None,
     covariates: Path | None,
+    keep: Path | None,
+    remove: Path | None,
     overrides: Sequence[str],
 ) -> RankResult:
     bundle = load_bundle(download(reference, cache_dir=cache_dir()))
@@ -200,6 +208,12 @@ def _rank_with_network(
         source = replace(known, trait=trait or bundle.trait)
     if covariates is not None:
         source = replace(source, covariates=str(covariates))
+    if keep is not None or remove is not None:
+        source = replace(
+            source,
+            keep=None if keep is None else str(keep.absolute()),
+            remove=None if remove is None else str(remove.absolute()),
+        )
     if not Path(source.phenotypes).exists():
         raise InputError(
             "the phenotype table that the model was trained on is not there any more",
@@ -216,6 +230,17 @@ def _rank_with_network(
         missing_codes=bundle.config.data.missing_codes,
         cohort=source.genotypes,
     )
+    rows = usable_rows(
+        bundle,
+        cohort,
+        rows=observed.rows,
+        covariates=source.covariates,
+        keep=source.keep,
+        remove=source.remove,
+        where=source.genotypes,
+    )
+    chosen = np.isin(observed.rows, rows)
+    observed = replace(observed, rows=rows, values=observed.values[chosen])
     given = cohort_input(
         bundle, cohort, rows=observed.rows, covariates=source.covariates, where=source.genotypes
     )

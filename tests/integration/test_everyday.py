@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from command_line import train_words
 
@@ -123,3 +126,110 @@ def test_without_msprime_simulate_says_what_to_install(run, monkeypatch, tmp_pat
     done = run("simulate", tmp_path / "c")
     assert done.code == 2
     assert "pip install 'msprime>=1.3'" in done.err
+
+
+@pytest.fixture
+def files(cohort, tmp_path):
+    """A table of covariates that two people and one column lack."""
+    people = pd.read_csv(cohort / "phenotypes.tsv", sep="\t", dtype=str).drop(columns="trait")
+    rng = np.random.default_rng(4)
+    table = people.assign(
+        age=rng.integers(20, 70, len(people)).astype(str), site=rng.choice(["Oslo", "Rome"], len(people))
+    )
+    table.loc[3, "age"] = "NA"
+    table["empty"] = "NA"
+    table.drop(index=7).to_csv(tmp_path / "covariates.tsv", sep="\t", index=False)
+    return tmp_path
+
+
+def rank_words(cohort, out, *more):
+    tables = ["--genotypes", cohort / "cohort.bed", "--phenotypes", cohort / "phenotypes.tsv"]
+    return ["rank", *tables, "--trait", "trait", "--method", "marginal", "--out", out, *more]
+
+
+def test_people_without_a_covariate_are_dropped_and_counted(run, cohort, files):
+    words = rank_words(cohort, files / "r", "--covariates", files / "covariates.tsv")
+    done = run(*words)
+    assert done.code == 2
+    assert "covariates.tsv: nobody of 240 people has all covariates" in done.err
+    done = run(*words, "--covariate-columns", "age,site")
+    assert done.code == 0, done.err
+    assert "2 of 240 people lack a covariate and are left out" in done.err
+    counts = json.loads((files / "r" / "metrics.json").read_text())
+    assert counts["people"] == counts["cohort"]["people_used"] == 238
+    assert counts["cohort"]["people_missing_covariate"] == 2
+    done = run(*words, "--covariate-columns", "age,sit")
+    assert "there is no covariate 'sit'; did you mean 'site'?" in done.err
+
+
+def test_people_and_variants_are_chosen_by_lists_as_plink_takes_them(run, cohort, files):
+    fam = pd.read_csv(cohort / "cohort.fam", sep=r"\s+", header=None, dtype=str)
+    bim = pd.read_csv(cohort / "cohort.bim", sep="\t", header=None, dtype=str)
+    fam.iloc[:200, :2].to_csv(files / "keep", sep=" ", header=False, index=False)
+    fam.iloc[:20, 1].to_csv(files / "remove", header=["#IID"], index=False)
+    bim.iloc[:100, 1].to_csv(files / "extract", header=False, index=False)
+    (files / "exclude").write_text(" ".join(bim.iloc[:10, 1]))
+    lists = [
+        word for name in ("keep", "remove", "extract", "exclude") for word in (f"--{name}", files / name)
+    ]
+    done = run(*rank_words(cohort, files / "r", *lists, "--chr", "1-3,X"))
+    assert done.code == 0, done.err
+    counts = json.loads((files / "r" / "metrics.json").read_text())
+    assert counts["people"] == counts["cohort"]["people_used"] == 180
+    assert counts["cohort"]["people_not_asked_for"] == 60
+    ranking = pd.read_csv(files / "r" / "ranking.tsv", sep="\t")
+    assert set(ranking["variant_id"]) <= set(bim.iloc[10:100, 1])
+    assert len(ranking) == counts["snps"] == counts["cohort"]["variants_kept"] > 60
+    if shutil.which("plink2") is None:
+        return
+    # plink2's own cut of the files gives the same association.
+    cut = ["plink2", "--bfile", cohort / "cohort", *lists, "--make-bed", "--out", files / "cut"]
+    subprocess.run([*map(str, cut)], check=True, capture_output=True)
+    words = rank_words(cohort, files / "cut_r")
+    words[words.index("--genotypes") + 1] = files / "cut.bed"
+    assert run(*words).code == 0
+    assert (files / "cut_r" / "ranking.tsv").read_text() == (files / "r" / "ranking.tsv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "told"),
+    [
+        ("--keep", "nobody nobody\n", "leaves nobody (--keep)"),
+        ("--keep", "#FID IID\n0\n", "'0' has no IID beside it"),
+        ("--extract", "rs0\n", "leaves no variant (--extract)"),
+        ("--chr", "7", "--chr: no variant is on 7; the cohort has 1"),
+        ("--chr", "3-1", "--chr: '3-1' is no range"),
+        ("--remove", None, "no such file"),
+    ],
+)
+def test_lists_that_leave_nothing_are_one_line(run, cohort, tmp_path, option, text, told):
+    given = text if option == "--chr" else tmp_path / "list"
+    if text is not None and option != "--chr":
+        given.write_text(text)
+    done = run(*rank_words(cohort, tmp_path / "r", option, given))
+    assert done.code == 2
+    assert told in done.err.splitlines()[-1]
+
+
+def test_a_list_belongs_to_what_a_run_is(run, cohort, files):
+    fam = pd.read_csv(cohort / "cohort.fam", sep=r"\s+", header=None, dtype=str)
+    fam.iloc[:230, :2].to_csv(files / "keep", sep="\t", header=False, index=False)
+    words = train_words(cohort, files / "run", "--name", "m", "--json", "--keep", files / "keep")
+    assert run(*words).code == 0
+    assert "nothing to do" in run(*words).err
+    fam.iloc[:220, :2].to_csv(files / "keep", sep="\t", header=False, index=False)
+    again = run(*words)
+    assert again.code == 2
+    assert "choose another --out" in again.err
+    refused = run("rank", "--model", "m", "--out", files / "r", "--chr", "1")
+    assert "--chr: a trained network has its own variants and covariates" in refused.err
+
+
+def test_threads_are_as_many_as_asked_for():
+    code = (
+        "import sys; sys.argv = ['snpdeconv', 'rank', '--out', 'x', '--threads', '1'];"
+        "import os, atexit; from snpdeconv.cli import main;"
+        "atexit.register(lambda: print(os.environ['OMP_NUM_THREADS'], len(os.sched_getaffinity(0)))); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "1"]
