@@ -109,7 +109,8 @@ def roc_plot(
     columns = {c: score for c, score in columns.items() if 0 < np.sum(truth == c) < len(truth)}
     areas = {c: float(roc_auc_score(truth == c, score)) for c, score in columns.items()}
     many = kind == "multiclass"
-    with style.figure_file(path, width=7.8 if many else 5.8, height=5.8) as figure:
+    height = max(5.8, 0.8 + 0.2 * len(columns))  # the legend has a line a class
+    with style.figure_file(path, width=7.8 if many else 5.8, height=height) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
         for index, (c, score) in enumerate(columns.items()):

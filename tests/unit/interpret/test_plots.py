@@ -578,3 +578,19 @@ def test_long_names_keep_their_ends():
 def test_matplotlib_is_loaded_with_the_first_figure_only():
     code = "import sys, snpdeconv.interpret.plots; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_thirty_classes_of_long_names_fit_beside_their_curves(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    plots.roc_plot(
+        rng.dirichlet(np.ones(30), 600),
+        rng.integers(0, 30, 600),
+        kind="multiclass",
+        classes=[f"a very long class name number {number} of the trait" for number in range(30)],
+        path=tmp_path / "roc.png",
+    )
+    assert_well_laid_out(drawn[0])
+    (legend,) = drawn[0].legends
+    assert len(legend.get_texts()) == 30
+    height = drawn[0].get_size_inches()[1] * drawn[0].dpi
+    assert 0 <= legend.get_window_extent().y0 < legend.get_window_extent().y1 <= height
