@@ -94,6 +94,28 @@ class Samples:
             return np.array([pair in known for pair in zip(others.fid, others.iid, strict=True)], dtype=bool)
         return np.isin(others.iid.astype(str), self.iid.astype(str))
 
+    def id_hint(self, others: Samples) -> str | None:
+        """What to do where others share no ID because one side's are FID_IID, as PLINK writes into a VCF.
+
+        Args:
+            others: (n,) samples of whom none is among these.
+
+        Returns:
+            The remedy, or None where most IDs of neither side end in ``_`` and one of the other.
+        """
+        for pasted, plain in ((self.iid, others.iid), (others.iid, self.iid)):
+            known = set(plain)
+            ends = (name.split("_") for name in pasted)
+            found = sum(any("_".join(end[i:]) in known for i in range(1, len(end))) for end in ends)
+            if 2 * found >= min(len(pasted), len(plain)) > 0:
+                first = next(name for name in pasted if "_" in name)
+                return (
+                    f"IDs such as '{first}' are FID_IID, as PLINK writes them into a VCF: write it with "
+                    "`plink2 --export vcf id-paste=iid` (PLINK 1.9: `--recode vcf-iid`), or name people so "
+                    "on both sides"
+                )
+        return None
+
     def require_unique(self, *, where: str | Path) -> None:
         """Refuses a cohort in which two samples share family and individual ID.
 

@@ -36,7 +36,8 @@ def wanted_samples(samples: Samples, *, keep: str | None, remove: str | None) ->
         logger.info("%s: %d people listed, %d of them in the cohort", path, len(listed), named.sum())
         wanted &= named if option == "--keep" else ~named
         if not wanted.any():
-            raise InputError(f"leaves nobody ({option})", where=path, mend="are the IDs of one form?")
+            mend = None if named.any() else samples.id_hint(listed)
+            raise InputError(f"leaves nobody ({option})", where=path, mend=mend or "are the IDs of one form?")
     return wanted
 
 

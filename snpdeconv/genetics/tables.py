@@ -198,7 +198,7 @@ def rows_in_cohort(table: pd.DataFrame, samples: Samples, *, path: Path, cohort:
         raise InputError(
             f"no sample ID in common with {cohort} (first: '{table['IID'].iloc[0]}' / '{samples.iid[0]}')",
             where=path,
-            mend="is the ID column right?",
+            mend=samples.id_hint(Samples.build(table["IID"])) or "is the ID column right?",
         )
     for ids, place in ((samples.iid, cohort), (table["IID"], str(path))):
         name, count = Counter(iid for iid in ids if iid in common).most_common(1)[0]

@@ -16,6 +16,9 @@ from command_line import train_words
 
 from snpdeconv.config import load_config, preset_text
 from snpdeconv.errors import ConfigError
+from snpdeconv.genetics.ingest import load_cohort
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.writers import write_vcf
 
 
 @pytest.mark.parametrize(
@@ -233,3 +236,29 @@ def test_threads_are_as_many_as_asked_for():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.parametrize("pasted", ["FID_IID", "IID_IID", "0_IID"])
+def test_names_that_plink_pastes_together_are_explained(run, cohort, tmp_path, pasted):
+    """PLINK 1.9 writes FID_IID into a VCF, so that no ID is in common with a table."""
+    held_out = load_cohort(cohort / "holdout" / "cohort.bed", cache_dir=tmp_path / "cache")
+    plain = held_out.samples
+    first = {"FID_IID": plain.fid, "IID_IID": plain.iid, "0_IID": ["0"] * len(plain)}[pasted]
+    names = [f"{a}_{b}" for a, b in zip(first, plain.iid, strict=True)]
+    vcf = write_vcf(
+        tmp_path / "c", held_out.genotypes.codes(), variants=held_out.variants, samples=Samples.build(names)
+    )
+    words = rank_words(cohort / "holdout", tmp_path / "r")
+    words[words.index("--genotypes") + 1] = vcf
+    refused = run(*words)
+    assert refused.code == 2
+    told = refused.err.splitlines()[-1]
+    assert "no sample ID in common" in told
+    assert f"IDs such as '{names[0]}' are FID_IID" in told
+    assert "id-paste=iid" in told
+    table = pd.read_csv(cohort / "holdout" / "phenotypes.tsv", sep="\t", dtype=str)
+    table.assign(IID=names).to_csv(tmp_path / "both.tsv", sep="\t", index=False)
+    words[words.index("--phenotypes") + 1] = tmp_path / "both.tsv"
+    refused = run(*words, "--keep", cohort / "holdout" / "phenotypes.tsv")
+    assert "leaves nobody (--keep); IDs such as" in refused.err
+    assert run(*words).code == 0
