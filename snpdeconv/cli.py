@@ -234,7 +234,7 @@ def train(
     if as_json:
         print(json.dumps(asdict(result)))
         return
-    _print_test(result.test, added=result.added)
+    cli_models.print_test(result.test, added=result.added)
     print(f"run      {result.run_id or '(the tracking server has not named it yet)'}")
     print(f"ranking  {result.paths['ranking']}")
     print(
@@ -349,37 +349,6 @@ def rank(
 
 
 @app.command()
-def predict(
-    model: Annotated[str, typer.Option(metavar="NAME@champion", help="A registered model.")],
-    genotypes: Genotypes,
-    out: Annotated[Path, typer.Option(metavar="TSV", help="File to write.")],
-    covariates: Covariates = None,
-    preset: Annotated[str, typer.Option(metavar="PRESET", help="Batch size and device.")] = "production",
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Predict the trait of another cohort with a registered model."""
-    from snpdeconv.config import load_config
-
-    config = load_config(preset, overrides=overrides or [])
-
-    with loading():
-        from snpdeconv.pipelines.predict import predict as run
-
-    result = run(config, model=model, genotypes=genotypes, covariates=covariates, out=out)
-    if as_json:
-        print(json.dumps(asdict(result)))
-        return
-    print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
-    print(
-        f"  missing genotypes: {result.missing_genotypes:,}\n  people without a prediction: {result.num_na:,}"
-    )
-    for what, count in result.variants.items():
-        if count:
-            print(f"  {what.replace('_', ' ')}: {count:,}")
-
-
-@app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="Show this one in full.")] = None) -> None:
     """List the presets, or show one."""
     from snpdeconv.config import load_config, preset_names, preset_text
@@ -449,29 +418,6 @@ def _print_ranking(result: RankResult) -> None:
 cli_jobs.register(app)
 cli_models.register(app)
 refuse_repeated_options(app)
-
-
-_ADDED = {
-    "network_adds": "the network adds to its linear part",
-    "genotypes_add": "genotypes add to the covariates",
-}
-
-
-def _print_test(test: dict[str, Any], *, added: dict[str, Any]) -> None:
-    for metric, interval in test.items():
-        _print_interval(f"{metric:<20} ", interval, sign="")
-    for name, intervals in added.items():
-        for metric, interval in intervals.items():
-            _print_interval(f"{_ADDED[name]}: {metric} ", interval, sign="+")
-
-
-def _print_interval(name: str, interval: dict[str, float | None], *, sign: str) -> None:
-    value, low, high = interval["value"], interval["low"], interval["high"]
-    if value is not None:
-        between = "no interval"
-        if low is not None and high is not None:
-            between = f"95 % interval {low:{sign}.3f} to {high:{sign}.3f}"
-        print(f"{name}{value:{sign}7.3f}   {between}")
 
 
 def _run(command: Callable[[], None]) -> int:

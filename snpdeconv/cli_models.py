@@ -1,4 +1,4 @@
-"""The commands about registered models and their store: retrain, rollback, sync, ui.
+"""The commands about registered models and their store: predict, retrain, rollback, sync, ui.
 
 Registered on the command by `register`.
 
@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,25 +25,106 @@ from snpdeconv.cli_options import (
     Blocks,
     Covariates,
     Data,
+    Genotypes,
     Groups,
+    Keep,
     MaybeGenotypes,
     MaybePhenotypes,
     MaybeTrait,
     Overrides,
     Preset,
+    Remove,
+    Threads,
     Wait,
 )
 from snpdeconv.errors import ConfigError, ResourceError
-
-logger = logging.getLogger(__name__)
+from snpdeconv.startup import loading
 
 logger = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (retrain, rollback, sync, ui):
+    for command in (predict, retrain, rollback, sync, ui):
         app.command()(command)
+
+
+def predict(
+    model: Annotated[str, typer.Option(metavar="NAME@champion", help="A registered model.")],
+    genotypes: Genotypes,
+    out: Annotated[Path, typer.Option(metavar="TSV", help="File to write.")],
+    covariates: Covariates = None,
+    phenotypes: Annotated[
+        Path | None, typer.Option(metavar="TSV", help="The trait as it is known, to measure predictions by.")
+    ] = None,
+    trait: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Its column [the trait of the training].")
+    ] = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    threads: Threads = None,
+    preset: Annotated[str, typer.Option(metavar="PRESET", help="Batch size and device.")] = "production",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the trait of another cohort with a registered model."""
+    from snpdeconv.config import load_config
+
+    config = load_config(preset, overrides=overrides or [])
+
+    with loading():
+        from snpdeconv.pipelines.predict import predict as run
+
+    result = run(
+        config,
+        model=model,
+        genotypes=genotypes,
+        out=out,
+        covariates=covariates,
+        phenotypes=phenotypes,
+        trait=trait,
+        keep=keep,
+        remove=remove,
+    )
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    print(f"predictions  {result.predictions} ({result.num_samples:,} people)")
+    if result.num_left_out:
+        print(f"  people left out: {result.num_left_out:,}")
+    print(
+        f"  missing genotypes: {result.missing_genotypes:,}\n  people without a prediction: {result.num_na:,}"
+    )
+    for what, count in result.variants.items():
+        if count:
+            print(f"  {what.replace('_', ' ')}: {count:,}")
+    if result.metrics is not None:
+        print(f"metrics of {result.num_measured:,} people ({result.num_without_trait:,} without the trait)")
+        print_test(result.metrics, added={})
+
+
+_ADDED = {
+    "network_adds": "the network adds to its linear part",
+    "genotypes_add": "genotypes add to the covariates",
+}
+
+
+def print_test(test: dict[str, Any], *, added: dict[str, Any]) -> None:
+    """Prints metrics with their intervals, and what was added to others."""
+    for metric, interval in test.items():
+        _print_interval(f"{metric:<20} ", interval, sign="")
+    for name, intervals in added.items():
+        for metric, interval in intervals.items():
+            _print_interval(f"{_ADDED[name]}: {metric} ", interval, sign="+")
+
+
+def _print_interval(name: str, interval: dict[str, float | None], *, sign: str) -> None:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is not None:
+        between = "no interval"
+        if low is not None and high is not None:
+            between = f"95 % interval {low:{sign}.3f} to {high:{sign}.3f}"
+        print(f"{name}{value:{sign}7.3f}   {between}")
 
 
 def retrain(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.covariates import complete_people
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
+from snpdeconv.genetics.phenotypes import Trait, load_trait
 from snpdeconv.genetics.selection import wanted_samples
 from snpdeconv.genetics.store import Cohort
+from snpdeconv.genetics.tables import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,63 @@ def _typed(
         typed[piece] = called @ weight
         missing[piece] = called.shape[1] - called.sum(axis=1)
     return missing, typed
+
+
+def observed_trait(
+    bundle: Bundle,
+    cohort: Cohort,
+    *,
+    phenotypes: str,
+    column: str,
+    where: str,
+    missing_codes: MissingCodes = "auto",
+) -> Trait:
+    """Another cohort's trait, read as the kind of trait that the model has.
+
+    Args:
+        bundle: The trained model.
+        cohort: The cohort.
+        phenotypes: Its table.
+        column: The trait's column.
+        where: What to call the cohort in messages.
+        missing_codes: Numbers that are missing values; ``auto`` are those of the training.
+    """
+    return load_trait(
+        phenotypes,
+        column=column,
+        samples=cohort.samples,
+        trait_type=bundle.kind,
+        min_class_size=1,
+        missing_codes=bundle.config.data.missing_codes if missing_codes == "auto" else missing_codes,
+        cohort=where,
+    )
+
+
+def only_rows(trait: Trait, rows: NDArray[np.int64]) -> Trait:
+    """The trait of those who are among some rows of the cohort."""
+    chosen = np.isin(trait.rows, rows)
+    return replace(trait, rows=trait.rows[chosen], values=trait.values[chosen])
+
+
+def truth_of(trait: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float64] | NDArray[np.int64]:
+    """(n,) values of a quantity, or classes as the model numbers them.
+
+    Raises:
+        InputError: Somebody is of a class that the model does not know; names the table, ``where``.
+    """
+    if bundle.kind == "quantitative":
+        return trait.values
+    known = {name: place for place, name in enumerate(bundle.classes)}
+    place = np.array([known.get(name, -1) for name in trait.classes], dtype=np.int64)
+    held = trait.values.astype(np.int64)
+    truth: NDArray[np.int64] = place[held]
+    if (truth < 0).any():
+        raise InputError(
+            f"class '{trait.classes[held[truth < 0].min()]}' of trait '{trait.name}' is unknown to the model",
+            where=where,
+            mend=f"it knows {', '.join(bundle.classes)}; write NA for others",
+        )
+    return truth
 
 
 def usable_rows(

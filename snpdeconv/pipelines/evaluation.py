@@ -114,9 +114,20 @@ def _measured(
     dataset: Dataset, predictions: NDArray[np.float64], *, calibration: Calibration | None, seed: int
 ) -> Evaluation:
     truth = dataset.trait.values[dataset.split.test]
-    intervals = bootstrap_intervals(dataset.trait.kind, predictions, truth, seed=seed)
-    test = {name: _figures(interval) for name, interval in intervals.items()}
+    test = measured(dataset.trait.kind, predictions, truth, seed=seed)
     return Evaluation(test=test, predictions=predictions, truth=truth, calibration=calibration)
+
+
+def measured(
+    kind: TraitKind,
+    predictions: NDArray[np.float64],
+    truth: NDArray[np.float64] | NDArray[np.int64],
+    *,
+    seed: int,
+) -> dict[str, Figures]:
+    """Each metric of some people's predictions, as `Evaluation` has them, with its bootstrap interval."""
+    intervals = bootstrap_intervals(kind, predictions, truth, seed=seed)
+    return {name: _figures(interval) for name, interval in intervals.items()}
 
 
 def _figures(interval: Interval) -> Figures:

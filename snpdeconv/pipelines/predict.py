@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ConfigError
+from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.files import write_json
+from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.interpret.ranking import write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.cohort_input import CohortInput, cohort_input
+from snpdeconv.pipelines.cohort_input import (
+    CohortInput,
+    cohort_input,
+    observed_trait,
+    only_rows,
+    truth_of,
+    usable_rows,
+)
 from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.evaluation import prediction_table, predictions_from
+from snpdeconv.pipelines.evaluation import Figures, measured, prediction_table, predictions_from
 from snpdeconv.pipelines.inference import choose_device, logits
 from snpdeconv.pipelines.provenance import (
     Trace,
@@ -28,8 +38,9 @@ from snpdeconv.pipelines.provenance import (
     tracing,
     tracked_run,
 )
+from snpdeconv.pipelines.results import tracked
 from snpdeconv.tracking.home import cache_dir
-from snpdeconv.tracking.registry import download, resolve
+from snpdeconv.tracking.registry import download, resolve, version_tags
 from snpdeconv.training.precision import choose_precision
 
 logger = logging.getLogger(__name__)
@@ -50,6 +61,10 @@ class PredictResult:
         variants: How the model's variants were found in the cohort.
         missing_genotypes: Genotypes at the model's variants that are missing, over all people.
         num_na: People without a prediction, because too little of the model's weight is typed.
+        num_left_out: People of the cohort who are not asked for, or lack a covariate.
+        num_measured: People with a prediction and a trait, where there is a table of it.
+        num_without_trait: People with a prediction and no trait.
+        metrics: Value, low and high of the 95 % interval of each metric, where there is a table.
     """
 
     model: str
@@ -59,10 +74,23 @@ class PredictResult:
     variants: dict[str, int]
     missing_genotypes: int
     num_na: int
+    num_left_out: int = 0
+    num_measured: int = 0
+    num_without_trait: int = 0
+    metrics: dict[str, Figures] | None = None
 
 
 def predict(
-    config: Config, *, model: str, genotypes: str, covariates: Path | None, out: Path
+    config: Config,
+    *,
+    model: str,
+    genotypes: str,
+    out: Path,
+    covariates: Path | None = None,
+    phenotypes: Path | None = None,
+    trait: str | None = None,
+    keep: Path | None = None,
+    remove: Path | None = None,
 ) -> PredictResult:
     """Predicts every person of a cohort.
 
@@ -70,36 +98,78 @@ def predict(
         config: Its device, batch size and compilation are used; the precision is the one of the training.
         model: NAME@alias or NAME/version.
         genotypes: The cohort.
-        covariates: Table of covariates, where the model takes one.
         out: Table to write.
+        covariates: Table of covariates, where the model takes one; who lacks one is left out.
+        phenotypes: Table of the trait as it is known, to measure the predictions by.
+        trait: Its column; the model's by default.
+        keep: List of the only people wanted.
+        remove: List of people not wanted.
 
     Raises:
         UserError: No such model, or a cohort that it cannot be used on.
     """
+    if trait is not None and phenotypes is None:
+        raise ConfigError("there is no table", where="--trait", mend="give --phenotypes too")
     if out.is_dir():
         raise ConfigError("is a folder", where=out, mend="give the path of the table to write")
     with tracing() as trace:
-        return _predict(config, trace, model=model, genotypes=genotypes, covariates=covariates, out=out)
+        given = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
+        tables = {name: path for name, path in given.items() if path is not None}
+        return _predict(config, trace, model=model, genotypes=genotypes, tables=tables, trait=trait, out=out)
 
 
 def _predict(
-    config: Config, trace: Trace, *, model: str, genotypes: str, covariates: Path | None, out: Path
+    config: Config,
+    trace: Trace,
+    *,
+    model: str,
+    genotypes: str,
+    tables: Mapping[str, Path],
+    trait: str | None,
+    out: Path,
 ) -> PredictResult:
     reference = resolve(model)
     bundle = load_bundle(download(reference, cache_dir=cache_dir()))
     logger.info("%s is %s version %d", model, reference.name, reference.version)
     cohort = open_cohort(genotypes, data=bundle.config.data)
-    given = cohort_input(
+    paths = {name: str(path) for name, path in tables.items()}
+    covariates = paths.get("covariates")
+    rows = usable_rows(
         bundle,
         cohort,
         rows=np.arange(len(cohort.samples)),
-        covariates=None if covariates is None else str(covariates),
+        covariates=covariates,
+        keep=paths.get("keep"),
+        remove=paths.get("remove"),
+        where=genotypes,
+    )
+    given = cohort_input(
+        bundle,
+        cohort,
+        rows=rows,
+        covariates=covariates,
         where=genotypes,
         check=config.data.check_frequencies,
     )
+    poorly = given.typed < config.data.min_typed_weight
+    truth = None
+    if "phenotypes" in paths:
+        if version_tags(reference.name, reference.version).get("snpdeconv.data") == cohort.digest:
+            logger.warning(
+                "%s: the model was trained on people of this cohort; metrics of them say nothing of others",
+                genotypes,
+            )
+        observed = observed_trait(
+            bundle,
+            cohort,
+            phenotypes=paths["phenotypes"],
+            column=trait or bundle.trait,
+            where=genotypes,
+            missing_codes=config.data.missing_codes,
+        )
+        truth = _truth(only_rows(observed, rows[~poorly]), bundle, rows, where=paths["phenotypes"])
     inputs = {"genotypes": {"path": str(Path(genotypes).absolute()), "sha256": cohort.digest}}
-    if covariates is not None:
-        inputs["covariates"] = file_facts(covariates)
+    inputs |= {name: file_facts(path) for name, path in tables.items()}
     trace.keep(
         out.parent,
         stem=out.stem,
@@ -113,27 +183,75 @@ def _predict(
     )
     name = f"{reference.name} {reference.version} predict"
     with tracked_run(config, name=name, params=config.flat(), tags=tags) as run:
-        _write(config, bundle, given, cohort.samples, out=out)
-        trace.add(results={"predictions": file_facts(out)})
+        predictions = _predictions(config, bundle, given)
+        _write(bundle, given, predictions, cohort.samples.take(rows), poorly=poorly, out=out)
+        results = {"predictions": file_facts(out)}
+        result = PredictResult(
+            model=reference.name,
+            version=reference.version,
+            predictions=str(out),
+            num_samples=len(rows),
+            variants=given.report,
+            missing_genotypes=int(given.missing.sum()),
+            num_na=int(poorly.sum()),
+            num_left_out=len(cohort.samples) - len(rows),
+        )
+        if truth is not None:
+            result = _measure(config, bundle, result, predictions, truth, out=out)
+            results["metrics"] = file_facts(_metrics_path(out))
+        trace.add(results=results)
         found = {f"variants/{name}": count for name, count in given.report.items()}
-        found["missing_genotypes"] = int(given.missing.sum())
-        run.log_metrics(0, {"people": len(cohort.samples), **found})
+        found["missing_genotypes"] = result.missing_genotypes
+        run.log_metrics(0, {"people": len(rows), **found, **tracked({"test": result.metrics})})
         if config.tracking.log_predictions:
             run.log_artifact(out)
         finish_run(run, config)
         trace.add(mlflow_run=run.run_id)
-    return PredictResult(
-        model=reference.name,
-        version=reference.version,
-        predictions=str(out),
-        num_samples=len(cohort.samples),
-        variants=given.report,
-        missing_genotypes=int(given.missing.sum()),
-        num_na=int((given.typed < config.data.min_typed_weight).sum()),
+    return result
+
+
+def _truth(trait: Trait, bundle: Bundle, rows: NDArray[np.int64], *, where: str) -> NDArray[np.float64]:
+    """(n,) the trait of some rows of a cohort, classes as the model numbers them; NaN where there is none."""
+    if not len(trait.rows):
+        raise InputError("nobody with a trait has a prediction", where=where, mend="leave the table out")
+    truth = np.full(len(rows), np.nan)
+    truth[np.searchsorted(rows, trait.rows)] = truth_of(trait, bundle, where=where)
+    return truth
+
+
+def _metrics_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.metrics.json")
+
+
+def _measure(
+    config: Config,
+    bundle: Bundle,
+    result: PredictResult,
+    predictions: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    *,
+    out: Path,
+) -> PredictResult:
+    """Writes the metrics of those whose trait is known."""
+    known = ~np.isnan(truth)
+    figures = measured(bundle.kind, predictions[known], truth[known], seed=config.training.seed)
+    result = replace(
+        result,
+        metrics=figures,
+        num_measured=int(known.sum()),
+        num_without_trait=result.num_samples - result.num_na - int(known.sum()),
     )
+    people = {
+        "measured": result.num_measured,
+        "without_trait": result.num_without_trait,
+        "without_prediction": result.num_na,
+        "left_out": result.num_left_out,
+    }
+    write_json(_metrics_path(out), {"test": figures, "people": people})
+    return result
 
 
-def _write(config: Config, bundle: Bundle, given: CohortInput, samples: Samples, *, out: Path) -> None:
+def _predictions(config: Config, bundle: Bundle, given: CohortInput) -> NDArray[np.float64]:
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=bundle.config.precision.amp)
     batch_size = config.training.batch_size
@@ -147,11 +265,19 @@ def _write(config: Config, bundle: Bundle, given: CohortInput, samples: Samples,
         device=device,
         precision=precision,
     )
-    predictions = predictions_from(
-        outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale
-    )
+    return predictions_from(outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale)
+
+
+def _write(
+    bundle: Bundle,
+    given: CohortInput,
+    predictions: NDArray[np.float64],
+    samples: Samples,
+    *,
+    poorly: NDArray[np.bool_],
+    out: Path,
+) -> None:
     table = prediction_table(samples, predictions, kind=bundle.kind, classes=bundle.classes)
-    poorly = given.typed < config.data.min_typed_weight
     _tell_missing(given, poorly, samples.iid)
     table.loc[poorly, [name for name in table.columns if name not in ("#FID", "IID")]] = None
     table["missing"], table["typed_weight"] = given.missing, given.typed

@@ -19,12 +19,12 @@ from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import write_json, write_text
 from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.genetics.phenotypes import Trait, load_trait
+from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.cohort_input import cohort_input, usable_rows
+from snpdeconv.pipelines.cohort_input import cohort_input, observed_trait, only_rows, truth_of, usable_rows
 from snpdeconv.pipelines.dataset import gather, open_cohort
 from snpdeconv.pipelines.deconvolution import TABLES, People, write_tables
 from snpdeconv.pipelines.importance import Network, Scores, score_variants
@@ -221,14 +221,8 @@ def _rank_with_network(
             mend="give the cohort with --genotypes and --phenotypes",
         )
     cohort = open_cohort(source.genotypes, data=config.data)
-    observed = load_trait(
-        source.phenotypes,
-        column=source.trait,
-        samples=cohort.samples,
-        trait_type=bundle.kind,
-        min_class_size=1,
-        missing_codes=bundle.config.data.missing_codes,
-        cohort=source.genotypes,
+    observed = observed_trait(
+        bundle, cohort, phenotypes=source.phenotypes, column=source.trait, where=source.genotypes
     )
     rows = usable_rows(
         bundle,
@@ -239,8 +233,7 @@ def _rank_with_network(
         remove=source.remove,
         where=source.genotypes,
     )
-    chosen = np.isin(observed.rows, rows)
-    observed = replace(observed, rows=rows, values=observed.values[chosen])
+    observed = only_rows(observed, rows)
     given = cohort_input(
         bundle, cohort, rows=observed.rows, covariates=source.covariates, where=source.genotypes
     )
@@ -430,20 +423,12 @@ def _target(observed: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float3
     """The trait of another cohort in the model's terms: its scale, its order of classes."""
     if bundle.kind == "quantitative":
         return ((observed.values - bundle.scale.mean) / bundle.scale.sd).astype(np.float32)
-    unknown = [name for name in observed.classes if name not in bundle.classes]
-    if unknown:
-        raise InputError(
-            f"class '{unknown[0]}' of trait '{observed.name}' is unknown to the model",
-            where=where,
-            mend=f"it knows {', '.join(bundle.classes)}; write NA for others",
-        )
-    absent = [name for name in bundle.classes if name not in observed.classes]
+    classes = truth_of(observed, bundle, where=where)
+    absent = [name for place, name in enumerate(bundle.classes) if place not in classes]
     if absent:
         raise InputError(
             f"nobody is of class '{absent[0]}' of trait '{observed.name}'",
             where=where,
             mend=f"give people of each of {', '.join(bundle.classes)}",
         )
-    place = np.array([bundle.classes.index(name) for name in observed.classes])
-    classes = place[observed.values]
     return classes.astype(np.float32) if bundle.kind == "binary" else classes.astype(np.int64)

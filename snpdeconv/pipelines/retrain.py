@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from snpdeconv.config import Config
 from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.files import write_json
-from snpdeconv.genetics.phenotypes import Trait, load_trait
+from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.store import Cohort
 from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle, make_bundle
-from snpdeconv.pipelines.cohort_input import cohort_input
+from snpdeconv.pipelines.cohort_input import cohort_input, observed_trait, only_rows, truth_of, usable_rows
 from snpdeconv.pipelines.dataset import open_cohort, prepare
 from snpdeconv.pipelines.evaluation import evaluate_test, predictions_from
 from snpdeconv.pipelines.fit import choose_batch_size, fit, fits_at_once, make_training_loss
@@ -214,7 +214,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         champion.kind,
         challenger=predicted(challenger),
         champion=predicted(champion),
-        truth=_truth(people, champion),
+        truth=truth_of(people, champion, where=plan.inputs.phenotypes),
         metric=metric,
         look=look,
         twin=lambda: predicted(train_alone(_reseeded(config), plan.inputs, cohort, folder=twin_folder)),
@@ -306,7 +306,8 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
 
     Args:
         champion: Its `held_out` people judge.
-        challenger: Trained without them; those whom its training left out for their genotypes are no judges.
+        challenger: Trained without them; those whom its training left out for their genotypes are no judges,
+            nor are those who lack a covariate that one of both takes.
         cohort: Where their genotypes are now.
         inputs: Where their trait is now.
 
@@ -320,14 +321,8 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
             where=inputs.trait,
             mend="train it under another name",
         )
-    observed = load_trait(
-        inputs.phenotypes,
-        column=inputs.trait,
-        samples=cohort.samples,
-        trait_type=champion.kind,
-        min_class_size=1,
-        missing_codes=champion.config.data.missing_codes,
-        cohort=inputs.genotypes,
+    observed = observed_trait(
+        champion, cohort, phenotypes=inputs.phenotypes, column=inputs.trait, where=inputs.genotypes
     )
     present = cohort.samples.take(observed.rows)
     chosen = champion.held_out.among(present) & challenger.held_out.among(present)
@@ -337,7 +332,18 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
             where=inputs.genotypes,
             mend="train it under another name",
         )
-    return replace(observed, rows=observed.rows[chosen], values=observed.values[chosen])
+    rows = observed.rows[chosen]
+    for bundle in (champion, challenger):  # each takes covariates of its own
+        rows = usable_rows(
+            bundle,
+            cohort,
+            rows=rows,
+            covariates=inputs.covariates,
+            keep=inputs.keep,
+            remove=inputs.remove,
+            where=inputs.genotypes,
+        )
+    return only_rows(observed, rows)
 
 
 def predictions_of(
@@ -361,14 +367,6 @@ def predictions_of(
         precision=choose_precision(device, requested=bundle.config.precision.amp),
     )
     return predictions_from(outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale)
-
-
-def _truth(people: Trait, bundle: Bundle) -> NDArray[np.float64] | NDArray[np.int64]:
-    if bundle.kind == "quantitative":
-        return people.values
-    place = np.array([bundle.classes.index(name) for name in people.classes], dtype=np.int64)
-    truth: NDArray[np.int64] = place[people.values.astype(np.int64)]
-    return truth
 
 
 def _tags(decision: Decision) -> dict[str, str]:

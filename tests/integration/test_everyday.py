@@ -228,9 +228,10 @@ def test_a_list_belongs_to_what_a_run_is(run, cohort, files):
     assert "--chr: a trained network has its own variants and covariates" in refused.err
 
 
-def test_threads_are_as_many_as_asked_for():
+@pytest.mark.parametrize("command", ["rank", "predict"])
+def test_threads_are_as_many_as_asked_for(command):
     code = (
-        "import sys; sys.argv = ['snpdeconv', 'rank', '--out', 'x', '--threads', '1'];"
+        f"import sys; sys.argv = ['snpdeconv', '{command}', '--out', 'x', '--threads', '1'];"
         "import os, atexit; from snpdeconv.cli import main;"
         "atexit.register(lambda: print(os.environ['OMP_NUM_THREADS'], len(os.sched_getaffinity(0)))); main()"
     )
