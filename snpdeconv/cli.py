@@ -39,6 +39,7 @@ from snpdeconv.cli_options import (
     Threads,
     Trait,
     refuse_repeated_options,
+    selection_of,
 )
 from snpdeconv.console import configure_logging, progress, shortened
 from snpdeconv.errors import ConfigError, ResourceError, UserError
@@ -213,14 +214,7 @@ def train(
         blocks=blocks,
         groups=groups,
         held_out=held_out,
-        selection={
-            "covariate_columns": covariate_columns,
-            "keep": keep,
-            "remove": remove,
-            "extract": extract,
-            "exclude": exclude,
-            "chrom": chrom,
-        },
+        selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
     )
     try:
         result = run(config, inputs, model_name=name or trait, out=out)
@@ -332,14 +326,7 @@ def rank(
             trait=trait,
             covariates=covariates,
             blocks=blocks,
-            selection={
-                "covariate_columns": covariate_columns,
-                "keep": keep,
-                "remove": remove,
-                "extract": extract,
-                "exclude": exclude,
-                "chrom": chrom,
-            },
+            selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
         )
         result = rank_cohort(config, inputs, method=method, out=out)
     if as_json:

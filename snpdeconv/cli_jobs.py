@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,16 +20,23 @@ import typer
 from snpdeconv.cli_options import (
     AsJson,
     Blocks,
+    Chrom,
+    CovariateColumns,
     Covariates,
     Data,
+    Exclude,
+    Extract,
     Groups,
+    Keep,
     MaybeGenotypes,
     MaybePhenotypes,
     MaybeTrait,
     Name,
     Overrides,
+    Remove,
     ResultsFolder,
     Wait,
+    selection_of,
 )
 from snpdeconv.errors import ConfigError
 
@@ -65,6 +73,12 @@ def submit(
     covariates: Covariates = None,
     blocks: Blocks = None,
     groups: Groups = None,
+    covariate_columns: CovariateColumns = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    extract: Extract = None,
+    exclude: Exclude = None,
+    chrom: Chrom = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME@champion", help="Predict the cohorts with this model; do not train."),
@@ -105,6 +119,7 @@ def submit(
 ) -> None:
     """Train, or predict with --model, in a job on a SLURM cluster or on this machine."""
     from snpdeconv.config import load_config
+    from snpdeconv.launch.queue import needs_of
     from snpdeconv.launch.records import find_record
     from snpdeconv.launch.site import load_site
     from snpdeconv.launch.submit import show_script, submit_predict, submit_train
@@ -119,7 +134,12 @@ def submit(
     config = load_config(preset, overrides=[*site.overrides, *(overrides or [])])
     command = shlex.join(["snpdeconv", *sys.argv[1:]])
     earlier = [find_record(job) for job in after or []]
+    selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
     if model is not None:
+        given = [name for name, value in selection.items() if value is not None]
+        if given:
+            option = "--chr" if given[0] == "chrom" else f"--{given[0].replace('_', '-')}"
+            raise ConfigError("is for training", where=option, mend="leave it out beside --model")
         cohorts = _cohorts(data, genotypes, more)
         if dry_run:
             label = model.partition("@")[0].partition("/")[0]
@@ -145,15 +165,12 @@ def submit(
                 where=more[0],
                 mend="give one, or --model to predict them",
             )
-        inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
+        inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
         label = name or inputs.trait
         if dry_run:
-            print(
-                show_script(
-                    config, site=site, name=label, needs=_folders(inputs, out), num_elements=search or 0
-                ),
-                end="",
-            )
+            needs = [*needs_of(inputs, (out or Path("run")).absolute())]
+            script = show_script(config, site=site, name=label, needs=needs, num_elements=search or 0)
+            print(script, end="")
             return
         if search is not None:
             from snpdeconv.launch.search import submit_search
@@ -215,6 +232,7 @@ def inputs_of(
     covariates: Path | None,
     blocks: Path | None,
     groups: str | None,
+    selection: Mapping[str, str | Path | None],
 ) -> Inputs:
     """The files that the options name, or that lie in the folder."""
     from snpdeconv.launch.data_folder import find_inputs
@@ -227,13 +245,14 @@ def inputs_of(
         )
     place = data if data is not None else Path(str(genotypes))
     return find_inputs(
-        place, phenotypes=phenotypes, trait=trait, covariates=covariates, blocks=blocks, groups=groups
+        place,
+        phenotypes=phenotypes,
+        trait=trait,
+        covariates=covariates,
+        blocks=blocks,
+        groups=groups,
+        selection=selection,
     )
-
-
-def _folders(inputs: Inputs, out: Path | None) -> list[Path]:
-    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
-    return [(out or Path("run")).absolute().parent, *(Path(t).parent for t in tables if t is not None)]
 
 
 def _wait(record: Record, *, quiet: bool) -> int:

@@ -23,8 +23,12 @@ from snpdeconv.cli_jobs import inputs_of, tell_submitted
 from snpdeconv.cli_options import (
     AsJson,
     Blocks,
+    Chrom,
+    CovariateColumns,
     Covariates,
     Data,
+    Exclude,
+    Extract,
     Genotypes,
     Groups,
     Keep,
@@ -36,6 +40,7 @@ from snpdeconv.cli_options import (
     Remove,
     Threads,
     Wait,
+    selection_of,
 )
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.startup import loading
@@ -136,6 +141,12 @@ def retrain(
     covariates: Covariates = None,
     blocks: Blocks = None,
     groups: Groups = None,
+    covariate_columns: CovariateColumns = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    extract: Extract = None,
+    exclude: Exclude = None,
+    chrom: Chrom = None,
     preset: Preset = "small_cpu",
     out: Annotated[
         Path | None,
@@ -173,7 +184,8 @@ def retrain(
     from snpdeconv.tracking.home import home
     from snpdeconv.training.preemption import Preempted, Terminated
 
-    inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups)
+    selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
+    inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
     if site is not None:
         from snpdeconv.launch.submit import submit_retrain
 

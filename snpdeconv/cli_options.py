@@ -76,6 +76,25 @@ Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for scripts.")]
 
 
+def selection_of(
+    covariate_columns: str | None,
+    keep: Path | None,
+    remove: Path | None,
+    extract: Path | None,
+    exclude: Path | None,
+    chrom: str | None,
+) -> dict[str, str | Path | None]:
+    """The options that say which people, variants and covariates, by the names that `Inputs` has for them."""
+    return {
+        "covariate_columns": covariate_columns,
+        "keep": keep,
+        "remove": remove,
+        "extract": extract,
+        "exclude": exclude,
+        "chrom": chrom,
+    }
+
+
 class StrictCommand(TyperCommand):
     """A command that refuses a second value of an option that takes one, where click takes the last."""
 

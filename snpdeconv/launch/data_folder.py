@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from snpdeconv.errors import InputError
@@ -24,6 +25,7 @@ def find_inputs(
     covariates: Path | None = None,
     blocks: Path | None = None,
     groups: str | None = None,
+    selection: Mapping[str, str | Path | None] | None = None,
 ) -> Inputs:
     """The inputs of a run from a folder, or from the genotypes in it.
 
@@ -34,6 +36,7 @@ def find_inputs(
         covariates: The table; by default the ``covariates.tsv`` beside the genotypes, if there is one.
         blocks: As `Inputs` has it.
         groups: As `Inputs` has it.
+        selection: As `Inputs.from_paths` has it.
 
     Raises:
         InputError: Nothing fits, or too much does.
@@ -56,6 +59,7 @@ def find_inputs(
             covariates=covariates or _only(place, _COVARIATES),
             blocks=blocks,
             groups=groups,
+            selection=selection,
         )
     )
 

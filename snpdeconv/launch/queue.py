@@ -201,7 +201,8 @@ def common_facts(record: Record, target: Target) -> dict[str, Any]:
 
 def needs_of(inputs: Inputs, out: Path) -> tuple[Path, ...]:
     """Folders that a container must see of a training."""
-    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks)
+    lists = (inputs.keep, inputs.remove, inputs.extract, inputs.exclude)
+    tables = (inputs.genotypes, inputs.phenotypes, inputs.covariates, inputs.blocks, *lists)
     return (out.parent, *(Path(table).parent for table in tables if table is not None))
 
 

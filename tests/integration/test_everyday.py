@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import train_words
+from command_line import FAST_WORDS, train_words
 
 from snpdeconv.config import load_config, preset_text
 from snpdeconv.errors import ConfigError
@@ -212,6 +212,29 @@ def test_lists_that_leave_nothing_are_one_line(run, cohort, tmp_path, option, te
     done = run(*rank_words(cohort, tmp_path / "r", option, given))
     assert done.code == 2
     assert told in done.err.splitlines()[-1]
+
+
+def test_jobs_and_retraining_take_the_same_lists(run, cohort, files):
+    fam = pd.read_csv(cohort / "cohort.fam", sep=r"\s+", header=None, dtype=str)
+    lists = files / "lists"
+    lists.mkdir()
+    fam.iloc[:200, :2].to_csv(lists / "keep", sep=" ", header=False, index=False)
+    site = files / "site.yaml"
+    site.write_text("scheduler: slurm\ncontainer: {runtime: apptainer, image: /images/x.sif}\n")
+    words = ["submit", "small_cpu", "--data", cohort, "--cluster", site, "--dry-run", "--keep"]
+    shown = run(*words, lists / "keep")
+    assert shown.code == 0, shown.err
+    assert f"--bind {lists}" in shown.out
+    assert "no such file" in run(*words, lists / "none").err
+    refused = run(*words, lists / "keep", "--model", "m@champion")
+    assert refused.err == "error: --keep: is for training; leave it out beside --model\n"
+    words = ["retrain", "--name", "m", "--data", cohort, "--keep", lists / "keep", "--chr", "1"]
+    done = run(*words, "--out", files / "run", *FAST_WORDS)
+    assert done.code == 0, done.err
+    counts = json.loads((files / "run" / "metrics.json").read_text())["cohort"]
+    assert (counts["people_used"], counts["people_not_asked_for"]) == (200, 40)
+    again = run(*words, *FAST_WORDS, "--json")
+    assert json.loads(again.out)["reason"] == "nothing changed"
 
 
 def test_a_list_belongs_to_what_a_run_is(run, cohort, files):

@@ -169,7 +169,7 @@ def chain(tmp_path, monkeypatch):
     return call
 
 
-def test_a_link_of_the_chain_queues_the_next_whatever_becomes_of_it(chain, tmp_path):
+def test_a_link_of_the_chain_queues_the_next_whatever_becomes_of_it(chain, home, tmp_path):
     ran = chain("--every", "7days", "--data", "nowhere.bed")
     assert ran.returncode == 2
     assert "nowhere.bed" in ran.stderr
@@ -177,6 +177,7 @@ def test_a_link_of_the_chain_queues_the_next_whatever_becomes_of_it(chain, tmp_p
     asked = (tmp_path / "asked").read_text()
     assert "--begin=now+7days" in asked
     assert "--account=lab" in asked
+    assert f"--output={home}/jobs/snpdeconv-retrain-m-%j.log" in asked  # not where the user happens to be
     assert f"{SCRIPT} --cluster {tmp_path}/site.yaml --name m --every 7days --data nowhere.bed" in asked
 
 
