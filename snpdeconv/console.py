@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from snpdeconv.errors import one_line
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+Item = TypeVar("Item")
+Progress = Callable[[float, int], None]
 """Called with what is done and the total, in the same unit; a total of 0 is not known."""
 
 logger = logging.getLogger(__name__)
 
+# What is over sooner is not worth a word.
+_SOON_S = 3.0
 _LOG_EVERY_S = 15.0
 
 
@@ -26,6 +37,8 @@ class _StandardError(logging.StreamHandler[TextIO]):
     """Writes to what standard error is now, not to what it was when logging was set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "is_progress", False) and _on_terminal():
+            return  # a bar shows it there
         self.stream = sys.stderr
         super().emit(record)
 
@@ -54,9 +67,44 @@ def shortened(text: str, *, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
+@dataclass
+class _Work:
+    """A piece of work under way."""
+
+    title: str
+    started: float
+    done: float = 0.0
+    total: int = 0
+
+    def update(self, done: float, total: int) -> None:
+        self.done, self.total = done, total
+
+    @property
+    def count(self) -> str:
+        """How much is done, or for how long it has been going on where that is not known."""
+        if self.total:
+            return f"{min(int(self.done), self.total):,} of {self.total:,}"
+        return f"{int(self.done):,} so far" if self.done else f"for {_span(time.monotonic() - self.started)}"
+
+    @property
+    def left(self) -> str:
+        """The time left at the rate so far."""
+        if not 0 < self.done < self.total:
+            return ""
+        elapsed = time.monotonic() - self.started
+        return f"about {_span(elapsed / self.done * (self.total - self.done))} left"
+
+
+# Outermost first: work within work shares its bars and its lines.
+_under_way: list[_Work] = []
+
+
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """Shows how far a long piece of work is.
+    """Shows how far a long piece of work is: by a bar on a terminal, by a line now and then in a log.
+
+    Nothing is shown of work that is soon over, on ranks other than the first, and where nobody listens to
+    the package's log.
 
     Args:
         title: What is being done, in a few words.
@@ -64,40 +112,79 @@ def progress(title: str) -> Iterator[Progress]:
     Yields:
         A function to call with (done, total) as often as convenient.
     """
-    if sys.stderr.isatty():
-        with _bar(title) as update:
-            yield update
-    else:
-        yield _lines(title)
+    work = _Work(title, started=time.monotonic())
+    _under_way.append(work)
+    shown = None
+    if len(_under_way) == 1 and os.environ.get("RANK", "0") == "0" and logger.isEnabledFor(logging.INFO):
+        ended = threading.Event()
+        shown = threading.Thread(target=_show, args=(ended,), name="progress", daemon=True)
+        shown.start()
+    try:
+        yield work.update
+    finally:
+        if shown is not None:
+            ended.set()
+            shown.join()
+        _under_way.remove(work)
 
 
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Progress]:
+def track(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterator[Item]:
+    """The items, one after the other, while :func:`progress` shows how many are done.
+
+    Args:
+        items: Of any number.
+        title: What is done with them, in a few words.
+        total: How many there are; asked of the items by default.
+    """
+    number = operator.length_hint(items) if total is None else total
+    with progress(title) as update:
+        update(0, number)
+        for done, item in enumerate(items, start=1):
+            yield item
+            update(done, number)
+
+
+def _show(ended: threading.Event) -> None:
+    """Shows what is under way until it has ended; on a thread, since the work calls when it likes."""
+    if ended.wait(_SOON_S):
+        return
+    with _bars() if _on_terminal() else contextlib.nullcontext():
+        while not ended.wait(_LOG_EVERY_S):
+            told = [
+                f"{work.title}: {', '.join(filter(None, (work.count, work.left)))}" for work in [*_under_way]
+            ]
+            logger.info("%s", "; ".join(told), extra={"is_progress": True})
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _bars() -> Live:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=None)
+    def table() -> Table:
+        rows = Table.grid(padding=(0, 1))
+        for work in [*_under_way]:
+            bar = ProgressBar(total=work.total or None, completed=work.done, width=30, pulse=not work.total)
+            rows.add_row(work.title, bar, work.count, work.left)
+        return rows
 
-        def update(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total or None)
+    return Live(
+        get_renderable=table,
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=2,
+        redirect_stdout=False,
+    )
 
-        yield update
 
-
-def _lines(title: str) -> Progress:
-    last = time.monotonic()
-
-    def update(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last < _LOG_EVERY_S or done == total:
-            return
-        last = time.monotonic()
-        if total:
-            logger.info("%s: %d of %d (%.0f %%)", title, done, total, 100 * done / total)
-        else:
-            logger.info("%s: %d so far", title, done)
-
-    return update
+def _span(seconds: float) -> str:
+    """A time in the largest unit that it has two of."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

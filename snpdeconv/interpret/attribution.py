@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snpdeconv.console import Progress, progress, track
 from snpdeconv.interpret.path import InterpretableModel, Kind, mean_encoding, path_attribution, path_rule
 from snpdeconv.interpret.side_by_side import side_by_side
 from snpdeconv.models.factory import GPUOptimizedSNPModel
@@ -99,7 +102,8 @@ def attention_scores(
         return len(genotypes), list(found)
 
     with _evaluation(plain, device):
-        for num, found in side_by_side(attention, _batches(loader, max_samples=max_samples), device=device):
+        looked = side_by_side(attention, _batches(loader, max_samples=max_samples), device=device)
+        for num, found in track(looked, "attention, batches", total=length_hint(loader)):
             for part in found:
                 scores.add(part)
             scores.num_samples += num
@@ -147,7 +151,8 @@ def integrated_gradients(
     plain = _plain(model)
     scores, pieces = _Scores(aggregate), Pieces()
     gap, change = 0.0, 0.0
-    with _evaluation(plain, device):
+    with _evaluation(plain, device), progress("integrated gradients, passes") as update:
+        passes = _Passes(update, total=length_hint(loader) * steps)
         baseline = mean_encoding(plain)
 
         def attribution(batch: tuple[Tensor, Tensor | None]) -> tuple[int, list[tuple[Tensor, Tensor]]]:
@@ -161,7 +166,7 @@ def integrated_gradients(
                     None if covariates is None else covariates[rows],
                     baseline=baseline,
                     kind=kind,
-                    rule=rule,
+                    rule=passes.counted(rule, len(genotypes[rows]) / len(genotypes)),
                 )
                 lacking = (found.sum(dim=1) - moved).abs().sum()
                 return scores.reduced(found.abs()), torch.stack([lacking, moved.abs().sum()])
@@ -195,6 +200,22 @@ def integrated_gradients(
         completeness_gap=completeness_gap,
         change=change / scores.num_samples,
     )
+
+
+class _Passes:
+    """Counts passes through the network, on any thread."""
+
+    def __init__(self, update: Progress, *, total: int) -> None:
+        self._update, self._total = update, total
+        self._done, self._lock = 0.0, threading.Lock()
+
+    def counted(self, rule: Sequence[tuple[float, float]], share: float) -> Iterator[tuple[float, float]]:
+        """The points of a path, for a share of a batch."""
+        for point in rule:
+            yield point
+            with self._lock:
+                self._done += share
+                self._update(self._done, self._total)
 
 
 class _Scores:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from snpdeconv.console import track
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
@@ -93,7 +94,7 @@ def decoy_scores(
             # What was found explains the trait wholly: nothing is left that a decoy could show.
             return np.zeros(genotypes.num_variants)
 
-    scores = [draw(number) for number in draws]
+    scores = [draw(number) for number in track(draws, "draws of decoys")]
     return np.array(scores).reshape(-1, genotypes.num_variants)
 
 

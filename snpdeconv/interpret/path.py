@@ -6,7 +6,7 @@ Shapes: B batch, S slots, C channels, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -48,7 +48,7 @@ def path_attribution(
     *,
     baseline: Tensor,
     kind: Kind,
-    rule: list[tuple[float, float]],
+    rule: Iterable[tuple[float, float]],
 ) -> tuple[Tensor, Tensor]:
     """Attributions (B, S) and the change (B,) of the output that they should sum to."""
     with torch.no_grad():
@@ -70,7 +70,7 @@ def _path_gradient(
     encoded: Tensor,
     covariates: Tensor | None,
     contrast: Tensor,
-    rule: list[tuple[float, float]],
+    rule: Iterable[tuple[float, float]],
 ) -> Tensor:
     """Mean gradient along the path, (B, S, C)."""
     mean = torch.zeros_like(encoded)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snpdeconv.console import track
 from snpdeconv.genetics.encoding import dosage_weights
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.models.model import InterpretableSNPModel
@@ -192,7 +193,7 @@ def _stack(
 
 def _dosage_chunks(model: InterpretableSNPModel, genotypes: Tensor) -> Iterator[Tensor]:
     """Standardised dosages of all samples, some SNPs at a time, (N, up to CHUNK_SLOTS)."""
-    for start in range(0, model.n_snps, CHUNK_SLOTS):
+    for start in track(range(0, model.n_snps, CHUNK_SLOTS), "ridge regression, blocks of SNPs"):
         yield model.encoder.dosage(genotypes, start, min(start + CHUNK_SLOTS, model.n_snps))
 
 

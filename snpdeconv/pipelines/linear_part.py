@@ -23,6 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from snpdeconv.config import Config
+from snpdeconv.console import progress, track
 from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
 from snpdeconv.genetics.genotypes import PackedGenotypes
@@ -79,7 +80,8 @@ def fit_linear_part(
     kept = distributed.first_rank_does(lambda: _read(path, digest=digest))
     if kept is None:
         started = time.monotonic()
-        offset = _fit(model, dataset, config=config, device=device)
+        with progress("linear part"):
+            offset = _fit(model, dataset, config=config, device=device)
         kept = distributed.first_rank_does(lambda: _keep(path, model, offset=offset, digest=digest))
         logger.info("linear part fitted in %.1f s", time.monotonic() - started)
     else:
@@ -212,9 +214,10 @@ class _Fits:
 
         def left_out() -> dict[int, NDArray[np.float64]]:
             """This rank's share of the folds, each predicted by the others."""
+            share = range(distributed.rank(), num_folds, distributed.world_size())
             return {
                 one: self.predict(self.terms(np.flatnonzero(fold != one)), np.flatnonzero(fold == one))
-                for one in range(distributed.rank(), num_folds, distributed.world_size())
+                for one in track(share, "folds of the sparse fit")
             }
 
         out_of_fold = np.empty_like(in_sample)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from snpdeconv.console import track
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.interpret.covariate_basis import covariate_basis
@@ -189,7 +190,7 @@ def fit_one_against_rest(
             extra=extra,
             settings=settings,
         )
-        for one in range(int(classes.max()) + 1)
+        for one in track(range(int(classes.max()) + 1), "single effects, class by class")
     )
 
 
