@@ -136,7 +136,8 @@ def submit(
     earlier = [find_record(job) for job in after or []]
     selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
     if model is not None:
-        given = [name for name, value in selection.items() if value is not None]
+        ours = {"phenotypes": phenotypes, "trait": trait, "blocks": blocks, "groups": groups, **selection}
+        given = [name for name, value in ours.items() if value is not None]
         if given:
             option = "--chr" if given[0] == "chrom" else f"--{given[0].replace('_', '-')}"
             raise ConfigError("is for training", where=option, mend="leave it out beside --model")

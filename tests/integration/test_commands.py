@@ -76,7 +76,7 @@ def test_predict_scores_people_never_seen(run, trained, cohort, tmp_path):
     assert result["num_samples"] == 60
     assert result["version"] == 1
     table = pd.read_csv(out, sep="\t")
-    assert list(table.columns) == ["#FID", "IID", "prediction"]
+    assert list(table.columns) == ["#FID", "IID", "prediction", "missing", "typed_weight"]
     truth = pd.read_csv(cohort / "holdout" / "phenotypes.tsv", sep="\t")
     both = table.merge(truth, on="IID")
     assert len(both) == 60

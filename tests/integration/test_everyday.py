@@ -228,6 +228,9 @@ def test_jobs_and_retraining_take_the_same_lists(run, cohort, files):
     assert "no such file" in run(*words, lists / "none").err
     refused = run(*words, lists / "keep", "--model", "m@champion")
     assert refused.err == "error: --keep: is for training; leave it out beside --model\n"
+    words = ["submit", "production", "--data", cohort, "--model", "m@champion", "--dry-run", "--phenotypes"]
+    refused = run(*words, cohort / "phenotypes.tsv")
+    assert refused.err == "error: --phenotypes: is for training; leave it out beside --model\n"
     words = ["retrain", "--name", "m", "--data", cohort, "--keep", lists / "keep", "--chr", "1"]
     done = run(*words, "--out", files / "run", *FAST_WORDS)
     assert done.code == 0, done.err
