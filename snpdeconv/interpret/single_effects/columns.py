@@ -16,6 +16,7 @@ from torch import Tensor
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.resident import resident
 from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
+from snpdeconv.interpret.single_effects.kept_rows import KeptRows
 from snpdeconv.interpret.single_effects.tiles import Tiles
 
 # A column that the covariates (or being constant) explain up to this share has nothing left to test; float32
@@ -23,6 +24,8 @@ from snpdeconv.interpret.single_effects.tiles import Tiles
 COLLINEAR = 1e-5
 # Elements of columns made at once, in float64 64 MiB.
 TAKEN_ELEMENTS = 2**23
+# Most memory for columns that are asked for again and again, as those that carry effects are.
+KEPT_BYTES = 2**27
 # With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single people.
 DOMINANCE_MIN_SAMPLES = 5
 
@@ -119,6 +122,8 @@ class Columns:
         self.variants = self._taking_part(extra)
         self.usable = np.isfinite(self._by_column(self.scaling))
         self.num_columns = len(self.usable)
+        most = KEPT_BYTES // (4 * self.num_samples)
+        self._kept = KeptRows(self.num_columns, width=self.num_samples, most=most, device=self.device)
 
     def correlate(self, vectors: Tensor) -> Tensor:
         """Products of every column with vectors over the samples; one pass.
@@ -181,15 +186,24 @@ class Columns:
         weight = torch.stack([self._send(of_dosage), self._send(of_het)])
         return self._tiles.combine(weight) - (weight * torch.stack([self._mean, self._het_mean])).sum()
 
-    def take(self, index: NDArray[np.int64]) -> Tensor:
+    def take(self, index: NDArray[np.int64], *, again: bool = False) -> Tensor:
         """Some columns by themselves.
 
         Args:
             index: (S,) columns.
+            again: Whether they will be asked for again, so that they are worth keeping.
 
         Returns:
             (N, S) float32.
         """
+        if not again or len(index) > self._kept.most:
+            return self._made(index)
+        absent = self._kept.absent(index)
+        if len(absent):
+            self._kept.add(absent, self._made(absent).T)
+        return self._kept.of(index).T
+
+    def _made(self, index: NDArray[np.int64]) -> Tensor:
         out = torch.empty((self.num_samples, len(index)), dtype=torch.float32, device=self.device)
         step = max(1, TAKEN_ELEMENTS // max(1, self.num_samples))
         for start in range(0, len(index), step):

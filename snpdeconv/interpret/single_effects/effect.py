@@ -94,7 +94,8 @@ class Evidence:
         slope = (0.5 * share * (1 - share)) * self.z2 - 0.5 * share
         num = len(self.log_prior_both)
         total = weight[: len(slope)] @ slope
-        total += weight[len(slope) :] @ (slope[:num] + slope[num : 2 * num])
+        if num:
+            total += weight[len(slope) :] @ (slope[:num] + slope[num : 2 * num])
         return float(total / weight.sum())
 
     def shifted(self, gain: Tensor) -> Tensor:
@@ -104,6 +105,8 @@ class Evidence:
     def _joint(self, bayes: Tensor) -> Tensor:
         """(P + V,) logarithm of prior times Bayes factor; of orthogonal columns these multiply."""
         num = len(self.log_prior_both)
+        if not num:
+            return bayes + self.log_prior
         both = bayes[:num] + bayes[num : 2 * num] + self.log_prior_both
         return torch.cat([bayes + self.log_prior, both])
 
@@ -129,7 +132,8 @@ def best_prior_variance(evidence: Evidence, *, start: float) -> float:
         The variance.
     """
     if start <= 0:
-        start = max((evidence.typical_variance * size for size in GRID), key=evidence.marginal)
+        typical = evidence.typical_variance
+        start = max((typical * size for size in GRID), key=evidence.marginal)
     found = math.exp(_root(evidence, math.log(start)))
     return found if evidence.marginal(found) > 0 else 0.0
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.interpret.single_effects.columns import Columns
+from snpdeconv.interpret.single_effects.kept_rows import KeptRows
 
 # Fetching so many columns costs about as much as the passes that a dense product would take in all sweeps.
 MOST_FETCHED = 256
@@ -47,9 +48,10 @@ class LazyGram:
         self.inverse = torch.linalg.inv(known if precision is None else known + torch.diag(precision))
         self.is_constant = weight is None
         self.most_rows = max(2 * MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
-        self._row_of = np.full(columns.num_columns, -1)
-        self._rows = torch.empty((0, columns.num_columns), dtype=torch.float32, device=columns.device)
-        self._num_rows = 0
+        self._rows = KeptRows(
+            columns.num_columns, width=columns.num_columns, most=self.most_rows, device=columns.device
+        )
+        self.has = self._rows.has
         self.num_passes = 0
 
     @cached_property
@@ -80,60 +82,45 @@ class LazyGram:
         Args:
             index: Columns, in any order; at most ``most_rows`` of them count.
         """
-        index = np.unique(index)[: self.most_rows]
-        absent = index[self._row_of[index] < 0]
-        if not len(absent):
-            return
-        if self._num_rows + len(absent) > self.most_rows:
-            # All that the last effects used comes again within a sweep; older rows are unlikely to.
-            self._row_of[:] = -1
-            self._num_rows = 0
-            absent = index
+        absent = self._rows.absent(np.unique(index)[: self.most_rows])
         step = max(16, BLOCK_BYTES // (8 * self._columns.num_columns))
         for start in range(0, len(absent), step):
             block = absent[start : start + step]
-            values = self._columns.take(block)
+            values = self._columns.take(block, again=self._weight is not None)
             weighted = values if self._weight is None else self.project(values) * self._weight[:, None]
-            self._append(block, self.correlate(weighted).T.float())
+            self._rows.add(block, self.correlate(weighted).T.float())
 
-    def times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+    def score(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+        """(N,) projected X b of a vector b with entries at an index (S,); a pass if they are many."""
+        if len(index) <= MOST_FETCHED:
+            return self.project(self._columns.take(index, again=True)) @ weight
+        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
+        full[torch.from_numpy(index).to(weight.device)] = weight
+        return self.project(self._columns.combine(full)[:, None])[:, 0]
+
+    def times(self, index: NDArray[np.int64], weight: Tensor, *, score: Tensor | None = None) -> Tensor:
         """X'WX b of a vector b with few entries other than zero.
 
         Args:
             index: (S,) where.
             weight: (S,) float64 what.
+            score: What :meth:`score` gives, if it is known, which spares a pass where entries are many.
 
         Returns:
             (P,) float64.
         """
         if len(index) > MOST_FETCHED:
-            return self.dense_times(index, weight)
+            return self._dense_times(index, weight, score)
         self.fetch(index)
-        rows = self._rows[torch.from_numpy(self._row_of[index]).to(self._rows.device)]
         # In float64 this would move twice the memory for digits that the rows do not have.
-        return (weight.float() @ rows).double()
+        return (weight.float() @ self._rows.of(index)).double()
 
-    def dense_times(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+    def _dense_times(self, index: NDArray[np.int64], weight: Tensor, score: Tensor | None) -> Tensor:
         """The same from the genotypes, for many entries: one pass, or two under weights."""
-        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
-        full[torch.from_numpy(index).to(weight.device)] = weight
         self.num_passes += 1
         if self._weight is None:
+            full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
+            full[torch.from_numpy(index).to(weight.device)] = weight
             return self._columns.gram_times(full)
-        score = self._columns.combine(full)[:, None]
-        return self.correlate(self.project(score) * self._weight[:, None])[:, 0]
-
-    def has(self, index: NDArray[np.int64]) -> bool:
-        """Whether all these rows are there."""
-        return bool((self._row_of[index] >= 0).all())
-
-    def _append(self, index: NDArray[np.int64], rows: Tensor) -> None:
-        needed = self._num_rows + len(index)
-        if needed > len(self._rows):
-            capacity = min(max(2 * len(self._rows), needed, 64), max(self.most_rows, needed))
-            grown = torch.empty((capacity, rows.shape[1]), dtype=torch.float32, device=rows.device)
-            grown[: self._num_rows] = self._rows[: self._num_rows]
-            self._rows = grown
-        self._rows[self._num_rows : needed] = rows
-        self._row_of[index] = np.arange(self._num_rows, needed)
-        self._num_rows = needed
+        score = self.score(index, weight) if score is None else score
+        return self.correlate((score * self._weight)[:, None])[:, 0]

@@ -199,7 +199,7 @@ class LogisticClimb:
         effects = self.effects.effects
         supports = [self.effects.support(effect, noise=1.0) for effect in effects]
         index = _union([support for support in supports if len(support) <= MOST_FETCHED])
-        taken = gram.project(self.columns.take(index))
+        taken = gram.project(self.columns.take(index, again=True))
         along = basis.T @ taken
         for effect, support in zip(effects, supports, strict=True):
             contribution, second = effect.alpha * effect.mean, effect.alpha * effect.second

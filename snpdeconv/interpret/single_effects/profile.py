@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from snpdeconv.interpret.single_effects.columns import Columns
-from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
+from snpdeconv.interpret.single_effects.gram import LazyGram
 
 NEWTON_STEPS = 40
 # Most that a step moves the log odds of any sample, and the step at which an effect counts as found.
@@ -54,22 +55,16 @@ class LogisticProfile:
 
     def __init__(self, columns: Columns, gram: LazyGram, *, case: Tensor, base: Tensor, most: float) -> None:
         self._columns, self._gram, self._case = columns, gram, case
+        self._sign = 2 * case - 1
+        self._scratch = base[:0]
         self.base, self._most = base, most
-
-    def score(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
-        """(N,) sum of the columns of an index (S,) times weights (S,)."""
-        if len(index) <= MOST_FETCHED:
-            return self._gram.project(self._columns.take(index)) @ weight
-        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
-        full[torch.from_numpy(index).to(weight.device)] = weight
-        return self._gram.project(self._columns.combine(full)[:, None])[:, 0]
 
     def left(self, others: Tensor) -> tuple[Tensor, float]:
         """Log odds (N,) after the best intercept, and the most that any effect beside them can gain."""
-        nothing = torch.zeros((len(others), 1), dtype=torch.float64, device=others.device)
-        intercept, _ = self._climb(others, nothing, start=nothing[0], prior_variance=1.0)
+        nothing = torch.zeros((1, len(others)), dtype=torch.float64, device=others.device)
+        intercept, _ = self._climb(others, nothing, start=nothing[:, 0], prior_variance=1.0)
         others = others + intercept
-        return others, min(self._most, -float(self._log_likelihood(others[:, None])[0]))
+        return others, min(self._most, -float(self._log_likelihood(others)))
 
     def expand(
         self, index: NDArray[np.int64], others: Tensor, *, start: Tensor, prior_variance: float
@@ -82,16 +77,19 @@ class LogisticProfile:
             start: (K,) effects to start from.
             prior_variance: Of the effects, which keeps them finite where carriers are all cases.
         """
-        x = self._gram.project(self._columns.take(index))
+        # A column a row: sums over the samples then run along memory.
+        x = self._gram.project(self._columns.take(index, again=True)).T.contiguous()
         intercept, effect = self._climb(others, x, start=start, prior_variance=prior_variance)
-        log_odds = others[:, None] + intercept + effect * x
-        fitted = torch.sigmoid(log_odds)
-        weight = fitted * (1 - fitted)
-        slope = ((self._case[:, None] - fitted) * x).sum(0)
-        along = (weight * x).sum(0)
-        curvature = (weight * x.square()).sum(0) - along.square() / weight.sum(0).clamp(min=LEAST_CURVATURE)
+        fitted, spare = self._room(len(index))
+        log_odds = torch.add(others, intercept[:, None], out=fitted).addcmul_(effect[:, None], x)
+        gained = logsigmoid(torch.mul(self._sign, log_odds, out=spare)).sum(1) - self._log_likelihood(others)
+        fitted.sigmoid_()
+        slope = x @ self._case - torch.mul(fitted, x, out=spare).sum(1)
+        weight = fitted.addcmul_(fitted, fitted, value=-1)
+        weighted = torch.mul(weight, x, out=spare)
+        along, total = weighted.sum(1), weight.sum(1).clamp(min=LEAST_CURVATURE)
+        curvature = weighted.mul_(x).sum(1) - along.square() / total
         curvature = curvature.clamp(min=LEAST_CURVATURE)
-        gained = self._log_likelihood(log_odds) - self._log_likelihood(others[:, None])
         return Expansion(
             slope=slope + curvature * effect,
             curvature=curvature,
@@ -99,23 +97,32 @@ class LogisticProfile:
         )
 
     def _log_likelihood(self, log_odds: Tensor) -> Tensor:
-        """(K,) of log odds (N, K)."""
-        sign = (2 * self._case - 1)[:, None]
-        return torch.nn.functional.logsigmoid(sign * log_odds).sum(0)
+        """Of log odds (N,)."""
+        return logsigmoid(self._sign * log_odds).sum()
+
+    def _room(self, num: int) -> Tensor:
+        """(2, num, N) to write into: fresh memory takes longer than what is done in it."""
+        needed = 2 * num * len(self.base)
+        if len(self._scratch) < needed:
+            self._scratch = self.base.new_empty(needed)
+        return self._scratch[:needed].view(2, num, -1)
 
     def _climb(
         self, others: Tensor, x: Tensor, *, start: Tensor, prior_variance: float
     ) -> tuple[Tensor, Tensor]:
-        """Most probable intercept and effect (K,) of each column (N, K), by Newton's method."""
+        """Most probable intercept and effect (K,) of each column (K, N), by Newton's method."""
         intercept, effect = torch.zeros_like(start), start.clone()
-        largest = x.abs().amax(0)
+        largest = torch.maximum(x.amax(1), -x.amin(1))
+        num_cases, in_cases = self._case.sum(), x @ self._case
+        fitted, spare = self._room(len(x))
         for _ in range(NEWTON_STEPS):
-            fitted = torch.sigmoid(others[:, None] + intercept + effect * x)
-            weight, left = fitted * (1 - fitted), self._case[:, None] - fitted
-            weighted = weight * x
-            to_intercept, to_effect = left.sum(0), (left * x).sum(0) - effect / prior_variance
-            own, cross = weight.sum(0) + LEAST_CURVATURE, weighted.sum(0)
-            along = (weighted * x).sum(0) + 1 / prior_variance
+            torch.add(others, intercept[:, None], out=fitted).addcmul_(effect[:, None], x).sigmoid_()
+            to_intercept = num_cases - fitted.sum(1)
+            to_effect = in_cases - torch.mul(fitted, x, out=spare).sum(1) - effect / prior_variance
+            weight = fitted.addcmul_(fitted, fitted, value=-1)
+            weighted = torch.mul(weight, x, out=spare)
+            own, cross = weight.sum(1) + LEAST_CURVATURE, weighted.sum(1)
+            along = weighted.mul_(x).sum(1) + 1 / prior_variance
             determinant = own * along - cross.square()
             by_intercept = (along * to_intercept - cross * to_effect) / determinant
             by_effect = (own * to_effect - cross * to_intercept) / determinant

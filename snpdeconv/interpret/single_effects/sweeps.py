@@ -91,8 +91,8 @@ class SingleEffectSum:
             gram.fetch(np.concatenate(held))
         for effect, index in zip(self.effects, supports, strict=True):
             weight = _at(effect.alpha * effect.mean, index)
-            effect.fitted = gram.times(index, weight)
-            effect.score = None if profile is None else profile.score(index, weight)
+            effect.score = None if profile is None else gram.score(index, weight)
+            effect.fitted = gram.times(index, weight, score=effect.score)
         self._start()
 
     def entangled(self) -> list[NDArray[np.int64]]:
@@ -243,11 +243,11 @@ class SingleEffectSum:
             self._gram.fetch(np.union1d(index, self._peaks(evidence)))
         new.is_spread = len(index) > MOST_FETCHED
         weight = _at(new.alpha * new.mean, index)
-        new.fitted = self._gram.times(index, weight)
-        self._residual = residual - new.fitted
         if self._profile is not None:
-            new.score = self._profile.score(index, weight)
+            new.score = self._gram.score(index, weight)
             self._log_odds = log_odds + new.score
+        new.fitted = self._gram.times(index, weight, score=new.score)
+        self._residual = residual - new.fitted
         return new
 
     def _looked_at(
