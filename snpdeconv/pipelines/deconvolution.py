@@ -49,6 +49,9 @@ TABLES = ("credible_sets", "pairs", "blocks")
 # What a CPU core takes for people times pairs of SNPs, of those that work together.
 SECONDS_A_PAIR_TEST = 1.2e-10
 LONG_S = 3600.0
+# Cases, or people of a class, under which a warning says that there is little power; so many are named.
+FEW_PEOPLE = 50
+FEW_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def deconvolve_people(
         device: Where to compute.
     """
     started = time.monotonic()
+    _warn_of_few(people)
     people = _with_normal_scores(people, wanted=settings.normal_scores)
     device = statistics_device(people.genotypes, device)
     pairs = people.kind != "multiclass" and looks_for_pairs(
@@ -225,6 +229,22 @@ def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> Pe
             "--set interpretation.normal_scores=false takes it as it is"
         )
     return replace(people, target=normal_scores(people.target).astype(np.float32))
+
+
+def _warn_of_few(people: People) -> None:
+    """One line, where a class is so small that little can be found."""
+    if people.kind == "quantitative":
+        return
+    counts = np.bincount(people.target.astype(np.int64), minlength=2)
+    names = people.classes or ("controls", "cases")
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW_PEOPLE]
+    more = f" and {len(few) - FEW_NAMED} more classes" if len(few) > FEW_NAMED else ""
+    if few:
+        logger.warning(
+            "fewer than %d people: %s%s; so few give little power to find effects, and where minor "
+            "alleles are few p-values of association are saddlepoint approximations",
+            FEW_PEOPLE, ", ".join(few[:FEW_NAMED]), more,
+        )  # fmt: skip
 
 
 def num_pair_tests(num_people: int, num_variants: int, *, num_looks: int) -> float:

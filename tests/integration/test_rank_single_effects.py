@@ -217,6 +217,19 @@ def test_traits_of_classes(run, files, tmp_path, kind):
         assert sets["class"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [({"case": 12}, "'case' 12; so few"), ({"a": 30, "b": 49, "c": 50}, "'a' 30, 'b' 49; so few")],
+)
+def test_few_people_of_a_class_are_told_once(run, files, tmp_path, sizes, told):
+    few = np.repeat(list(sizes), list(sizes.values()))
+    edit(files, lambda t: t.assign(trait=[*few, *["control"] * (len(t) - len(few))]))
+    done = run(*words(files, tmp_path / "out", "--set", "interpretation.decoys=0"))
+    assert done.code == 0, done.err
+    assert done.err.count("fewer than 50 people") == 1
+    assert told in done.err
+
+
 def test_missing_genotypes_missing_traits_twins_and_covariates(run, files, tmp_path):
     """Everything that a real table holds at once: what is left ranks as the whole does, and is counted."""
     source = load_cohort(files / "cohort.bed", cache_dir=tmp_path / "cache")

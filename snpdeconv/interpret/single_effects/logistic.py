@@ -6,6 +6,7 @@ Shapes: N samples, P columns, S columns that carry an effect, Q covariates and i
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from snpdeconv.interpret.single_effects.gram import MOST_FETCHED, LazyGram
 from snpdeconv.interpret.single_effects.predictor import Predictor, fitted_anew
 from snpdeconv.interpret.single_effects.profile import LogisticProfile
 from snpdeconv.interpret.single_effects.sweeps import SingleEffectSum
+
+logger = logging.getLogger(__name__)
 
 # Part of new pseudo-observations under which rounds end, and fall of the bound for which one is taken back.
 LEAST_MIXED = 1 / 4
@@ -124,7 +127,7 @@ class LogisticClimb:
         Returns:
             Whether the bound stands still.
         """
-        mixed, gained, settled = 1.0, 0.0, False
+        mixed, gained, settled, refused = 1.0, 0.0, False, False
         weight, product = self.best.weight, self.best.product
         if self.elbo:
             # An earlier run has got all there was to gain on those it ended with.
@@ -140,12 +143,17 @@ class LogisticClimb:
             else:
                 mixed /= 2
                 settled = mixed < LEAST_MIXED
+                refused |= bool(self.effects.effects) and not self.best.effects
             if gained < -LARGEST_FALL:
                 weight, product, now = self.best.weight, self.best.product, self.best.predictor
                 self.effects.effects = list(self.best.effects)
             new_weight, new_product = now.pseudo_observations(self.case)
             weight = weight + mixed * (new_weight - weight)
             product = product + mixed * (new_product - product)
+        if refused and not self.best.effects:
+            logger.info(
+                "single effects: refused effects under which the data are less likely than without any"
+            )
         if sweeps_a_round and gained < 0:
             self.effects.effects = list(self.best.effects)
             self._regress(self.best.weight, self.best.product)

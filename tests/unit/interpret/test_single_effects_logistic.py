@@ -205,3 +205,15 @@ def test_few_cases_without_effect_give_no_set_and_no_run_off(num_cases):
         assert not credible_sets(fit, genotypes)
         assert fit.pip.max() < 0.5
         assert sum(effect.pve for effect in fit.effects) < 0.5
+
+
+def test_effects_less_likely_than_none_are_refused_with_a_word(caplog, monkeypatch):
+    caplog.set_level("INFO", logger=logistic.__name__)
+    codes, case = rare_study(10, num_cases=20)
+    genotypes = PackedGenotypes.from_codes(codes)
+    assert fit_single_effects(genotypes, case, kind="binary").effects
+    assert "refused" not in caplog.text
+    # Divergences so large that no effect is worth them.
+    monkeypatch.setattr(SingleEffectSum, "divergence", lambda self: 1e3 * len(self.effects))
+    assert not fit_single_effects(genotypes, case, kind="binary").effects
+    assert caplog.text.count("refused effects under which the data are less likely than without any") == 1
