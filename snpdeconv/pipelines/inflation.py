@@ -26,9 +26,10 @@ BY_CHANCE = 0.01
 # Among fewer independent SNPs, one strong effect and what is linked to it move the median.
 FEW_INDEPENDENT = 500
 # In a cohort without structure the first of so many components explains at most half as much again as the
-# last; with two populations the first explains many times as much.
+# last; with two populations of one continent (HapMap 3: CHB and JPT, YRI and LWK) 1.8 times as much, of two
+# continents many times.
 NUM_COMPONENTS = 10
-STANDS_OUT = 2.0
+STANDS_OUT = 1.5
 # Structure is the same all over the genome, a haplotype is not: what one end of it says of people has to be
 # seen at the other end. Squared correlation that counts, its noise for a component and person, the share of
 # SNPs between both ends, and SNPs that an end needs.

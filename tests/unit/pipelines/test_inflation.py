@@ -89,6 +89,19 @@ def test_structure_is_mended_by_components(told):
     assert "population structure" not in told(3.0, genotypes(0.15), num_components=10)
 
 
+def test_populations_of_one_continent_are_structure_and_trios_of_one_are_none(told):
+    rng = np.random.default_rng(540)
+    ancestral, fst = rng.uniform(0.1, 0.9, 1_200), 0.01
+    part = (1 - fst) / fst
+    frequency = rng.beta(ancestral * part, (1 - ancestral) * part, (2, 1_200))[np.repeat([0, 1], 200)]
+    related = rng.binomial(2, ancestral, (300, 1_200))
+    child = rng.binomial(1, related[:100] / 2) + rng.binomial(1, related[100:200] / 2)
+    related[200:] = child
+    two = PackedGenotypes.from_codes(rng.binomial(2, frequency).astype(np.uint8))
+    assert "population structure" in told(3.0, two)
+    assert "population structure" not in told(3.0, PackedGenotypes.from_codes(related.astype(np.uint8)))
+
+
 @pytest.mark.parametrize("lambda_gc", [1.0, 1.1, float("nan")])
 def test_without_inflation_nothing_is_told(told, lambda_gc):
     assert not told(lambda_gc, genotypes(0.15))
