@@ -315,6 +315,12 @@ def _slurm(plan: Plan, *, is_array: bool) -> _Slurm:
                 where=repr(value),
                 mend="leave it out of paths, names and options of a job",
             )
+    if "%" in str(plan.folder):
+        raise ConfigError(
+            "holds a %, which SLURM replaces in the paths of logs",
+            where=plan.folder,
+            mend="set SNPDECONV_HOME to a folder without it",
+        )
     executor.update_parameters(**parameters)
     return executor
 

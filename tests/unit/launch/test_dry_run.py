@@ -72,6 +72,14 @@ def test_names_with_line_breaks_are_no_commands(run, cohort, home):
     assert "'a\\nid': holds a line break" in ran.err
 
 
+def test_a_home_that_slurm_would_take_for_a_pattern_is_refused(run, cohort, home, monkeypatch, tmp_path):
+    monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "at %j"))
+    site = HERE / "clusters" / "none.yaml"
+    ran = run("submit", "small_cpu", "--data", cohort, "--name", "height", "--cluster", site, "--dry-run")
+    assert ran.code == 2
+    assert "holds a %, which SLURM replaces in the paths of logs" in ran.err
+
+
 def test_a_password_stays_out_of_the_script(run, cohort, home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example.org")
     assert "secret" not in dry_run(run, cohort, home, "small_cpu")
