@@ -18,6 +18,7 @@ from snpdeconv.genetics.samples import Samples
 
 _FAM_COLUMNS = 6
 # Where chromosome, position, ID, REF and ALT stand in a table without a header, by how many columns it has.
+_PVAR_COLUMNS = 5
 _HEADLESS = {5: (0, 2, 1, 4, 3), 6: (0, 3, 1, 5, 4)}
 _FEMALE, _FEMALE_WORDS = "2", frozenset({"2", "F", "FEMALE"})
 _TOO_MANY_DIGITS = 19
@@ -136,6 +137,8 @@ def read_pvar(path: Path) -> Sites:
                     path, number, found=width, expected="5 or 6, where there is no #CHROM line,"
                 )
             columns = _HEADLESS[width]
+            if width == _PVAR_COLUMNS and not line.split()[columns[1]].isdecimal():
+                columns = tuple(range(_PVAR_COLUMNS))  # a .pvar that lost its header
             refuse_quotes(line, path=path)
         fields = line.split(maxsplit=width)
         if len(fields) < width:

@@ -236,7 +236,7 @@ def test_a_pgen_of_dosages_is_refused_and_its_remedy_works(tmp_path):
     assert (import_cohort(tmp_path / "called.bed", tmp_path / "store").genotypes.codes() == 3).mean() < 0.02
 
 
-@pytest.mark.parametrize("form", [".pvar without header", ".bim and .fam"])
+@pytest.mark.parametrize("form", [".pvar without header", ".pvar that lost its header", ".bim and .fam"])
 def test_a_pgen_with_other_tables(tmp_path, form):
     samples = Samples.build([f"p{n}" for n in range(len(CODES))], fid=[f"f{n}" for n in range(len(CODES))])
     path = write_pgen(tmp_path / "c", CODES, variants=table(other=["G", "C"] * 5), samples=samples)
@@ -252,6 +252,8 @@ def test_a_pgen_with_other_tables(tmp_path, form):
         )
         ids = zip(samples.fid, samples.iid, strict=True)
         path.with_suffix(".fam").write_text("".join(f"{f}\t{i}\t0\t0\t0\t-9\n" for f, i in ids))
+    elif form == ".pvar that lost its header":
+        pvar.write_text("".join(line + "\n" for line in lines))
     else:
         # As plink2 takes it: the columns of a .bim.
         rows = (line.split("\t") for line in lines)
