@@ -79,8 +79,8 @@ def test_a_class_that_gets_too_small_without_people_of_few_genotypes(files):
     with pytest.raises(InputError) as caught:
         prepared(inputs(files))
     assert (
-        "class 'rare' of trait 'trait' has 4 people, fewer than 5 once 2 people beyond "
-        "data.sample_missing_max are left out" in str(caught.value)
+        "class 'rare' of trait 'trait' has 4 people, fewer than 5 once 2 people are left out by "
+        "lists, covariates or data.sample_missing_max" in str(caught.value)
     )
 
 
@@ -88,7 +88,7 @@ def test_a_quantity_that_stops_varying_without_people_of_few_genotypes(files):
     num_people = len(pd.read_csv(files / "phenotypes.tsv", sep="\t"))
     edit(files, trait=np.where(np.arange(num_people) < 3, np.arange(num_people), 7.5))
     without_genotypes(files, range(3))
-    with pytest.raises(InputError, match=r"trait 'trait' is '7\.5' for all .* once 3 people beyond"):
+    with pytest.raises(InputError, match=r"trait 'trait' is '7\.5' for all .* once 3 people are left out"):
         prepared(inputs(files))
 
 

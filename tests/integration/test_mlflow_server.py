@@ -46,8 +46,9 @@ class Server:
         store = f"sqlite:///{self.folder}/server.db"
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                server_command(store, port=self.port, artifacts=self.folder / "artifacts"),
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                server_command(port=self.port, artifacts=self.folder / "artifacts"),
+                env=os.environ
+                | {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,

@@ -154,5 +154,5 @@ def test_sizes_that_cannot_be_simulated_are_refused(changes: dict[str, object], 
 
 def test_without_msprime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "msprime", None)
-    with pytest.raises(ResourceError, match=r"snpdeconv\[simulate\]"):
+    with pytest.raises(ResourceError, match=r"pip install 'msprime"):
         simulate_genotypes(20, num_variants=20, seed=1)
