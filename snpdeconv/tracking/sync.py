@@ -31,7 +31,7 @@ class SpoolReport:
         key: The run's key.
         name: The run's name.
         outcome: sent (the store has all of it), incomplete (all but the problems, for good), skipped (still
-            alive) or failed (try again later).
+            alive, or without a word) or failed (try again later).
         note: Why, in one line.
         problems: Events that the store refused for good, or files that are gone.
     """
@@ -83,6 +83,10 @@ def sync() -> SyncReport:
 
 def _sync_one(spool: Spool, history: History, failures: Counter[str]) -> SpoolReport:
     name = str(history.created.get("name", "?"))
+    if next(spool.read(), None) is None:
+        return SpoolReport(
+            spool.key, name, "skipped", "its process has said nothing, or ended before it could"
+        )
     if not history.created:
         note = f"its first line is damaged, so that the run is unknown; remove {spool.folder}"
         return SpoolReport(spool.key, name, "failed", note)

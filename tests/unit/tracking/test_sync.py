@@ -28,6 +28,17 @@ def test_nothing_to_send(tracking_home: Path) -> None:
     assert sync().complete
 
 
+def test_a_run_that_ended_before_its_first_word_is_no_damage(tracking_home: Path) -> None:
+    for key, torn in (("a", b""), ("b", b'{"kind": "crea')):
+        spool = Spool(tracking_home / "spool", key * 32)
+        assert spool.acquire()
+        spool.release()
+        spool.events_path.write_bytes(torn)
+    report = sync()
+    assert outcomes(report) == {"a": "skipped", "b": "skipped"}
+    assert report.complete
+
+
 def test_a_run_interrupted_elsewhere_long_ago_is_sent_and_may_come_back(tracking_home: Path) -> None:
     leave(tracking_home, "a")
     (report,) = sync().spools
