@@ -20,7 +20,12 @@ from snpdeconv.errors import InputError, UserError
 from snpdeconv.genetics.genotypes import MISSING, pack, row_bytes
 from snpdeconv.genetics.readers import Multiallelic, VariantChunk
 from snpdeconv.genetics.readers.alts import ALT_REPORT, split_id, usable_alts
-from snpdeconv.genetics.readers.vcf_text import describe_record, read_sample_names, require_complete
+from snpdeconv.genetics.readers.vcf_text import (
+    describe_record,
+    read_sample_names,
+    require_complete,
+    require_sound_bcf,
+)
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 
@@ -55,6 +60,7 @@ class VcfReader:
         self._multiallelic: Multiallelic = multiallelic
         require_complete(path)
         self.samples = Samples.build(read_sample_names(path))
+        require_sound_bcf(path)
         self.num_variants: int | None = None
         self.report = dict.fromkeys((*ALT_REPORT, "skipped_no_gt"), 0)
 

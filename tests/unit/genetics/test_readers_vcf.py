@@ -202,7 +202,9 @@ class TestVcf:
             gzip.decompress(path.read_bytes()) if path.read_bytes()[:2] == b"\x1f\x8b" else path.read_bytes()
         )
         path.write_bytes(plain[:-3])
-        with pytest.raises(InputError, match=r"record 1 cannot be read; check"):
+        with pytest.raises(
+            InputError, match=r"record 1 cannot be read: a field of its samples is damaged; check"
+        ):
             read(path)
 
     def test_truncated_plain_gzip_and_text(self, read: Read, tmp_path: Path) -> None:
@@ -227,3 +229,27 @@ class TestVcf:
         variants, codes, _ = read(path, max_variants=4)
         assert codes.tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 2]] * 5
         assert variants.counted_allele.tolist() == ["C", "G", "T"] * 5
+
+
+def test_a_field_without_a_type_does_not_end_the_program(tmp_path: Path) -> None:
+    """htslib calls exit() where a BCF says that the values of a field are of type 0."""
+    path = write_vcf_text(
+        tmp_path / "c.vcf", "1 10 a A G . . . GT 0/0 0/1 1/1 ./.", "1 20 b A G . . . GT 0/0 0/1 1/1 ./."
+    )
+    file = compress(path, mode="wbu", suffix=".bcf")
+    content = bytearray(
+        gzip.decompress(file.read_bytes()) if file.read_bytes()[:2] == b"\x1f\x8b" else file.read_bytes()
+    )
+    calls = bytes([0x21, 2, 2, 2, 4, 4, 4, 0, 0])  # two alleles a sample, of one byte
+    content[content.rindex(calls)] = 0x20
+    file.write_bytes(content)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from snpdeconv.errors import InputError\n"
+        "from snpdeconv.genetics.readers.vcf import VcfReader\n"
+        "try: list(VcfReader(Path(sys.argv[1]), multiallelic='split').chunks(4))\n"
+        "except InputError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "record 2 cannot be read" in run.stdout
