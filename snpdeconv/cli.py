@@ -43,7 +43,7 @@ from snpdeconv.cli_options import (
 )
 from snpdeconv.console import configure_logging, progress, shortened
 from snpdeconv.errors import ConfigError, ResourceError, UserError
-from snpdeconv.startup import check_surroundings, loading, mend_surroundings
+from snpdeconv.startup import check_surroundings, end_process_after, loading, mend_surroundings
 from snpdeconv.version import __version__
 
 if TYPE_CHECKING:
@@ -436,4 +436,6 @@ def main() -> None:
     # It must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     mend_surroundings()
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # one of torchrun's ranks
+        end_process_after(lambda: _run(app))
     sys.exit(_run(app))

@@ -5,14 +5,17 @@ Knows no libraries.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import locale
 import os
 import pwd
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from snpdeconv.errors import ConfigError
 
@@ -83,3 +86,26 @@ def check_surroundings() -> None:
         ) from error
     if any("\ud800" <= letter <= "\udfff" for letter in folder):
         raise ConfigError("is not in UTF-8", where=ascii(folder), mend="work in a folder named in UTF-8")
+
+
+def end_process_after(work: Callable[[], int]) -> NoReturn:
+    """Ends the process with the code that the work gives, before the interpreter takes itself down.
+
+    A thread of gloo or NCCL that still drops the tensors of the last collective asks for Python's lock. At
+    the interpreter's end it is ended for that inside C++, which aborts the process: a rank whose work is done
+    and written would fail the job.
+    """
+    try:
+        code = work()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # nobody reads them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code % 256)

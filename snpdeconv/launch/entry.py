@@ -9,13 +9,14 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from submitit.core import submission, utils
 
 from snpdeconv.errors import DamagedFile, UserError
 from snpdeconv.files import require_own
 from snpdeconv.launch.jobs import InTurn, Job
+from snpdeconv.startup import end_process_after
 
 _JOBS = (Job, InTurn, utils.DelayedSubmission)
 
@@ -45,14 +46,19 @@ def load_job(filename: str | Path) -> Any:
         raise DamagedFile(f"holds no job ({error})", where=path, mend="submit it again") from error
 
 
-def main() -> None:
-    """Runs the job of this process's folder and place among the ranks."""
+def main() -> NoReturn:
+    """Runs the job of this process's folder and place among the ranks, and ends the process with its code."""
     utils.pickle_load = load_job
+    end_process_after(_run)
+
+
+def _run() -> int:
     try:
         submission.process_job(sys.argv[1])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
