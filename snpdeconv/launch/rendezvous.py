@@ -46,6 +46,8 @@ def join_ranks(environment: JobEnvironment, folder: Path) -> None:
         ResourceError: The first rank does not say where it is.
     """
     if environment.num_tasks == 1:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # of the shell that submitted: this rank would wait for others
         return
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")

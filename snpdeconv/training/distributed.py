@@ -6,6 +6,7 @@ With one process every function answers at once, so that callers need no second 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from snpdeconv.errors import ResourceError
+from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.models.factory import in_parallel
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def init_from_environment(
     Returns:
         This process's place; rank 0 of 1 without the variables.
     """
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = _number("WORLD_SIZE", otherwise=1)
     device = default_device() if device is None or device.type == "cuda" else device
     if num_processes > 1 and not dist.is_initialized():
         if device.type == "cuda":
@@ -115,7 +116,14 @@ def default_device() -> torch.device:
     """The GPU of this process's local rank, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", _number("LOCAL_RANK", otherwise=0))
+
+
+def _number(name: str, *, otherwise: int) -> int:
+    text = os.environ.get(name) or str(otherwise)
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ConfigError(f"'{text[:40]}' is no number", where=name, mend="unset it, or start by torchrun")
+    return int(text)
 
 
 def rank() -> int:

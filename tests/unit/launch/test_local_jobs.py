@@ -144,6 +144,14 @@ def test_failures_say_why(start):
     assert "Traceback" in bug.log_path().read_text()
 
 
+def test_a_single_rank_waits_for_none_that_the_shell_speaks_of(start, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    record = start(Summing, {})
+    assert ended(record).state == "done", record.log_path().read_text()
+    assert record.outcome().result == {"total": 1, "world_size": 1}
+
+
 def test_ranks_find_each_other(start):
     record = start(Summing, {}, asking=request(tasks_per_node=2))
     assert ended(record).state == "done", record.log_path().read_text()

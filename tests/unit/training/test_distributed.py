@@ -1,7 +1,9 @@
 """With one process every answer is immediate; several are tested with gloo in tests/integration."""
 
+import pytest
 import torch
 
+from snpdeconv.errors import ConfigError
 from snpdeconv.training import distributed
 
 CPU = torch.device("cpu")
@@ -32,3 +34,10 @@ def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
     assert distributed.default_device() == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert distributed.default_device() == CPU
+
+
+@pytest.mark.parametrize("value", ["two", "-1", "9" * 5000, "1.5"])
+def test_what_is_no_number_of_ranks_is_refused(monkeypatch, value):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(ConfigError, match=r"^WORLD_SIZE: .* is no number; unset it"):
+        distributed.init_from_environment()
