@@ -248,8 +248,13 @@ def _tables(folder: Path, cohorts: Sequence[str]) -> list[Path]:
         for suffix in (".gz", ".bgz", ".vcf", ".bcf", ".bed", ".pgen"):
             name = name.removesuffix(suffix)
         names.append(name)
+    taken = {name for name in names if names.count(name) == 1}
     tables = []
-    for place, name in enumerate(names):
-        number = names[: place + 1].count(name)
-        tables.append(folder / (f"{name}.tsv" if names.count(name) == 1 else f"{name}-{number}.tsv"))
+    for name in names:
+        own, number = name, 0
+        while names.count(name) > 1 and (own == name or own in taken):
+            number += 1
+            own = f"{name}-{number}"
+        taken.add(own)
+        tables.append(folder / f"{own}.tsv")
     return tables
