@@ -21,6 +21,11 @@ def one_line(text: str, most_characters: int = 600) -> str:
     return text if len(text) <= most_characters else f"{text[:half]} … {text[-half:]}"
 
 
+def has_control(text: str) -> bool:
+    """Whether it holds a line break, or another character that steers a terminal."""
+    return text.translate(_CONTROL) != text
+
+
 class UserError(Exception):
     """A mistake in the input, the configuration or the surroundings, told in one line.
 

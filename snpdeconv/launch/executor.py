@@ -25,7 +25,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import clean_env
 from submitit.local.local import LocalJob
 
-from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.errors import ConfigError, ResourceError, has_control
 from snpdeconv.launch import containers
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.scheduler import run_slurm, slurm_environment, what_slurm_says
@@ -309,9 +309,9 @@ def _slurm(plan: Plan, *, is_array: bool) -> _Slurm:
     ]
     # A line break in what becomes a comment for sbatch would begin a command.
     for value in (*_texts({k: v for k, v in parameters.items() if k != "setup"}), str(plan.folder)):
-        if not value.isprintable():
+        if has_control(value):
             raise ConfigError(
-                "holds a line break or another character that is not printable",
+                "holds a line break or another control character",
                 where=repr(value),
                 mend="leave it out of paths, names and options of a job",
             )

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from snpdeconv.errors import DamagedFile, InputError, nearest
+from snpdeconv.errors import ConfigError, DamagedFile, InputError, has_control, nearest
 from snpdeconv.files import RECORD_LIMIT, parse_record, private_folder, read_record, read_whole, write_json
 from snpdeconv.tracking.home import home
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["train", "predict", "rank", "register", "retrain", "search"]
 End = Literal["done", "failed", "cancelled"]
+_LATEST = 1e11  # seconds since 1970: what is later is no date of the calendar's
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,18 @@ def new_record(record: Record) -> Record:
 
 
 def save(record: Record) -> None:
-    """Writes what was asked."""
+    """Writes what was asked.
+
+    Raises:
+        ConfigError: A path holds a line break, by which no table of jobs and no script could show it.
+    """
+    for text in _texts(record):
+        if has_control(text):
+            raise ConfigError(
+                "holds a line break or another control character",
+                where=repr(text),
+                mend="rename it",
+            )
     write_json(record.folder / "job.json", asdict(record))
 
 
@@ -197,21 +209,26 @@ def read_job(folder: Path) -> Record:
     """
     path, mend = folder / "job.json", _forget(folder)
     record = read_record(path, Record, mend=mend)
-    texts = (record.id, record.out, record.site, record.model, *record.elements, *record.after)
     if (
         record.id != folder.name
         or not re.fullmatch(r"[0-9]*", record.scheduler_id)
-        or not all(text.isprintable() for text in texts)
+        or not 0 <= record.submitted < _LATEST
+        or any(has_control(text) for text in _texts(record))
     ):
         raise DamagedFile("is damaged (it names another job, or none)", where=path, mend=mend)
     return record
 
 
+def _texts(record: Record) -> tuple[str, ...]:
+    """What is shown, and is no command that the user typed."""
+    return (record.id, record.out, record.site, record.model, *record.elements, *record.after)
+
+
 def going_on(record: Record) -> str:
     """The command that goes on with a training, in the folder that it has."""
-    if record.kind not in ("train", "retrain") or not record.command:
+    if record.kind not in ("train", "retrain") or not record.command or has_control(record.command):
         return "submit it again"
-    out = "" if "--out" in shlex.split(record.command) else f" --out {shlex.quote(record.out)}"
+    out = "" if re.search(r" --out[ =]", record.command) else f" --out {shlex.quote(record.out)}"
     return f"go on with: {record.command}{out}"
 
 

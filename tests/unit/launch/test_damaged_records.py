@@ -10,13 +10,14 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 
-from snpdeconv.errors import UserError
+from snpdeconv.errors import ConfigError, UserError
 from snpdeconv.launch.records import (
     Outcome,
     Record,
     all_records,
     begin,
     find_record,
+    going_on,
     new_record,
     save,
     write_outcome,
@@ -209,3 +210,38 @@ def test_what_happens_elsewhere_is_unknown_here(run, home):
     write_outcome(there.folder, 1, Outcome("done"))
     assert read_status([there])[0].state == "done"
     shutil.rmtree(there.folder)
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u3000x"])
+def test_blanks_and_joiners_of_other_scripts_are_no_damage(home, name):
+    record = replace(made(home), out=str(home / name))
+    save(record)
+    assert all_records() == [record]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u2028b"])
+def test_a_record_that_would_break_a_line_is_not_written(home, name):
+    with pytest.raises(ConfigError, match="holds a line break or another control character; rename it"):
+        save(replace(made(home), out=str(home / name)))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("snpdeconv submit small_cpu", "go on with: snpdeconv submit small_cpu --out /out"),
+        ("snpdeconv submit small_cpu --out=/out", "go on with: snpdeconv submit small_cpu --out=/out"),
+        ("snpdeconv submit --out /out", "go on with: snpdeconv submit --out /out"),
+        ("snpdeconv submit 'small", "go on with: snpdeconv submit 'small --out /out"),
+        ("snpdeconv\nsubmit", "submit it again"),
+    ],
+)
+def test_how_to_go_on_is_told_of_any_command(home, command, told):
+    record = replace(made(home), kind="train", command=command, out="/out")
+    assert going_on(record) == told
+
+
+def test_a_date_that_no_calendar_has_is_damage(home, caplog):
+    record = replace(made(home), scheduler="slurm", scheduler_id="", job_name="x", submitted=1e308)
+    save(record)
+    assert all_records() == []
+    assert "is damaged" in caplog.text

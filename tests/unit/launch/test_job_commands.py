@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ from command_line import FAST_WORDS
 from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import find_record
 from snpdeconv.launch.scheduler import find_process
+from snpdeconv.launch.submit import _tables
 
 HERE = ("--cluster", "local")
 
@@ -122,6 +124,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(run, cohort, home, wor
         (("production", "--model", "none@champion", "--data", cohort), "none"),
         (("production", "--model", "none@champion"), "no cohort to predict"),
         (("small_cpu", "--data", cohort, "--set", "resources.nodes=2"), "there is no SLURM here"),
+        (("small_cpu", "--data", cohort, "--out", "a\nb"), "holds a line break"),
     ):
         ran = run("submit", *words, *(() if "--cluster" in words else HERE))
         assert ran.code == 2, (words, ran)
@@ -132,3 +135,8 @@ def test_what_is_wrong_is_said_before_anything_is_started(run, cohort, home, wor
     assert not list((home / "results").glob("*"))
     assert "nothing was submitted yet" in run("logs").err
     assert run("status").out == "no jobs yet\n"
+
+
+def test_tables_of_cohorts_of_one_name_never_share_a_file():
+    tables = _tables(Path("out"), ["/x/a.bed", "/y/a.vcf.gz", "/x/a-1.bed", "/z/a-2.bcf"])
+    assert [path.name for path in tables] == ["a-3.tsv", "a-4.tsv", "a-1.tsv", "a-2.tsv"]
