@@ -77,6 +77,13 @@ def prepare_environment() -> None:
                 where=name,
                 mend="correct or unset it",
             )
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    if registry and registry != os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(
+            f"models are registered where their runs are tracked, not at {shown(registry)}",
+            where="MLFLOW_REGISTRY_URI",
+            mend="unset it",
+        )
     for name, forced in _FORCED.items():
         if forced is None:
             os.environ.pop(name, None)

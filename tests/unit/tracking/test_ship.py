@@ -234,6 +234,14 @@ def test_a_number_that_mlflow_cannot_work_with_is_refused(
         connect(tracking_uri())
 
 
+def test_a_registry_apart_from_the_runs_is_refused(
+    tracking_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@elsewhere")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_REGISTRY_URI: .*, not at http://elsewhere; unset it$"):
+        connect(tracking_uri())
+
+
 def test_the_cause_of_a_failure_stands_at_the_end_of_its_line() -> None:
     cause = "Failed to establish a new connection: [Errno 111] Connection refused'))"
     told = reason(Exception(f"request to https://me:secret@host/{'x' * 2000} failed: {cause}\nand more"))
