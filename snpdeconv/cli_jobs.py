@@ -136,15 +136,18 @@ def submit(
     earlier = [find_record(job) for job in after or []]
     selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
     if model is not None:
-        ours = {"phenotypes": phenotypes, "trait": trait, "blocks": blocks, "groups": groups, **selection}
-        given = [name for name, value in ours.items() if value is not None]
+        paths = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
+        tables = {name: path for name, path in paths.items() if path is not None}
+        ours = {"blocks": blocks, "groups": groups, **selection}
+        given = [name for name, value in ours.items() if value is not None and name not in tables]
         if given:
             option = "--chr" if given[0] == "chrom" else f"--{given[0].replace('_', '-')}"
             raise ConfigError("is for training", where=option, mend="leave it out beside --model")
         cohorts = _cohorts(data, genotypes, more)
         if dry_run:
             label = model.partition("@")[0].partition("/")[0]
-            needs = [(out or Path("tables")).absolute(), *(Path(path).absolute().parent for path in cohorts)]
+            read = [*map(Path, cohorts), *tables.values()]
+            needs = [(out or Path("tables")).absolute(), *(path.absolute().parent for path in read)]
             print(show_script(config, site=site, name=label, needs=needs, num_elements=len(cohorts)), end="")
             return
         records = [
@@ -152,7 +155,8 @@ def submit(
                 config,
                 model=model,
                 genotypes=cohorts,
-                covariates=covariates,
+                tables=tables,
+                trait=trait,
                 out=out,
                 site=site,
                 command=command,

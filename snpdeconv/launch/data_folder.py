@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from snpdeconv.errors import InputError
+from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.genetics.readers import ACCEPTED, find_files
 from snpdeconv.genetics.store import is_store
 from snpdeconv.genetics.tables import ID_COLUMNS, read_table
@@ -90,6 +90,26 @@ def check_genotypes(path: Path) -> None:
     """
     if not is_store(path):
         find_files(path)
+
+
+def check_tables(tables: Mapping[str, Path], *, trait: str | None) -> None:
+    """Refuses tables for a prediction that are not there, and a trait that is not in its table.
+
+    Raises:
+        ConfigError: There is a trait, and no table of it.
+        InputError: What is missing.
+    """
+    if trait is not None and "phenotypes" not in tables:
+        raise ConfigError("there is no table", where="--trait", mend="give --phenotypes too")
+    for table in tables.values():
+        if not table.is_file():
+            raise InputError("no such file", where=table, mend="check the path")
+    if trait is not None and trait not in (columns := _columns(tables["phenotypes"])):
+        raise InputError(
+            f"there is no column '{trait}'",
+            where=tables["phenotypes"],
+            mend=f"--trait is one of {', '.join(columns)}",
+        )
 
 
 def find_genotypes(data: Path) -> Path:

@@ -163,26 +163,35 @@ class PredictJob(Job):
         genotypes: The cohort.
         covariates: Table of covariates, where the model takes one.
         out: Table to write.
+        phenotypes: Table of the trait as it is known.
+        trait: Its column.
+        keep: List of the only people wanted.
+        remove: List of people not wanted.
     """
 
     model: str
     genotypes: str
     covariates: str | None
     out: str
+    phenotypes: str | None = None
+    trait: str | None = None
+    keep: str | None = None
+    remove: str | None = None
 
     def work(self, config: Config) -> dict[str, Any]:
         """Predicts; a table that is there is written anew."""
         with loading():
             from snpdeconv.pipelines.predict import predict
 
-        covariates = None if self.covariates is None else Path(self.covariates)
+        tables = {name: getattr(self, name) for name in ("covariates", "phenotypes", "keep", "remove")}
         return asdict(
             predict(
                 config,
                 model=self.model,
                 genotypes=self.genotypes,
-                covariates=covariates,
                 out=Path(self.out),
+                trait=self.trait,
+                **{name: Path(path) for name, path in tables.items() if path is not None},
             )
         )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
 from snpdeconv.launch import executor
-from snpdeconv.launch.data_folder import check_genotypes
+from snpdeconv.launch.data_folder import check_genotypes, check_tables
 from snpdeconv.launch.executor import Plan
 from snpdeconv.launch.jobs import PredictJob, RetrainJob, TrainJob
 from snpdeconv.launch.queue import (
@@ -163,7 +163,8 @@ def submit_predict(
     *,
     model: str,
     genotypes: Sequence[str],
-    covariates: Path | None,
+    tables: Mapping[str, Path],
+    trait: str | None,
     out: Path | None,
     site: Site,
     command: str,
@@ -175,7 +176,8 @@ def submit_predict(
         config: Batch size, device and resources.
         model: NAME@alias or NAME/version; an alias is resolved now, for all alike.
         genotypes: The cohorts.
-        covariates: Table of covariates.
+        tables: Those of `predict` that are given: covariates, phenotypes, keep, remove.
+        trait: Column of the phenotypes; the model's by default.
         out: Folder of the tables, one a cohort.
         site: Where to.
         command: What the user typed.
@@ -189,6 +191,7 @@ def submit_predict(
     """
     for cohort in genotypes:
         check_genotypes(Path(cohort))
+    check_tables(tables, trait=trait)
     track_at(site)
     reference = resolve(model)
     version = f"{reference.name}/{reference.version}"
@@ -204,6 +207,7 @@ def submit_predict(
             raise ConfigError("is a file", where=folder, mend="give a folder for the tables")
         folder.mkdir(parents=True, exist_ok=True)
         settings = write_settings(record, config)
+        given = {name: str(path.absolute()) for name, path in tables.items()}
         jobs = [
             PredictJob(
                 **common_facts(record, target),
@@ -211,12 +215,16 @@ def submit_predict(
                 element=place if record.elements else None,
                 model=version,
                 genotypes=cohort,
-                covariates=None if covariates is None else str(covariates.absolute()),
                 out=str(table),
+                trait=trait,
+                covariates=given.get("covariates"),
+                phenotypes=given.get("phenotypes"),
+                keep=given.get("keep"),
+                remove=given.get("remove"),
             )
             for place, (cohort, table) in enumerate(zip(elements, _tables(folder, elements), strict=True))
         ]
-        needs = (folder, *(Path(cohort).parent for cohort in elements))
+        needs = (folder, *(Path(path).absolute().parent for path in (*elements, *tables.values())))
         return launch(jobs, record, target, needs=needs, after=after)
 
 

@@ -226,11 +226,24 @@ def test_jobs_and_retraining_take_the_same_lists(run, cohort, files):
     assert shown.code == 0, shown.err
     assert f"--bind {lists}" in shown.out
     assert "no such file" in run(*words, lists / "none").err
-    refused = run(*words, lists / "keep", "--model", "m@champion")
-    assert refused.err == "error: --keep: is for training; leave it out beside --model\n"
-    words = ["submit", "production", "--data", cohort, "--model", "m@champion", "--dry-run", "--phenotypes"]
-    refused = run(*words, cohort / "phenotypes.tsv")
-    assert refused.err == "error: --phenotypes: is for training; leave it out beside --model\n"
+    predicting = ["--data", cohort, "--model", "m@champion"]
+    refused = run("submit", "production", *predicting, "--extract", lists / "keep")
+    assert refused.err == "error: --extract: is for training; leave it out beside --model\n"
+    shown = run(
+        "submit", "production", *predicting, "--cluster", site, "--dry-run", "--remove", lists / "keep"
+    )
+    assert f"--bind {lists}" in shown.out
+    table = cohort / "phenotypes.tsv"
+    for options, told in (
+        (("--trait", "trait"), "--trait: there is no table; give --phenotypes too"),
+        (
+            ("--phenotypes", table, "--trait", "hight"),
+            f"{table}: there is no column 'hight'; --trait is one of",
+        ),
+        (("--keep", lists / "none"), f"{lists / 'none'}: no such file; check the path"),
+    ):
+        refused = run("submit", "production", *predicting, "--cluster", "local", *options)
+        assert (refused.code, told in refused.err) == (2, True), refused.err
     words = ["retrain", "--name", "m", "--data", cohort, "--keep", lists / "keep", "--chr", "1"]
     done = run(*words, "--out", files / "run", *FAST_WORDS)
     assert done.code == 0, done.err

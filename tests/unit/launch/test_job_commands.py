@@ -65,8 +65,18 @@ def test_train_then_predict_several(run, cohort, home, work):
     assert shown["run_id"] in run("status", shown["id"]).out
     # The alias is what it was at submission.
     cohorts = (cohort / "cohort.bed", cohort / "holdout" / "cohort.bed")
-    ran = run("submit", "production", "--model", "height@champion", *HERE, "--wait", "--genotypes", *cohorts)
+    fam = [line.split()[:2] for line in (cohort / "cohort.fam").read_text().splitlines()]
+    (work / "out").write_text("".join(f"{fid} {iid}\n" for fid, iid in fam[:40]))
+    known = (cohort / "holdout" / "phenotypes.tsv").read_text().partition("\n")[2]
+    (work / "known.tsv").write_text((cohort / "phenotypes.tsv").read_text() + known)
+    words = ["--phenotypes", work / "known.tsv", "--remove", work / "out", "--wait", "--genotypes"]
+    ran = run("submit", "production", "--model", "height@champion", *HERE, *words, *cohorts)
     assert ran.code == 0, ran.err
+    (work / "out").unlink()
+    (work / "known.tsv").unlink()
+    (measured,) = home.glob("results/height-*/cohort-1.metrics.json")
+    people = json.loads(measured.read_text())["people"]
+    assert (people["measured"], people["left_out"]) == (200, 40)
     assert status_of(run)["model"] == "height/1"
     assert len(list(home.glob("results/height-*/cohort-[12].tsv"))) == 2
     # Each says what was typed, and in MLflow those of one submission are found by its ID.
