@@ -53,7 +53,9 @@ def mend_surroundings() -> None:
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     stand_in_for_passwd()
-    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+    if sys.flags.utf8_mode or os.environ.get("PYTHONUTF8") == "1":
+        return  # also where Python was told not to listen: it would start again for ever
+    if locale.getencoding().lower().replace("-", "") != "utf8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

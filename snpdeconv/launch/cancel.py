@@ -67,9 +67,15 @@ def _end_processes(record: Record) -> None:
     process = find_process(record)
     if process is None:
         return
-    process.send_signal(signal.SIGTERM)
     try:
+        process.send_signal(signal.SIGTERM)
         process.wait(timeout=_PATIENCE_S / 2)
+    except psutil.NoSuchProcess:
+        return  # it has just ended
+    except psutil.AccessDenied as error:
+        raise ResourceError(
+            "its process belongs to another user", where=record.id, mend="cancel it as that one"
+        ) from error
     except psutil.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -40,12 +40,22 @@ def mounts(container: Container, *, needs: Sequence[Path]) -> list[str]:
     Args:
         container: The site's.
         needs: Folders and files that the job reads or writes.
+
+    Raises:
+        ConfigError: One has a name that cannot be mounted.
     """
     found = list(container.mounts)
     for path in sorted(set(needs)):
         shown = [Path(mount) for mount in found if ":" not in mount]
-        if not any(path.is_relative_to(place) for place in shown):
-            found.append(str(path))
+        if any(path.is_relative_to(place) for place in shown):
+            continue
+        if set(str(path)) & set(":,"):
+            raise ConfigError(
+                "holds a ':' or ',', at which runtimes of containers part their mounts",
+                where=path,
+                mend="rename it, or name a folder above it in container.mounts",
+            )
+        found.append(str(path))
     return found
 
 

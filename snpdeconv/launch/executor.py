@@ -315,9 +315,9 @@ def _slurm(plan: Plan, *, is_array: bool) -> _Slurm:
                 where=repr(value),
                 mend="leave it out of paths, names and options of a job",
             )
-    if "%" in str(plan.folder):
+    if set(str(plan.folder)) & set("%\\"):
         raise ConfigError(
-            "holds a %, which SLURM replaces in the paths of logs",
+            "holds a % or a backslash, which mean something else to SLURM in the paths of logs",
             where=plan.folder,
             mend="set SNPDECONV_HOME to a folder without it",
         )

@@ -277,6 +277,8 @@ def _process(record: Record) -> Told:
     if not is_here(record):
         where = record.host if record.host != socket.gethostname() else "another container of this host"
         return Told("unknown", reason=f"a process of {where}: unknown here")
+    if not record.scheduler_id and time.time() - record.submitted < _ARRIVES_S:
+        return Told("unknown", reason="it is being started")
     return Told("running", "RUNNING") if find_process(record) else Told("ended")
 
 

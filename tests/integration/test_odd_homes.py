@@ -200,3 +200,10 @@ def test_no_temporary_folder_to_write_in(tmp_path: Path) -> None:
     )
     assert done.returncode in (0, 2)
     assert "Traceback" not in done.stderr
+
+
+def test_a_python_that_does_not_listen_is_not_started_again_for_ever() -> None:
+    words = [sys.executable, "-X", "utf8=0", *COMMAND[1:], "--version"]
+    old = {"PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    ran = subprocess.run(words, env=os.environ | old, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.startswith("snpdeconv ")

@@ -45,3 +45,11 @@ def test_an_image_without_the_places_to_mount_is_told(tmp_path):
 def test_an_image_file_is_not_looked_into(tmp_path):
     (tmp_path / "image.sqfs").touch()
     check_mount_points(in_folder(tmp_path / "image.sqfs"), needs=NEEDS)
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+def test_a_name_that_would_part_a_mount_is_refused(name):
+    needs = (Path("/data") / name,)
+    with pytest.raises(ConfigError, match=f"^/data/{name}: holds a ':' or ','"):
+        mounts(in_folder(Path("/image")), needs=needs)
+    assert mounts(in_folder(Path("/image"), "/data"), needs=needs) == ["/data"]

@@ -245,3 +245,14 @@ def test_a_date_that_no_calendar_has_is_damage(home, caplog):
     save(record)
     assert all_records() == []
     assert "is damaged" in caplog.text
+
+
+def test_a_job_that_is_just_being_started_has_not_failed(home):
+    record = replace(made(home), elements=(), scheduler_id="", process_created=0.0)
+    save(record)
+    (now,) = read_status([record])
+    assert (now.state, now.reason) == ("unknown", "it is being started")
+    settle([record])
+    assert record.outcome() is None
+    (later,) = read_status([replace(record, submitted=record.submitted - 600)])
+    assert later.state == "failed"

@@ -154,8 +154,9 @@ def chain(tmp_path, monkeypatch):
     binaries = tmp_path / "bin"
     binaries.mkdir()
 
-    def call(*words, waiting=""):
-        for name, text in (("squeue", f"echo {waiting}"), ("sbatch", f'echo "$@" >{tmp_path}/asked; echo 7')):
+    def call(*words, waiting="", refusal=""):
+        sbatch = f"echo '{refusal}' >&2; exit 1" if refusal else f'echo "$@" >{tmp_path}/asked; echo 7'
+        for name, text in (("squeue", f"echo {waiting}"), ("sbatch", sbatch)):
             (binaries / name).write_text(f"#!/bin/bash\n{text}\n")
             (binaries / name).chmod(0o755)
         site = tmp_path / "site.yaml"
@@ -185,3 +186,9 @@ def test_there_is_one_chain_for_a_model(chain, tmp_path):
     ran = chain("--every", "7days", "--data", "nowhere.bed", waiting="12")
     assert "waits already (SLURM 12)" in ran.stdout
     assert not (tmp_path / "asked").exists()
+
+
+def test_where_slurm_takes_no_next_link_it_is_told(chain, home):
+    ran = chain("--every", "7 daze", "--data", "nowhere.bed", refusal="Invalid --begin specification")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
+    assert "--every: SLURM does not queue the next retraining (Invalid --begin specification)" in ran.stderr
