@@ -29,7 +29,7 @@ def seal(folder: Path) -> str:
     text = _checksums(folder)
     sums = folder / CHECKSUMS
     # The sender may be checking a folder that is sealed again: it must never find a half-written list.
-    if not sums.is_file() or sums.read_text() != text:
+    if not sums.is_file() or sums.read_bytes() != text.encode():
         sums.write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
 

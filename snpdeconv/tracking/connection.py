@@ -50,6 +50,8 @@ _NUMBERS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": (0, 120),
     "MLFLOW_HTTP_REQUEST_TIMEOUT": (1, 600),
 }
+OWN_VARIABLES = frozenset((*_DEFAULTS, *_FORCED))
+"""Those of MLflow's that `prepare_environment` has looked at."""
 _TRANSFER_TIMEOUT_S = "300"
 _transfer_guard = threading.Lock()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.tracking.connection import connect
+from snpdeconv.tracking.connection import OWN_VARIABLES, connect
 from snpdeconv.tracking.home import artifacts_dir, home, is_database, shown, tracking_uri
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def serve_ui(port: int) -> Ui:
     with log.open("wb") as stream:
         process = subprocess.Popen(
             server_command(port=port, artifacts=artifacts_dir()),
-            env=os.environ | _environment(uri),
+            env=_environment(uri),
             # uvicorn imports from its working folder before all others: nobody but root writes here.
             cwd="/",
             stdout=stream,
@@ -126,8 +126,17 @@ def show_page(url: str) -> None:
 
 
 def _environment(uri: str) -> dict[str, str]:
-    """What the server is told where no list of processes shows it: the address may hold a password."""
-    return {
+    """What the server is told where no list of processes shows it: the address may hold a password.
+
+    MLflow takes every option from the environment too. What a user has there is for servers of their own: it
+    could open this one to other machines or pages, move its page or leave the runs out.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in OWN_VARIABLES or not name.startswith(("MLFLOW_", "_MLFLOW_"))
+    }
+    return kept | {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONSAFEPATH": "1",
@@ -149,9 +158,10 @@ def server_command(*, port: int, artifacts: Path) -> list[str]:
 def _wait_until_healthy(ui: Ui, *, log: Path) -> None:
     assert ui.process is not None
     deadline = time.monotonic() + _START_TIMEOUT_S
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's
     while ui.process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{ui.url}/health", timeout=5):
+            with directly.open(f"{ui.url}/health", timeout=5):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.3)

@@ -65,6 +65,8 @@ def test_seal_is_what_sha256sum_reads(model_folder: Path) -> None:
     assert digest == hashlib.sha256((model_folder / "SHA256SUMS").read_bytes()).hexdigest()
     verify(model_folder, digest=digest)
     assert seal(model_folder) == digest
+    (model_folder / "SHA256SUMS").write_bytes(b"\xff\xfe damaged")
+    assert seal(model_folder) == digest
 
 
 def test_verify_names_the_file_and_what_is_wrong(model_folder: Path) -> None:

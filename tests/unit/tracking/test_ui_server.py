@@ -23,6 +23,8 @@ STAND_IN = """
 import http.server, os, sys
 assert os.environ["MLFLOW_BACKEND_STORE_URI"].endswith("/home/mlflow.db")
 assert os.environ["PYTHONSAFEPATH"] == "1" and os.getcwd() == "/"
+assert not {"MLFLOW_STATIC_PREFIX", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"} & os.environ.keys()
+assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -41,6 +43,12 @@ def test_the_server_is_waited_for_and_ends_with_the_command(
         return [sys.executable, "-c", STAND_IN, str(port)]
 
     monkeypatch.setattr(server_module, "server_command", stand_in)
+    # For servers of the user's own; and the proxy of a cluster does not lead to this machine.
+    monkeypatch.setenv("MLFLOW_STATIC_PREFIX", "/elsewhere")
+    monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
