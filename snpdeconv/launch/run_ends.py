@@ -35,9 +35,10 @@ def end_run(key: str, *, status: Literal["FAILED", "KILLED"], reason: str) -> bo
         spool.release()
         return False
     # As of the last that was heard of it, so that the run's duration is right.
-    spool.append("tags", {"tags": {"snpdeconv.failure": without_folders(reason)}}, time_ms=history.last_ms)
-    spool.append("status", {"status": status}, time_ms=history.last_ms)
+    why = {"tags": {"snpdeconv.failure": without_folders(reason)}}
     try:
+        spool.append("tags", why, time_ms=history.last_ms)
+        spool.append("status", {"status": status}, time_ms=history.last_ms)
         Shipper(spool, uri=history.opened["uri"] or embedded_uri()).ship()
     except Exception as error:
         # The job is over all the same; what the store says of it can wait.

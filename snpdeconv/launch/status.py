@@ -75,17 +75,26 @@ def read_status(records: Sequence[Record]) -> list[JobStatus]:
 def settle(records: Sequence[Record]) -> None:
     """Writes what jobs left unsaid: their number, how they ended, and the same of their runs and trials."""
     for before, record, told in zip(records, *_asked(records), strict=True):
-        if record.scheduler_id != before.scheduler_id:
-            save(record)
-        lost = []
-        for place in record.places:
-            state, reason = _settled(record, place, told.get(place) or told[None])
-            if state not in _LOST:
-                continue
-            tell_end(record, place, Outcome("cancelled" if state == "cancelled" else "failed", reason))
-            lost.append(place or 0)
-        if record.kind == "search":
-            tell_lost(record, lost)
+        try:
+            if record.scheduler_id != before.scheduler_id:
+                save(record)
+            _settle(record, told)
+        except (
+            OSError
+        ) as error:  # a full disk, or a folder that may not be written: the others get their turn
+            logger.warning("%s: how it ended cannot be written (%s)", record.folder, error.strerror)
+
+
+def _settle(record: Record, told: dict[int | None, Told]) -> None:
+    lost = []
+    for place in record.places:
+        state, reason = _settled(record, place, told.get(place) or told[None])
+        if state not in _LOST:
+            continue
+        tell_end(record, place, Outcome("cancelled" if state == "cancelled" else "failed", reason))
+        lost.append(place or 0)
+    if record.kind == "search":
+        tell_lost(record, lost)
 
 
 def tell_end(record: Record, element: int | None, outcome: Outcome) -> None:

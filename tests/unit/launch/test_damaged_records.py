@@ -1,5 +1,6 @@
 """Records that a power cut, a full disk or a hand has damaged: one line each, and other jobs stay visible."""
 
+import errno
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from snpdeconv.errors import ConfigError, UserError
+from snpdeconv.launch import status
 from snpdeconv.launch.records import (
     Outcome,
     Record,
@@ -256,3 +258,18 @@ def test_a_job_that_is_just_being_started_has_not_failed(home):
     assert record.outcome() is None
     (later,) = read_status([replace(record, submitted=record.submitted - 600)])
     assert later.state == "failed"
+
+
+def test_a_record_that_cannot_be_written_keeps_no_other_from_being_settled(home, monkeypatch, caplog):
+    bad, good = made(home, id="bad"), made(home, id="good")
+    real = status.write_outcome
+
+    def full(folder, element, outcome):
+        if folder == bad.folder:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(folder, element, outcome)
+
+    monkeypatch.setattr(status, "write_outcome", full)
+    settle(all_records())
+    assert good.outcome(0).end == "failed"
+    assert f"{bad.folder}: how it ended cannot be written (No space left on device)" in caplog.text
