@@ -208,6 +208,7 @@ def _ask_sbatch(words: list[str]) -> tuple[subprocess.CompletedProcess[str], boo
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             env=slurm_environment(),
             start_new_session=True,
         )

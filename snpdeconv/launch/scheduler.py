@@ -122,7 +122,7 @@ def parse_accounting(text: str) -> dict[str, Told]:
         if line.count("|") < 3:
             continue
         number, word, code, name = line.strip().split("|", 3)
-        state = _state(word.split()[0])
+        state = _state(word.partition(" ")[0])
         one = Told(state, word, _end(word, code=code) if state == "ended" else "", name)
         told |= dict.fromkeys(_elements(number), one)
     return told
@@ -150,7 +150,7 @@ def _state(word: str) -> State:
 
 def _end(word: str, *, code: str = "") -> str:
     """In words, how a job ended; ``CANCELLED by 0`` names the user."""
-    first = word.split()[0]
+    first = word.partition(" ")[0]
     if first == "COMPLETED":
         return ""
     if first == "CANCELLED":
@@ -175,7 +175,13 @@ def run_slurm(words: Sequence[str], *, text: str | None = None) -> subprocess.Co
     """Runs a command of SLURM in a clean environment; one that is not there, or hangs, has failed."""
     try:
         return subprocess.run(
-            words, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, env=slurm_environment()
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a user's other jobs may be named in any encoding
+            timeout=_TIMEOUT_S,
+            env=slurm_environment(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         return subprocess.CompletedProcess(words, 127, "", str(error))
@@ -287,11 +293,17 @@ def is_here(record: Record) -> bool:
     return record.host == socket.gethostname() and record.pid_namespace in ("", pid_namespace())
 
 
+def _looks_after(process: psutil.Process, record: Record) -> bool:
+    words = process.cmdline()
+    return "snpdeconv.launch.controller" in words and str(record.log_folder) in words
+
+
 def find_process(record: Record) -> psutil.Process | None:
     """The process that looks after a job of this machine; None when it has ended."""
     try:
         process = psutil.Process(int(record.scheduler_id))
-        is_same = abs(process.create_time() - record.process_created) < 1.0
+        # The time of its start moves with the clock that it is counted back from, when that is set.
+        is_same = abs(process.create_time() - record.process_created) < 1.0 or _looks_after(process, record)
         return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, ValueError, OverflowError):
         return None

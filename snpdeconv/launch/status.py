@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from snpdeconv.errors import one_line
 from snpdeconv.launch.leaving import REFUSED
 from snpdeconv.launch.progress import Progress, read_progress
 from snpdeconv.launch.records import Outcome, Record, going_on, save, write_outcome
@@ -36,6 +37,7 @@ _KILLED_FOR_MEMORY = re.compile(
 )
 _CANCELLED = re.compile(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+[A-Z]))?")
 _DUE_TO = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
+_REASON_CHARS = 4_000  # it may hold the command that goes on
 _LOST: tuple[JobState, ...] = ("failed", "cancelled")
 LIVE: tuple[JobState, ...] = ("waiting", "running", "stopping", "unknown")
 
@@ -165,7 +167,7 @@ def _settled(record: Record, element: int | None, told: Told) -> tuple[JobState,
         if told.state == "unknown":
             return "unknown", told.reason
         outcome = _death(record, element, told)
-    return outcome.end, outcome.reason
+    return outcome.end, one_line(outcome.reason, _REASON_CHARS)
 
 
 def _death(record: Record, element: int | None, told: Told) -> Outcome:

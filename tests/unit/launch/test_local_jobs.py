@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,11 +21,11 @@ from snpdeconv.launch.entry import load_job
 from snpdeconv.launch.jobs import InTurn
 from snpdeconv.launch.logs import log_file, read_log
 from snpdeconv.launch.queue import launch, make_record, still_to_wait_for
-from snpdeconv.launch.records import Record
+from snpdeconv.launch.records import Record, save
 from snpdeconv.launch.request import Request
 from snpdeconv.launch.scheduler import find_process
 from snpdeconv.launch.site import Site
-from snpdeconv.launch.status import JobStatus, read_status
+from snpdeconv.launch.status import JobStatus, read_status, settle
 from snpdeconv.launch.target import Target
 
 TESTS = Path(__file__).parents[2]
@@ -132,6 +133,16 @@ def test_cancelled(start, tmp_path):
     assert cancel(record).state == "cancelled"
     assert find_process(record) is None
     assert read_status([record])[0].state == "cancelled"
+
+
+def test_a_clock_that_was_set_ends_no_job(start, tmp_path):
+    record = start(Counting, {"out": str(tmp_path / "n"), "steps": 9999})
+    await_lines(tmp_path / "n")
+    moved = replace(record, process_created=record.process_created - 3600)
+    save(moved)
+    settle([moved])
+    assert moved.outcome() is None
+    assert cancel(moved).state == "cancelled"
 
 
 def test_failures_say_why(start):

@@ -1,5 +1,6 @@
 """What squeue and sacct say, and what becomes of it together with what the job wrote."""
 
+import os
 import subprocess
 import time
 from dataclasses import replace
@@ -226,3 +227,21 @@ def test_logs_tell_what_a_site_without_accounts_forgot(slurm, home, log, state, 
     assert status.read_status([one])[0].reason == "it ended without a word; the log ends: epoch 3"
     one.log_path(kind="exit").write_text("137\n")
     assert status.read_status([one])[0].reason.startswith("killed (exit code 137), as SLURM does for memory")
+
+
+def test_answers_of_slurm_may_hold_anything(home, tmp_path, monkeypatch):
+    other = r"9|RUNNING|None|gr\366\337e\n10||None|\n|||\n"
+    for name, text in (("squeue", f"printf '{other}'"), ("sacct", r"printf '12||0:0|x\n11| |0:0|\344\n'")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (now,) = status.read_status([record(home)])
+    assert now.state == "failed"
+
+
+def test_a_reason_steers_no_terminal(slurm, home):
+    one = record(home, "99")
+    write_outcome(one.folder, None, Outcome("failed", "a\x1b[2J\nb" + "c" * 9000))
+    (now,) = status.read_status([one])
+    assert now.reason.startswith(r"a\x1b[2J\x0ab")
+    assert len(now.reason) < 4100
