@@ -7,6 +7,7 @@ Shapes: N samples, V variants, v variants of a chunk, Q covariates and intercept
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.interpret import tails
 from snpdeconv.interpret.covariate_basis import covariate_basis
-from snpdeconv.interpret.saddlepoint import NORMAL_UP_TO, binary_score_tail
+from snpdeconv.interpret.saddlepoint import NORMAL_UP_TO, EmpiricalCumulants, binary_score_tail, upper_tail
 
 Kind = Literal["binary", "multiclass", "quantitative"]
 Floats = NDArray[np.float64]
@@ -34,6 +35,10 @@ COLLINEAR = 1e-9
 PRIOR_SD = 10_000.0
 # Minor alleles expected in the smaller group from which on a score of theirs is as good as normal.
 ENOUGH_ALLELES = 2_000
+# The first terms of Edgeworth's series say by what factor the t-test's p-value is wrong where it is about
+# 1e-4; from which factor on a saddlepoint takes its place.
+FAR = 4.0
+MOST_WRONG = 1.5
 # Variants whose saddlepoint is sought at once, in samples times variants.
 SADDLEPOINT_ELEMENTS = 2**22
 # Relative change of the null model's deviance at which it counts as fitted.
@@ -50,8 +55,8 @@ class Marginal:
             trait and where the variant does not vary.
         se: (V,) its standard error; where a saddlepoint gave the p-value, the one that goes with it.
         neg_log10_p: (V,) -log10 of the two-sided p-value; 0 where the variant does not vary.
-        statistic: (V,) t (quantitative), z of the score test (binary; of the p-value where a saddlepoint
-            gave it) or F (multiclass); 0 as above.
+        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); the normal deviate of
+            the p-value where a saddlepoint gave it; 0 as above.
         lambda_gc: Median chi-square over the expected one; 1 without inflation.
     """
 
@@ -72,12 +77,57 @@ class _Null:
             the covariates leave.
         direction: (E, N); ``direction @ g`` is what is tested.
         mean: (N,) probabilities of a case under the logistic null model.
+        seen: What covariates leave of a quantitative trait, as a distribution.
     """
 
     weight: Floats
     projector: Floats
     direction: Floats
     mean: Floats | None = None
+    seen: _Residual | None = None
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """What covariates leave of a quantitative trait.
+
+    Attributes:
+        sd: Standard deviation, degrees of freedom of the covariates accounted for.
+        values: (N,) in units of it.
+        skewness: Of the values.
+        kurtosis: Of the values, 0 of normal ones.
+    """
+
+    sd: float
+    values: Floats
+    skewness: float
+    kurtosis: float
+
+    @classmethod
+    def of(cls, residual: Floats, *, df: int) -> _Residual:
+        sd = float(np.sqrt(residual @ residual / df))
+        values = residual / sd
+        return cls(sd, values, float(np.mean(values**3)), float(np.mean(values**4)) - 3)
+
+    @cached_property
+    def cumulants(self) -> EmpiricalCumulants:
+        """Made when first asked for, which few traits do."""
+        return EmpiricalCumulants.of(torch.from_numpy(self.values))
+
+    def tail(self, left: Floats, score: Floats) -> Floats:
+        """(v,) -log10 p of scores of genotypes (N, v) without their covariates; NaN of normal ones."""
+        unit = left / np.sqrt(np.sum(left**2, axis=0))
+        square = unit**2
+        third = self.skewness * np.sum(square * unit, axis=0)
+        fourth = self.kurtosis * np.sum(square**2, axis=0)
+        wrong = np.abs(third) * FAR**3 / 6 + np.abs(fourth) * FAR**4 / 24
+        out = np.full(len(score), np.nan)
+        few = np.flatnonzero(wrong > np.log(MOST_WRONG))
+        if len(few):
+            z = score[few] / self.sd / np.sqrt(np.sum(left[:, few] ** 2, axis=0))
+            x = torch.from_numpy(unit[:, few] * np.sign(z))
+            out[few] = upper_tail(x, torch.from_numpy(np.abs(z)), self.cumulants).numpy()
+        return out
 
 
 def marginal_association(
@@ -90,7 +140,9 @@ def marginal_association(
 ) -> Marginal:
     """Tests each variant by itself, covariates accounted for, missing dosages at the mean of their variant.
 
-    Quantitative: t-test of the dosage in linear regression. Binary: Rao's score test of logistic regression,
+    Quantitative: t-test of the dosage in linear regression. Where the trait is skewed or has heavy tails and
+    the minor alleles are too few to even that out, p-values of a t-test are too small, and those beyond 2
+    deviations are a saddlepoint approximation's, of the trait's own distribution (Bi et al. 2020). Binary: Rao's score test of logistic regression,
     the coefficient its one-step estimate. Where few minor alleles are expected among the cases (or controls,
     if these are fewer), normal p-values are too small, and scores beyond 2 deviations get those of a
     saddlepoint approximation (Dey et al. 2017). Multiclass: F-test of the dosage on the classes, nested in
@@ -172,18 +224,21 @@ def _test(null: _Null, scanned: _Scanned, *, kind: Kind, df: int) -> _Tested:
         return _Tested(undefined, undefined, statistic, p)
     beta = tested_sum[0] / variation
     if kind == "binary":
-        z = beta * np.sqrt(variation)
-        far = np.isfinite(scanned.saddlepoint)
-        neg_log10_p = np.where(far, scanned.saddlepoint, tails.normal_tail(z))
-        statistic = np.where(far, np.sign(z) * tails.deviate(neg_log10_p), z)
-        se = np.where(
-            far & (statistic != 0), beta / np.where(statistic == 0, 1.0, statistic), variation**-0.5
-        )
-        return _Tested(beta, se, statistic, neg_log10_p)
+        se = variation**-0.5
+        return _with_saddlepoint(beta, se, tails.normal_tail(beta / se), scanned=scanned)
     total = float(null.direction[0] @ null.direction[0])
     residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
     se = np.sqrt(residual / df / variation)
-    return _Tested(beta, se, beta / se, tails.t_tail(beta / se, df=df))
+    return _with_saddlepoint(beta, se, tails.t_tail(beta / se, df=df), scanned=scanned)
+
+
+def _with_saddlepoint(beta: Floats, se: Floats, neg_log10_p: Floats, *, scanned: _Scanned) -> _Tested:
+    """What a t or z says, but for variants of which a saddlepoint says better."""
+    far = np.isfinite(scanned.saddlepoint)
+    p = np.where(far, scanned.saddlepoint, neg_log10_p)
+    statistic = np.where(far, np.sign(beta) * tails.deviate(p), beta / se)
+    goes_with_it = beta / np.where(statistic == 0, 1.0, statistic)
+    return _Tested(beta, np.where(far & (statistic != 0), goes_with_it, se), statistic, p)
 
 
 def _scan(genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] | None) -> _Scanned:
@@ -212,19 +267,24 @@ def _scan(genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] 
             is_few = np.minimum(sums[0], 2 * num_samples - sums[0]) * fewer < ENOUGH_ALLELES
             far = np.flatnonzero(varied & is_few & (score[0] ** 2 > NORMAL_UP_TO**2 * left))
             saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
+        elif null.seen is not None:
+            far = np.flatnonzero(varied & (score[0] ** 2 > (NORMAL_UP_TO * null.seen.sd) ** 2 * left))
+            saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
     return _Scanned(variation, tested_sum, varies, saddlepoint)
 
 
 def _saddlepoint(codes: NDArray[np.uint8], mean: Floats, score: Floats, *, null: _Null) -> Floats:
-    """(v,) -log10 p of the scores of some variants (N, v)."""
+    """(v,) -log10 p of the scores of some variants (N, v); NaN where they are normal enough."""
     found = np.empty(len(mean))
     step = max(1, SADDLEPOINT_ELEMENTS // len(codes))
     for start in range(0, len(mean), step):
         part = slice(start, start + step)
         dosage = np.where(codes[:, part] == MISSING, mean[part], codes[:, part])
         left = dosage - (null.projector.T / null.weight[:, None]) @ (null.projector @ dosage)
-        tail = binary_score_tail(*map(torch.from_numpy, (left, score[part], null.mean)))
-        found[part] = tail.numpy()
+        if null.seen is None:
+            found[part] = binary_score_tail(*map(torch.from_numpy, (left, score[part], null.mean))).numpy()
+        else:
+            found[part] = null.seen.tail(left, score[part])
     return found
 
 
@@ -256,7 +316,9 @@ def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _
         raise _given_away()
     # Of a quantitative trait what is left keeps its size, which gives the coefficients their unit.
     direction = left[:, kept].T if kind == "multiclass" else (left * size @ right).T
-    return _Null(weight=np.ones(len(target)), projector=basis.T, direction=direction)
+    df = len(target) - basis.shape[1]
+    seen = None if kind == "multiclass" else _Residual.of(direction[0], df=df)
+    return _Null(weight=np.ones(len(target)), projector=basis.T, direction=direction, seen=seen)
 
 
 def _logistic_null(case: Floats, basis: Floats) -> _Null:

@@ -15,7 +15,7 @@ from snpdeconv.interpret.pairs.columns import Dosages
 from snpdeconv.interpret.pairs.local import Surroundings
 from snpdeconv.interpret.pairs.retest import Null, retest_pairs
 from snpdeconv.interpret.pairs.screen import screen
-from snpdeconv.interpret.saddlepoint import binary_score_tail
+from snpdeconv.interpret.saddlepoint import EmpiricalCumulants, binary_score_tail
 
 CPU = torch.device("cpu")
 
@@ -166,6 +166,21 @@ def test_saddlepoint_equals_enumeration():
         assert 10 ** -float(found) / 2 == pytest.approx(exact, rel=0.3)
         if z > 4:
             assert 10 ** -float(found) > 4 * 2 * stats.norm.sf(z)  # the normal tail would be far too small
+
+
+def test_cumulants_of_a_distribution_that_was_seen():
+    values = torch.from_numpy(np.random.default_rng(1).gamma(0.5, size=500))
+    values = (values - values.mean()) / values.std()
+    tilt = torch.linspace(-8, 8, 321, dtype=torch.float64, requires_grad=True)
+    expected = (tilt[:, None] * values).exp().mean(1).log()
+    (slope,) = torch.autograd.grad(expected.sum(), tilt, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), tilt)
+    found = EmpiricalCumulants.of(values)
+    with torch.no_grad():
+        assert found.value(tilt) == pytest.approx(expected, abs=1e-5)
+        first, second = found.derivatives(tilt)
+        assert first == pytest.approx(slope, abs=1e-4)
+        assert second == pytest.approx(bend, rel=0.03, abs=1e-3)
 
 
 def test_saddlepoint_at_the_end_of_the_range():
