@@ -55,8 +55,8 @@ class Marginal:
             trait and where the variant does not vary.
         se: (V,) its standard error; where a saddlepoint gave the p-value, the one that goes with it.
         neg_log10_p: (V,) -log10 of the two-sided p-value; 0 where the variant does not vary.
-        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); the normal deviate of
-            the p-value where a saddlepoint gave it; 0 as above.
+        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); the normal
+            deviate of the p-value where a saddlepoint gave it; 0 as above.
         lambda_gc: Median chi-square over the expected one; 1 without inflation.
     """
 
@@ -142,11 +142,14 @@ def marginal_association(
 
     Quantitative: t-test of the dosage in linear regression. Where the trait is skewed or has heavy tails and
     the minor alleles are too few to even that out, p-values of a t-test are too small, and those beyond 2
-    deviations are a saddlepoint approximation's, of the trait's own distribution (Bi et al. 2020). Binary: Rao's score test of logistic regression,
-    the coefficient its one-step estimate. Where few minor alleles are expected among the cases (or controls,
-    if these are fewer), normal p-values are too small, and scores beyond 2 deviations get those of a
-    saddlepoint approximation (Dey et al. 2017). Multiclass: F-test of the dosage on the classes, nested in
-    the covariates. Covariates are projected out of both sides (Frisch-Waugh-Lovell), once for all variants.
+    deviations are a saddlepoint approximation's, of the trait's own distribution (Bi et al. 2020).
+
+    Binary: Rao's score test of logistic regression, the coefficient its one-step estimate. Where few minor
+    alleles are expected among the cases (or controls, if these are fewer), normal p-values are too small, and
+    scores beyond 2 deviations get those of a saddlepoint approximation (Dey et al. 2017).
+
+    Multiclass: F-test of the dosage on the classes, nested in the covariates. Covariates are projected out of
+    both sides (Frisch-Waugh-Lovell), once for all variants.
 
     Args:
         genotypes: The cohort.

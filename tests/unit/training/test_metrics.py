@@ -164,6 +164,47 @@ def test_interval_of_a_correlation_is_that_of_fisher():
     assert interval.high == pytest.approx(np.tanh(z + 1.96 / np.sqrt(997)), abs=0.012)
 
 
+@pytest.mark.parametrize(("num", "share"), [(16, 0.5), (30, 0.2), (90, 0.2)])
+def test_intervals_of_few_people_cover_the_truth(num, share):
+    rng = np.random.default_rng(num)
+
+    def drawn(size):
+        case = (np.arange(size) < share * size).astype(int)
+        log_odds = np.log(share / (1 - share)) + rng.normal(size=size) + case - 0.5
+        return special.expit(log_odds), case
+
+    truth = evaluate("binary", *drawn(100_000))
+    covered = dict.fromkeys(["auroc", "auprc", "accuracy", "macro_f1", "brier", "log_loss"], 0)
+    for _ in range(120):
+        found = bootstrap_intervals("binary", *drawn(num), num_resamples=300, seed=1)
+        for name in covered:
+            covered[name] += found[name].low <= truth[name] <= found[name].high
+    # Percentiles alone: accuracy .44 and AUROC .84 of 15 people with three cases.
+    assert min(covered.values()) >= 0.84 * 120, covered
+
+
+@pytest.mark.parametrize("num", [16, 90])
+def test_intervals_of_a_quantity_in_few_people_cover_the_truth(num):
+    rng = np.random.default_rng(num)
+    covered = dict.fromkeys(["r2", "pearson_r", "rmse"], 0)
+    truth = {"r2": 0.5, "pearson_r": 0.5**0.5, "rmse": 0.5**0.5}
+    for _ in range(120):
+        value = rng.normal(size=num) * 0.5**0.5
+        found = bootstrap_intervals(
+            "quantitative", value, value + rng.normal(size=num) * 0.5**0.5, num_resamples=300, seed=1
+        )
+        for name in covered:
+            covered[name] += found[name].low <= truth[name] <= found[name].high
+    assert min(covered.values()) >= 0.84 * 120, covered
+
+
+def test_few_people_in_perfect_order_promise_no_certainty():
+    found = bootstrap_intervals("binary", [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1], seed=0)
+    assert (found["auroc"].value, found["accuracy"].value) == (1, 1)
+    assert found["auroc"].low == pytest.approx(0.438, abs=0.001)  # Wilson's bound of three of three
+    assert found["accuracy"].low == pytest.approx(0.610, abs=0.001)  # and of six of six
+
+
 def test_a_class_of_two_people_is_in_every_resample():
     _, shares, truth = multiclass_case(60, 3)
     truth[:] = np.where(np.arange(60) < 2, 2, truth % 2)
