@@ -2,8 +2,8 @@
 
 usage: python benchmarks/calibration.py [--seeds 5000-5199] [--cells NAME ...] [--seconds N]
 Seeds 0-199 are for development, those from 5000 on for the report. What is in the work folder is not run
-again, so that a run can be stopped and continued; `--list` names the cells, `--report` writes
-benchmarks/results/calibration.json.
+again, so that a run can be stopped and continued; `--list` names the cells, `--report` writes those of
+which the work folder has runs to benchmarks/results/calibration.json, where the others stay as they are.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from machine import write_results
+from machine import RESULTS, write_results
 from numpy.typing import NDArray
 from scipy import special
 
@@ -173,10 +173,14 @@ def report(records: list[dict[str, Any]]) -> None:
     for record in records:
         if record["seed"] >= int(SEEDS.partition("-")[0]):
             by_cell[record["cell"]].append(record)
+    path = RESULTS / "calibration.json"
+    kept = json.loads(path.read_text())["cells"] if path.exists() else {}
     cells = {}
     for cell in CELLS:
         runs = by_cell[cell.name]
         if not runs:
+            if cell.name in kept:
+                cells[cell.name] = kept[cell.name]
             continue
         row: dict[str, Any] = {
             "runs": len(runs),

@@ -46,7 +46,11 @@ def r2_true(weights: np.ndarray, effects: np.ndarray) -> float:
 
 
 def sequence(rng: np.random.Generator, *, world: str, num_people: int, kind: str) -> dict[str, Any]:
-    """A champion and its looks: `null` of one recipe, `other` of another as good, or one `better` by .05."""
+    """A champion and its looks: `null` of one recipe, `other` of others as good, or one `better` by .05.
+
+    Other recipes are as good on average: of fifty some are truly better, so that promotions count as false by
+    the true gain.
+    """
     common, noise, directions = WORLDS[world]
 
     def draw(variance: float) -> np.ndarray:
@@ -82,8 +86,9 @@ def sequence(rng: np.random.Generator, *, world: str, num_people: int, kind: str
             num_resamples=100,
         )
         if verdict.is_better:
-            return {"promoted_at": look}
-    return {"promoted_at": None}
+            gain = r2_true(challenger, effects) - r2_true(champion, effects)
+            return {"promoted_at": look, "true_gain": gain}
+    return {"promoted_at": None, "true_gain": None}
 
 
 def decisions(seed: int, repeats: int) -> list[dict[str, Any]]:
@@ -99,6 +104,8 @@ def decisions(seed: int, repeats: int) -> list[dict[str, Any]]:
                 promoted = sum(one["promoted_at"] is not None for one in found)
                 rows.append({"world": world, "people": num_people, "kind": kind, "sequences": repeats})
                 rows[-1] |= {"looks": 1 if kind == "better" else LOOKS, "promoted": promoted}
+                gains = [one["true_gain"] for one in found if one["true_gain"] is not None]
+                rows[-1] |= {"promoted_no_better": sum(gain <= 0 for gain in gains), "true_gains": gains}
                 print(rows[-1], flush=True)
     return rows
 
