@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,8 @@ class Import:
     when: str
 
 
-def imports_of(text: str, *, package: tuple[str, ...]) -> Iterator[Import]:
+@cache
+def imports_of(text: str, *, package: tuple[str, ...]) -> tuple[Import, ...]:
     """Imports of a file of `package`, relative ones by their full names."""
 
     def visit(node: ast.AST, when: str) -> Iterator[Import]:
@@ -52,7 +54,7 @@ def imports_of(text: str, *, package: tuple[str, ...]) -> Iterator[Import]:
             for child in ast.iter_child_nodes(node):
                 yield from visit(child, "function" if inside and when == "load" else when)
 
-    yield from visit(ast.parse(text), "load")
+    return tuple(visit(ast.parse(text), "load"))
 
 
 def modules(folder: Path) -> dict[str, Path]:

@@ -53,7 +53,7 @@ def imported_modules(path: Path) -> set[str]:
 
 def imported_by(text: str, *, package: tuple[str, ...]) -> set[str]:
     """Full names of what a module of `package` imports, relative imports included."""
-    taken = list(imports_of(text, package=package))
+    taken = imports_of(text, package=package)
     return {one.module for one in taken} | {
         f"{one.module}.{one.name}" for one in taken if one.module == "snpdeconv" and one.name
     }
