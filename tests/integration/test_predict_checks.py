@@ -44,6 +44,7 @@ def test_predictions_on_what_cannot_be_right(predict):
     hopeless = {
         "labels": {"counted_allele": variants.other_allele, "other_allele": variants.counted_allele},
         "rows": {"codes": np.roll(codes, 7, axis=1)},
+        "next site": {"position_bp": np.append(variants.position_bp[1:], variants.position_bp[-1] + 1)},
         "random": {"codes": rng.integers(0, 3, codes.shape).astype(np.uint8)},
         "constant": {"codes": np.zeros_like(codes)},
         "missing": {"codes": np.full_like(codes, 3)},
