@@ -149,11 +149,10 @@ def score_variants(
 
 
 def _marginal(people: People, config: Config) -> Marginal:
-    """Association of each SNP by itself, with a word where it is inflated."""
+    """Association of each SNP by itself, and a word on its inflation."""
     marginal = marginal_association(
         people.genotypes, people.target, kind=people.kind, covariates=people.covariates
     )
-    logger.info("genomic inflation λ_GC %.3f (1 is none)", marginal.lambda_gc)
     warn_of_inflation(
         marginal.lambda_gc,
         people.genotypes,

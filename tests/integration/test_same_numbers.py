@@ -72,7 +72,8 @@ def test_log_terminal_metrics_file_and_mlflow_say_the_same(run, cohort, covariat
         assert re.search(line, done.out, flags=re.MULTILINE), (line, done.out)
 
     assert shown["marginal/lambda_gc"] == told["lambda_gc"]
-    assert f"genomic inflation λ_GC {told['lambda_gc']:.3f} (1 is none)" in done.err
+    inflation = f"genomic inflation λ_GC of plain association: {told['lambda_gc']:.3f} (1 is none)"
+    assert re.findall("genomic inflation λ_GC.*", done.err) == [inflation]
     assert "3 covariates in 4 columns: age (number); site (indicators against a of b, c); score (number)" in (
         done.err
     )
