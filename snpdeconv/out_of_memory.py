@@ -108,9 +108,11 @@ def or_on_the_cpu(work: Callable[[torch.device], Result], device: torch.device, 
     try:
         return work(device)
     except Exception as error:
-        if device.type == "cpu" or where_memory_ran_out(error) != "GPU":
+        # What `Pieces` tells the user is no end here: there is another device.
+        cause = error.__cause__ if isinstance(error, ResourceError) and error.__cause__ else error
+        if device.type == "cpu" or where_memory_ran_out(cause) != "GPU":
             raise
-        reason = reason_of(error)
+        reason = reason_of(cause)
     release_memory()
     logger.warning("no memory for %s on %s: computed on the CPU (%s)", what, device, reason)
     return work(torch.device("cpu"))
@@ -152,10 +154,11 @@ class Pieces:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                cpu = ", or --set resources.device=cpu" if where_memory_ran_out(error) == "GPU" else ""
                 raise ResourceError(
                     f"no memory for a single sample ({reason_of(error)})",
                     where="memory",
-                    mend="use fewer SNPs, a smaller model or a larger device",
+                    mend=f"use fewer SNPs, a smaller model or a larger device{cpu}",
                 ) from error
             yield result
             start += halving.size

@@ -22,6 +22,7 @@ from snpdeconv.interpret.ensemble import combine
 from snpdeconv.interpret.marginal import Marginal, marginal_association
 from snpdeconv.interpret.ranking import Posterior
 from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.at_once import NUM_TRIED, people_at_once
 from snpdeconv.pipelines.deconvolution import Findings, People, deconvolve_people
 from snpdeconv.pipelines.inflation import warn_of_inflation
@@ -112,8 +113,9 @@ def score_variants(
         by_method["single_effects"] = findings.deconvolution.score
     if "attention" in methods:
         assert network is not None
-        look = partial(attention_scores, network.model, device=device)
-        attention = _shared(look, people, network, config, num_people=len(people.target), device=device)
+        attention = _shared(
+            attention_scores, people, network, config, num_people=len(people.target), device=device
+        )
         by_method["attention"] = network.layout.to_variants(attention.score)
         if network.start_attention is not None:
             start = network.layout.to_variants(network.start_attention)
@@ -126,13 +128,7 @@ def score_variants(
             )
     if "integrated_gradients" in methods:
         assert network is not None
-        look = partial(
-            integrated_gradients,
-            network.model,
-            kind=people.kind,
-            device=device,
-            steps=config.interpretation.gradient_steps,
-        )
+        look = partial(integrated_gradients, kind=people.kind, steps=config.interpretation.gradient_steps)
         num_people = config.interpretation.max_samples
         gradients = _shared(look, people, network, config, num_people=num_people, device=device)
         by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
@@ -164,7 +160,7 @@ def _marginal(people: People, config: Config) -> Marginal:
 
 
 def _shared(
-    look: Callable[[PackedLoader], Attribution],
+    look: Callable[..., Attribution],
     people: People,
     network: Network,
     config: Config,
@@ -172,29 +168,40 @@ def _shared(
     num_people: int,
     device: torch.device,
 ) -> Attribution:
-    """What the network says of a draw of the people, of whom every rank looks at a share."""
+    """What the network says of a draw of the people, of whom every rank looks at a share.
+
+    On the CPU where a GPU does not hold a single one of them.
+    """
     num_ranks = distributed.world_size()
     drawn = np.random.default_rng(config.training.seed).permutation(len(people.target))[:num_people]
     share = torch.from_numpy(drawn[distributed.rank() :: num_ranks])
     packed, target = torch.from_numpy(network.packed), torch.from_numpy(people.target)
     covariates = torch.from_numpy(people.covariates) if people.covariates.shape[1] else None
 
-    def looked() -> Attribution | None:
-        if not len(share):
-            return None
+    def on(where: torch.device) -> Attribution:
+        network.model.to(where)
         few = share[:NUM_TRIED]
         at_once = people_at_once(
             network.model,
             packed[few],
             None if covariates is None else covariates[few],
-            device=device,
+            device=where,
             safety=config.memory.safety,
         )
         num_batches = math.ceil(len(share) / at_once)
-        if device.type == "cpu":  # each thread takes batches of its own
+        if where.type == "cpu":  # each thread takes batches of its own
             num_batches = max(num_batches, torch.get_num_threads())
         batch_size = math.ceil(len(share) / num_batches)
-        return look(PackedLoader(packed, target, covariates, rows=share, batch_size=batch_size))
+        loader = PackedLoader(packed, target, covariates, rows=share, batch_size=batch_size)
+        return look(network.model, loader, device=where)
+
+    def looked() -> Attribution | None:
+        if not len(share):
+            return None
+        try:
+            return or_on_the_cpu(on, device, what="what the network says of SNPs")
+        finally:
+            network.model.to(device)
 
     parts = distributed.every_rank_does(looked)
     return pooled([part for part in parts if part is not None])
