@@ -26,6 +26,8 @@ from snpdeconv.training.window import WindowStep
 
 logger = logging.getLogger(__name__)
 
+_SCALER_SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -113,9 +115,18 @@ class Run:
         if "epoch" in self.progress.history:  # earlier versions counted from 0
             self.progress.history["epoch"] = [float(one + 1) for one in range(self.progress.epoch)]
         self.window.micro_batch_size = self.progress.micro_batch_size
+        own = _fixed(self.optimizer, self.scaler)
         self.model.load_state_dict(state.model)
         self.best_model = state.best_model
         self.optimizer.load_state_dict(state.optimizer)
+        _compare_settings(_fixed(self.optimizer, self.scaler), own, source)
+        _compare_moments(self.optimizer, source)
+        if not self.schedule.has_rate(self.learning_rate, step=self.progress.step):
+            raise TrainingError(
+                f"its learning rate is {self.learning_rate:g}, which the schedule cannot have set by then",
+                where=source,
+                mend="remove it, to go on from the one before it",
+            )
         self.schedule.load_state_dict(state.schedule)
         self.scaler.load_state_dict(state.scaler)
         if distributed.is_first():
@@ -274,6 +285,28 @@ def start_run(
         settings=asdict(optimization) | {"batches_per_epoch": batches_per_epoch, "epochs": epochs},
         device=device,
     )
+
+def _fixed(optimizer: Optimizer, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """What the states of an optimiser and a scaler hold beside what training moves, by name."""
+    (group,) = optimizer.param_groups
+    held = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    held |= {name: value for name, value in scaler.state_dict().items() if name in _SCALER_SETTINGS}
+    return held
+
+
+def _compare_moments(optimizer: Optimizer, source: Path) -> None:
+    """A fused step reads moments of another shape beyond their end."""
+    for parameter, held in optimizer.state.items():
+        shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        for name, shape in shapes.items():
+            if held[name].shape != shape:
+                raise TrainingError(
+                    f"the checkpoint's '{name}' of the optimiser is {tuple(held[name].shape)}, where it "
+                    f"should be {tuple(shape)}",
+                    where=source,
+                    mend="remove it, to go on from the one before it",
+                )
+
 
 
 def _compare_settings(saved: dict[str, Any], present: dict[str, Any], source: Path) -> None:

@@ -15,6 +15,11 @@ from snpdeconv.errors import ConfigError, nearest
 
 Direction = Literal["min", "max"]
 
+# What moves in the state of a plateau's schedule; the rest is settings.
+_MOVING = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
+# A rate that would fall by less than 1e-8 stays: after so many times it does, unless the factor is near 1.
+_MOST_TIMES = 10_000
+
 
 class Schedule(Protocol):
     """Sets the learning rate of an optimiser."""
@@ -32,12 +37,24 @@ class Schedule(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
+        """Goes on from `state_dict`; settings stay those of this schedule."""
+        ...
+
+    def has_rate(self, rate: float, *, step: int) -> bool:
+        """Whether it can have set this rate, where so many steps are completed."""
         ...
 
 
 class ConstantSchedule:
-    """The rate as it is."""
+    """The rate as it is.
+
+    Args:
+        optimizer: Whose rate stays.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def after_step(self, step: int) -> None:
         """Changes nothing."""
@@ -52,6 +69,10 @@ class ConstantSchedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
 
+    def has_rate(self, rate: float, *, step: int) -> bool:
+        """Whether it is a rate of the beginning."""
+        return any(math.isclose(rate, base) for base in self._base_rates)
+
 
 class CosineSchedule(ConstantSchedule):
     """Linear warm-up, then half a cosine to zero at the last step (Loshchilov and Hutter 2017).
@@ -65,8 +86,7 @@ class CosineSchedule(ConstantSchedule):
     """
 
     def __init__(self, optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> None:
-        self._optimizer = optimizer
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(optimizer)
         self._total_steps = total_steps
         self._warmup_steps = round(total_steps * warmup_fraction)
         self.after_step(0)
@@ -75,6 +95,10 @@ class CosineSchedule(ConstantSchedule):
         """Sets the rate for the step that follows `step` completed ones."""
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self._factor(step)
+
+    def has_rate(self, rate: float, *, step: int) -> bool:
+        """Whether it is that of the step that follows."""
+        return any(math.isclose(rate, base * self._factor(step)) for base in self._base_rates)
 
     def _factor(self, step: int) -> float:
         if step < self._warmup_steps:
@@ -94,6 +118,8 @@ class PlateauSchedule(ConstantSchedule):
     """
 
     def __init__(self, optimizer: Optimizer, *, direction: Direction, factor: float, patience: int) -> None:
+        super().__init__(optimizer)
+        self._factor = factor
         self._plateau = ReduceLROnPlateau(optimizer, mode=direction, factor=factor, patience=patience)
 
     def after_epoch(self, value: float) -> None:
@@ -105,8 +131,16 @@ class PlateauSchedule(ConstantSchedule):
         return self._plateau.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
-        self._plateau.load_state_dict(state)
+        """Goes on from `state_dict`; settings stay those of this schedule."""
+        self._plateau.load_state_dict({name: state[name] for name in _MOVING})
+
+    def has_rate(self, rate: float, *, step: int) -> bool:
+        """Whether it is one of the beginning, lowered a whole number of times."""
+        return any(
+            math.isclose(rate, base * self._factor**times)
+            for base in self._base_rates
+            for times in range(_MOST_TIMES)
+        )
 
 
 def make_schedule(
@@ -137,7 +171,7 @@ def make_schedule(
         ConfigError: No schedule has that name, or a cosine without a known length.
     """
     if name == "constant":
-        return ConstantSchedule()
+        return ConstantSchedule(optimizer)
     if name == "plateau":
         return PlateauSchedule(
             optimizer, direction=direction, factor=plateau_factor, patience=plateau_patience

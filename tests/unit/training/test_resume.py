@@ -13,7 +13,7 @@ import torch
 from killed_runs import EPOCHS, make_trainer, timeless, train
 from small_runs import assert_same_tensors, make_network
 
-from snpdeconv.errors import TrainingError
+from snpdeconv.errors import TrainingError, UserError
 from snpdeconv.training.checkpoint import CheckpointStore, read_state
 from snpdeconv.training.preemption import Preempted, PreemptionSignal, Terminated, ignore_in_worker
 from snpdeconv.training.run import Run
@@ -249,6 +249,47 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         with_model(make_network(width=9)).train(EPOCHS, 10, tmp_path)
     with pytest.raises(TrainingError, match=r"only the model has 'norm.bias'"):
         with_model(make_network(has_norm=True)).train(EPOCHS, 10, tmp_path)
+
+
+def moments(state):
+    return next(iter(state.optimizer["state"].values()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "change", "told"),
+    [
+        ("cosine", lambda s: s.optimizer["param_groups"][0].update(weight_decay=0.5), "weight_decay=0.5"),
+        ("cosine", lambda s: s.optimizer["param_groups"][0].update(betas=(0.1, 0.1)), r"betas=\(0.1, 0.1\)"),
+        ("cosine", lambda s: s.optimizer["param_groups"][0].update(lr=9.0), "rate is 9, which"),
+        ("constant", lambda s: s.optimizer["param_groups"][0].update(lr=9.0), "rate is 9, which"),
+        ("plateau", lambda s: s.optimizer["param_groups"][0].update(lr=9.0), "rate is 9, which"),
+        ("cosine", lambda s: s.scaler.update(growth_factor=9.0), "growth_factor=9.0"),
+        ("cosine", lambda s: moments(s).update(exp_avg=torch.zeros(3)), r"'exp_avg' .* is \(3,\)"),
+        ("cosine", lambda s: moments(s).pop("exp_avg_sq"), "exp_avg_sq"),
+    ],
+)
+def test_a_checkpoint_whose_optimiser_is_another_s_is_refused(tmp_path, schedule, change, told):
+    options = {"schedule": schedule, "use_amp": True, "amp_dtype": torch.float16}
+    with pytest.raises(Preempted) as stop:
+        make_trainer("packed", should_stop=stop_after(5), **options).train(EPOCHS, 10, tmp_path)
+    state = read_state(stop.value.checkpoint)
+    change(state)
+    CheckpointStore(tmp_path).save_last(state)
+    with pytest.raises(UserError, match=told):
+        make_trainer("packed", **options).train(EPOCHS, 10, tmp_path)
+
+
+def test_a_plateau_keeps_its_own_settings(tmp_path):
+    options = {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.3, "learning_rate": 0.5}
+    expected = make_trainer("packed", **options).train(EPOCHS, 10)
+    with pytest.raises(Preempted) as stop:
+        make_trainer("packed", should_stop=stop_after(16), **options).train(EPOCHS, 10, tmp_path)
+    state = read_state(stop.value.checkpoint)
+    state.schedule["factor"] = 1e-9
+    CheckpointStore(tmp_path).save_last(state)
+    history = make_trainer("packed", **options).train(EPOCHS, 10, tmp_path)
+    assert timeless(history) == timeless(expected)
+    assert len(set(history["lr"])) > 1
 
 
 def test_a_micro_batch_that_memory_forced_survives_the_restart(tmp_path):
