@@ -186,6 +186,74 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     Raises:
         InputError: Whatever is wrong with the files, in one line.
     """
+    own = distributed.all_or_none_do(lambda: _joined(config, inputs, cohort=cohort, hold_out=hold_out))
+    trait, parts, columns = own.trait, own.split, own.columns
+    _check_alike(
+        version=(__version__,),
+        settings=(config.digest(),),
+        cohort=(cohort.digest,),
+        people=(trait.rows,),
+        split=(parts.train, parts.val, parts.test),
+        trait=(own.target, *trait.classes),
+        SNPs=(columns, own.frequency),
+    )
+    covariates, encoder, components = distributed.first_rank_does(
+        lambda: _covariates(
+            cohort, trait, parts, inputs, columns=columns, frequency=own.frequency, config=config
+        )
+    )
+    blocks = distributed.first_rank_does(
+        lambda: (
+            compute_blocks(own.genotypes, variants=own.variants, rows=parts.train)
+            if inputs.blocks is None
+            else read_blocks(Path(inputs.blocks), variants=own.variants)
+        )
+    )
+    report = {**own.report, "blocks": len(blocks.name)}
+    cut = (
+        f" ({len(parts.train)} train, {len(parts.val)} validation, {len(parts.test)} test)"
+        if hold_out
+        else ""
+    )
+    logger.info("%d people%s, %d SNPs in %d LD blocks", len(trait.rows), cut, len(columns), len(blocks.name))
+    return Study(
+        inputs=inputs,
+        cohort=cohort,
+        trait=trait,
+        scale=own.scale,
+        split=parts,
+        columns=columns,
+        frequency=own.frequency[columns],
+        variants=own.variants,
+        blocks=blocks,
+        genotypes=own.genotypes,
+        target=own.target,
+        covariates=covariates,
+        groups=own.groups,
+        covariate_encoder=encoder,
+        components=components,
+        report=report,
+    )
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """What a rank makes of the files by itself; as in `Study`, but for the frequency, of all variants."""
+
+    trait: Trait
+    scale: Scale
+    split: Split
+    columns: NDArray[np.int64]
+    frequency: NDArray[np.float64]
+    variants: Variants
+    genotypes: PackedGenotypes
+    target: NDArray[np.float32] | NDArray[np.int64]
+    groups: NDArray[np.int64] | None
+    report: dict[str, int]
+
+
+def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> _Joined:
+    """Reads, joins, splits and filters."""
     data = config.data
     trait = load_trait(
         inputs.phenotypes,
@@ -231,30 +299,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
             where=inputs.genotypes,
             mend="loosen data.maf_min or data.variant_missing_max with --set",
         )
-    variants = cohort.variants.take(columns)
     target, scale = _target(trait, parts)
-    _check_alike(
-        version=(__version__,),
-        settings=(config.digest(),),
-        cohort=(cohort.digest,),
-        people=(trait.rows,),
-        split=(parts.train, parts.val, parts.test),
-        trait=(target, *trait.classes),
-        SNPs=(columns, kept.frequency),
-    )
-    covariates, encoder, components = distributed.first_rank_does(
-        lambda: _covariates(
-            cohort, trait, parts, inputs, columns=columns, frequency=kept.frequency, config=config
-        )
-    )
-    chosen = cohort.genotypes.take(rows=trait.rows, columns=columns)
-    blocks = distributed.first_rank_does(
-        lambda: (
-            compute_blocks(chosen, variants=variants, rows=parts.train)
-            if inputs.blocks is None
-            else read_blocks(Path(inputs.blocks), variants=variants)
-        )
-    )
     report = {f"people_{name}": count for name, count in trait.report.items()}
     report |= left_out
     report["people_used"] -= sum(left_out.values())
@@ -266,35 +311,22 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     report["variants_kept"] = len(columns)
     if hold_out:
         report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
-    report["blocks"] = len(blocks.name)
-    cut = (
-        f" ({len(parts.train)} train, {len(parts.val)} validation, {len(parts.test)} test)"
-        if hold_out
-        else ""
-    )
-    logger.info("%d people%s, %d SNPs in %d LD blocks", len(trait.rows), cut, len(columns), len(blocks.name))
-    return Study(
-        inputs=inputs,
-        cohort=cohort,
+    return _Joined(
         trait=trait,
         scale=scale,
         split=parts,
         columns=columns,
-        frequency=kept.frequency[columns],
-        variants=variants,
-        blocks=blocks,
-        genotypes=chosen,
+        frequency=kept.frequency,
+        variants=cohort.variants.take(columns),
+        genotypes=cohort.genotypes.take(rows=trait.rows, columns=columns),
         target=target,
-        covariates=covariates,
         groups=groups,
-        covariate_encoder=encoder,
-        components=components,
         report=report,
     )
 
 
 def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
-    """Reads, joins, splits, filters and lays out a cohort.
+    """Reads, joins, splits, filters and lays out a cohort; a collective.
 
     Args:
         config: Its `data`, `model.patch` and `training.seed` are used.
@@ -305,8 +337,12 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
         InputError: Whatever is wrong with the files, in one line.
     """
     study = gather(config, inputs, cohort=cohort, hold_out=True)
-    layout = Layout.from_blocks(study.blocks, chrom=study.variants.chrom, patch=config.model.patch)
-    packed = study.genotypes.take(columns=layout.columns).packed
+
+    def laid_out() -> tuple[Layout, NDArray[np.uint8]]:
+        layout = Layout.from_blocks(study.blocks, chrom=study.variants.chrom, patch=config.model.patch)
+        return layout, study.genotypes.take(columns=layout.columns).packed
+
+    layout, packed = distributed.all_or_none_do(laid_out)
     _check_alike(
         covariates=(study.covariates,),
         LD_blocks=(study.blocks.of_variant, *study.blocks.name),

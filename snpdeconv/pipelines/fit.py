@@ -167,7 +167,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite, or a batch of one does not fit into memory.
     """
-    base = build_model(config, dataset).to(device)
+    base = distributed.all_or_none_do(lambda: build_model(config, dataset).to(device))
     offset = None
     if config.model.linear != "trained":
         linear = checkpoint_dir / "linear.safetensors"

@@ -133,7 +133,7 @@ def _train(
     with ExitStack() as held:
         folder.state = distributed.first_rank_does(lambda: held.enter_context(folder).state)
         cohort = open_cohort_together(inputs.genotypes, data=config.data)
-        inputs_digest = inputs.digest(genotypes_digest=cohort.digest)
+        inputs_digest = distributed.all_or_none_do(lambda: inputs.digest(genotypes_digest=cohort.digest))
         if "result" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
             if not distributed.is_first():
@@ -182,7 +182,7 @@ def _train(
         )
         run = runs[0] if runs else None
         # Before the batch size is measured: the device has that much less for activations.
-        genotypes = place_genotypes(dataset.packed, device=device)
+        genotypes = distributed.all_or_none_do(lambda: place_genotypes(dataset.packed, device=device))
         batch_size, at_once = distributed.first_rank_does(
             lambda: _batch_sizes(folder, config, dataset, precision, device)
         )

@@ -6,6 +6,7 @@ With one process every function answers at once, so that callers need no second 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import socket
 from collections.abc import Callable
@@ -211,7 +212,7 @@ def first_rank_does(work: Callable[[], T]) -> T:
         try:
             outcome = (work(), None)
         except Exception as error:
-            outcome = (None, error)
+            outcome = (None, _sendable(error))
     value, failure = from_first_rank(outcome)
     if failure is not None:
         raise failure
@@ -236,7 +237,7 @@ def every_rank_does(work: Callable[[], T]) -> list[T]:
     try:
         outcome = (work(), None)
     except Exception as error:
-        outcome = (None, error)
+        outcome = (None, _sendable(error))
     outcomes = gather_objects(outcome)
     for _, failure in outcomes:
         if failure is not None:
@@ -244,10 +245,32 @@ def every_rank_does(work: Callable[[], T]) -> list[T]:
     return [cast(T, value) for value, _ in outcomes]
 
 
-def barrier() -> None:
-    """Waits for every rank."""
-    if world_size() > 1:
-        dist.barrier()
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot go to another process and come out as it was."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def all_or_none_do(work: Callable[[], T]) -> T:
+    """What each does whole and for itself, as to read its copy of the files, before a collective.
+
+    One that failed alone would leave the others in that collective until they give up.
+
+    Args:
+        work: Done on each rank.
+
+    Returns:
+        This rank's own value.
+
+    Raises:
+        Exception: What the first of those that failed raised, on every rank.
+    """
+    own: list[T] = []
+    every_rank_does(lambda: own.append(work()))
+    return own[0]
 
 
 def shut_down() -> None:

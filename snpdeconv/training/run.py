@@ -57,8 +57,7 @@ class Run:
         scaler: Of the gradients.
         window: Takes the steps.
         meter: The running loss.
-        has_folder: Whether checkpoints are written.
-        store: Writes them; on the first rank alone.
+        store: Writes checkpoints, by the first rank alone; None for none.
         settings: What must not change between the parts of a run.
         device: Where the model is.
         progress: Where the run stands.
@@ -71,7 +70,6 @@ class Run:
     scaler: torch.amp.GradScaler
     window: WindowStep
     meter: LossMeter
-    has_folder: bool
     store: CheckpointStore | None
     settings: dict[str, Any]
     device: torch.device
@@ -115,10 +113,12 @@ class Run:
         if "epoch" in self.progress.history:  # earlier versions counted from 0
             self.progress.history["epoch"] = [float(one + 1) for one in range(self.progress.epoch)]
         self.window.micro_batch_size = self.progress.micro_batch_size
-        own = _fixed(self.optimizer, self.scaler)
         self.model.load_state_dict(state.model)
         self.best_model = state.best_model
+        own = _fixed(self.optimizer, self.scaler)
         self.optimizer.load_state_dict(state.optimizer)
+        self.schedule.load_state_dict(state.schedule)
+        self.scaler.load_state_dict(state.scaler)
         _compare_settings(_fixed(self.optimizer, self.scaler), own, source)
         _compare_moments(self.optimizer, source)
         if not self.schedule.has_rate(self.learning_rate, step=self.progress.step):
@@ -127,8 +127,6 @@ class Run:
                 where=source,
                 mend="remove it, to go on from the one before it",
             )
-        self.schedule.load_state_dict(state.schedule)
-        self.scaler.load_state_dict(state.scaler)
         if distributed.is_first():
             self.meter.load_state_dict(state.losses)
         host = torch.device("cpu")
@@ -166,34 +164,36 @@ class Run:
         self.model.load_state_dict(self.best_model)
 
     def save(self) -> Path | None:
-        """Writes the run's state, unless it has diverged; a collective.
+        """Writes the run's state, unless it has diverged; a collective, over when the file is there.
 
         Returns:
-            The file, on the first rank of a run with a folder.
+            The file; None for a run without a folder.
 
         Raises:
             TrainingError: The loss or a weight is not finite.
             ResourceError: It cannot be written.
         """
-        if not self.has_folder:
+        store = self.store
+        if store is None:
             return None
         self.stop_if_not_finite(look_at_weights=True)
         state = self.snapshot()
-        return None if self.store is None else self.store.save_last(state)
+        return distributed.first_rank_does(lambda: store.save_last(state))
 
     def save_best(self) -> None:
-        """Writes the best weights; errors as `save`."""
-        if self.store is not None:
-            progress = self.progress
-            assert progress.best_epoch is not None
-            self.store.save_best(
-                {
-                    "model": self.best_model,
-                    "epoch": progress.best_epoch + 1,
-                    "monitor": self.settings["monitor"],
-                    "value": progress.best_value,
-                }
-            )
+        """Writes the best weights; a collective, errors as `save`."""
+        store = self.store
+        if store is None:
+            return
+        progress = self.progress
+        assert progress.best_epoch is not None
+        best = {
+            "model": self.best_model,
+            "epoch": progress.best_epoch + 1,
+            "monitor": self.settings["monitor"],
+            "value": progress.best_value,
+        }
+        distributed.first_rank_does(lambda: store.save_best(best))
 
     def stop_if_not_finite(self, *, look_at_weights: bool = False) -> None:
         """Ends a run that has diverged; `TrainingError` as `LossMeter.stop_if_not_finite`; a collective."""
@@ -280,11 +280,11 @@ def start_run(
         scaler=scaler,
         window=window,
         meter=LossMeter(device),
-        has_folder=folder is not None,
-        store=CheckpointStore(folder) if folder is not None and distributed.is_first() else None,
+        store=None if folder is None else distributed.first_rank_does(lambda: CheckpointStore(folder)),
         settings=asdict(optimization) | {"batches_per_epoch": batches_per_epoch, "epochs": epochs},
         device=device,
     )
+
 
 def _fixed(optimizer: Optimizer, scaler: torch.amp.GradScaler) -> dict[str, Any]:
     """What the states of an optimiser and a scaler hold beside what training moves, by name."""
@@ -306,7 +306,6 @@ def _compare_moments(optimizer: Optimizer, source: Path) -> None:
                     where=source,
                     mend="remove it, to go on from the one before it",
                 )
-
 
 
 def _compare_settings(saved: dict[str, Any], present: dict[str, Any], source: Path) -> None:

@@ -223,7 +223,6 @@ class MultiGPUSNPTrainer:
             if must_stop or (every is not None and progress.step % every == 0):
                 path = run.save()
             if must_stop:
-                distributed.barrier()  # no rank may leave, and end the job, before the first one has saved
                 raise Preempted(step=progress.step, checkpoint=path)
         run.stop_if_not_finite()
         losses = run.meter.epoch()
@@ -284,15 +283,19 @@ class MultiGPUSNPTrainer:
             batches_per_epoch=num_batches(self.train_loader),
             folder=None if checkpoint_dir is None else Path(checkpoint_dir),
         )
-        source: Path | None = None
-        if resume_from is not None:
-            source = find_checkpoint(Path(resume_from)) if distributed.is_first() else None
-        elif run.store is not None:
-            source = run.store.newest()
-        source = distributed.from_first_rank(source)
-        if source is not None:
+
+        def newest() -> Path | None:
+            if resume_from is not None:
+                return find_checkpoint(Path(resume_from))
+            return None if run.store is None else run.store.newest()
+
+        def restore(source: Path) -> None:
             with made_by_us(source):
                 run.restore(read_state(source), source=source)
+
+        source = distributed.first_rank_does(newest)
+        if source is not None:
+            distributed.all_or_none_do(lambda: restore(source))
             if distributed.is_first():
                 progress = run.progress
                 logger.info("going on from %s: epoch %d, step %d", source, progress.epoch + 1, progress.step)

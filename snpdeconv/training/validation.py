@@ -71,7 +71,7 @@ def validate(
         total = loss(predicted, on_device.target).sum()
         return total, predicted.float().reshape(len(batch), -1), on_device.target
 
-    try:
+    def look_at_all() -> None:
         with torch.inference_mode():
             for batch in map(as_batch, loader):
 
@@ -79,9 +79,12 @@ def validate(
                     return look(Batch(*(tensor[rows] for tensor in batch.tensors())))
 
                 for total, predicted, target in pieces.each(of, num_samples=len(batch)):
-                    sums += torch.stack([total.double(), torch.full_like(total, len(target)).double()])
+                    sums.add_(torch.stack([total.double(), torch.full_like(total, len(target)).double()]))
                     logits.append(predicted)
                     targets.append(target)
+
+    try:
+        distributed.all_or_none_do(look_at_all)
     finally:
         model.train(was_training)
     loss_sum, num_samples = distributed.sum_over_ranks(sums).tolist()
@@ -98,10 +101,8 @@ def validate(
         # A rank without a sample does not know the shape of a row, hence objects rather than tensors.
         rows = (torch.cat(logits).cpu(), torch.cat(targets).cpu()) if logits else None
         gathered = [own for own in distributed.gather_objects(rows) if own is not None]
-        measured: Mapping[str, float] = {}
-        if distributed.is_first():
-            measured = metrics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
-        results |= {
-            f"val_{name}": float(value) for name, value in distributed.from_first_rank(measured).items()
-        }
+        measured = distributed.first_rank_does(
+            lambda: metrics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
+        )
+        results |= {f"val_{name}": float(value) for name, value in measured.items()}
     return results

@@ -123,7 +123,7 @@ class WindowStep:
         first step otherwise than the run that nobody stopped.
         """
         restore = self._remember()
-        self._accumulate_in_memory(window, scale=1.0, exchange=False)
+        distributed.all_or_none_do(lambda: self._accumulate_in_memory(window, scale=1.0, exchange=False))
         restore()
         unlimited = 2**31
         size = distributed.min_over_ranks(self.micro_batch_size or unlimited, self._device)

@@ -131,6 +131,23 @@ def test_mistakes_are_told_by_every_rank(tmp_path):
         assert "NaN or infinity" in result["error"]
 
 
+def test_what_one_rank_alone_meets_ends_all_with_its_words(tmp_path):
+    scenarios = {
+        "no_memory": "no memory for a single sample (host: DefaultCPUAllocator",
+        "no_memory_in_validation": "memory: no memory for a single sample (host",
+        "height": "the value 170 is none of the 2 classes",
+        "full_disk": "disk: cannot write the checkpoint",
+    }
+    for scenario, told in scenarios.items():
+        for result in run(scenario, tmp_path / scenario, world=2):
+            assert told in result["error"]
+    run("stop", tmp_path / "damaged", world=2)
+    for path in (tmp_path / "damaged" / "checkpoints").glob("last-*"):
+        path.write_bytes(b"damaged")
+    for result in run("plain", tmp_path / "damaged", world=2):
+        assert "every checkpoint is damaged" in result["error"]
+
+
 def test_a_rank_out_of_memory_while_gradients_are_exchanged_says_how_to_go_on(tmp_path):
     # The other rank loses its partner, which no recovery of its own could mend.
     (result,) = run("out_of_memory_later", tmp_path, world=2, exit_codes=(1, 0))
@@ -149,9 +166,12 @@ def test_what_ranks_make_of_their_files_is_compared_before_they_train(cohort, tm
     table = (cohort / "phenotypes.tsv").read_text().splitlines()
     edited = tmp_path / "edited.tsv"
     edited.write_text("\n".join([*table[:-1], table[-1].rpartition("\t")[0] + "\t1.25"]) + "\n")
+    without = tmp_path / "without.tsv"
+    without.write_text("\n".join([table[0].replace("trait", "other"), *table[1:]]) + "\n")
     cases = {
         "same": (files, [], "home"),
         "a home of its own": (files, [], "another"),
+        "a table without the trait": (files | {"phenotypes": without}, [], "home"),
         "another table": (files | {"phenotypes": edited}, [], "home"),
         "other filters": (files, ["data.maf_min=0.2"], "home"),
         "another patch": (files, ["model.patch=16"], "home"),
@@ -159,6 +179,7 @@ def test_what_ranks_make_of_their_files_is_compared_before_they_train(cohort, tm
     first, second = run(partial(prepare_alike, cases), tmp_path / "ranks", world=2)
     assert first == second  # both know, and end
     assert [first["same"], first["a home of its own"]] == [None, None]
+    assert str(without) in first["a table without the trait"]
     assert "the ranks: rank 1 on " in first["another table"]
     assert first["another table"].partition("in: ")[2].startswith("trait; give all nodes the same files")
     assert first["other filters"].partition("in: ")[2].startswith("settings and SNPs;")

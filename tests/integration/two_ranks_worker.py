@@ -8,11 +8,12 @@ from torch import nn
 
 from snpdeconv import MultiGPUSNPTrainer
 from snpdeconv.config import load_config
-from snpdeconv.errors import UserError
+from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.pipelines.dataset import open_cohort_together, prepare
 from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.train import _agreed_precision
 from snpdeconv.training import distributed
+from snpdeconv.training.checkpoint import CheckpointStore
 from snpdeconv.training.data import PackedLoader
 from snpdeconv.training.preemption import Preempted
 
@@ -42,6 +43,10 @@ def metrics(logits, target):
     return {"rows": float(len(logits)), "product": float((logits[:, 0].double() * target).sum())}
 
 
+def full_disk(*_):
+    raise ResourceError("cannot write the checkpoint", where="disk")
+
+
 def train(scenario, folder, environment):
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -65,6 +70,15 @@ def train(scenario, folder, environment):
         options["should_stop"] = lambda: rank == 1
     if scenario == "nan" and rank == 1:
         train_loader.packed[:] = float("nan")
+    # What one rank alone meets.
+    if scenario == "no_memory" and rank == 1:
+        break_memory(model, after=0, most=0)
+    if scenario == "height" and rank == 1:
+        train_loader.target[:] = 170.0
+    if scenario == "no_memory_in_validation" and rank == 0:
+        break_memory(model, after=0, most=0, training=False)
+    if scenario == "full_disk" and rank == 0:
+        CheckpointStore.save_last = full_disk
     checkpoints = folder / "checkpoints"
     logged = []
     trainer = MultiGPUSNPTrainer(
@@ -97,11 +111,11 @@ def train(scenario, folder, environment):
     os._exit(0) if "error" in result else distributed.shut_down()
 
 
-def break_memory(model, *, after):
-    """The second rank has memory for two samples only, from some forward pass on."""
+def break_memory(model, *, after, most=2, training=True):
+    """This rank has memory for so many samples only, from some forward pass on."""
 
     def check(module, given, output):
-        if module.training and len(model.micro_batches) > after and len(given[0]) > 2:
+        if module.training is training and len(model.micro_batches) > after and len(given[0]) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model.register_forward_hook(check)
