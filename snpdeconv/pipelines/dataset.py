@@ -301,8 +301,7 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
         )
     target, scale = _target(trait, parts)
     report = {f"people_{name}": count for name, count in trait.report.items()}
-    report |= left_out
-    report["people_used"] -= sum(left_out.values())
+    report |= {**left_out, "people_used": len(trait.rows)}
     report["people_too_missing"] = samples.report["too_missing"]
     report["people_copies"] = num_copies
     report |= {f"variants_{name}": count for name, count in cohort.report.items()}

@@ -68,6 +68,13 @@ def test_trait_and_groups_are_no_covariates(files, caplog):
     assert "household" in [feature.name for feature in alone.covariate_encoder.features]
 
 
+def test_people_used_are_those_who_are_used(files):
+    without_genotypes(files, [0, 5, 9])
+    dataset = prepared(inputs(files))
+    assert dataset.report["people_too_missing"] == 3
+    assert dataset.report["people_used"] == len(dataset.trait.rows) == len(dataset.target)
+
+
 def test_a_class_that_gets_too_small_without_people_of_few_genotypes(files):
     num_people = len(pd.read_csv(files / "phenotypes.tsv", sep="\t"))
     edit(
