@@ -148,7 +148,7 @@ def rank_with_network(
         covariates: Its covariate table, where the model takes one.
         keep: List of the only people used; of the model's own cohort, by default that of its training.
         remove: List of people left out, likewise.
-        overrides: Changed settings of `interpretation`, and `resources.device`.
+        overrides: Changed settings of `interpretation`, `resources.device` and `data.check_frequencies`.
 
     Raises:
         UserError: No such run, model or method, or files that do not fit.
@@ -187,7 +187,9 @@ def _rank_with_network(
     bundle = load_bundle(download(reference, cache_dir=cache_dir()))
     # Where the model was trained has no say in where it is looked at.
     config = with_overrides(
-        bundle.config, ["resources.device=auto", *overrides], allowed=("interpretation", "resources.device")
+        bundle.config,
+        ["resources.device=auto", *overrides],
+        allowed=("interpretation", "resources.device", "data.check_frequencies"),
     )
     if (genotypes is None) != (phenotypes is None):
         raise ConfigError(
@@ -235,7 +237,12 @@ def _rank_with_network(
     )
     observed = only_rows(observed, rows)
     given = cohort_input(
-        bundle, cohort, rows=observed.rows, covariates=source.covariates, where=source.genotypes
+        bundle,
+        cohort,
+        rows=observed.rows,
+        covariates=source.covariates,
+        where=source.genotypes,
+        check=config.data.check_frequencies,
     )
     slots = PackedGenotypes(given.packed, bundle.layout.num_slots)
     people = People(

@@ -356,6 +356,7 @@ def predictions_of(
         rows=people.rows,
         covariates=inputs.covariates if bundle.covariate_encoder is not None else None,
         where=inputs.genotypes,
+        check=config.data.check_frequencies,
     )
     device = choose_device(config.resources.device)
     outputs = logits(

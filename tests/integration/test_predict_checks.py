@@ -34,7 +34,7 @@ def predict(run, cohort, tmp_path):
     return held_out, changed
 
 
-def test_predictions_on_what_cannot_be_right(predict):
+def test_predictions_on_what_cannot_be_right(predict, run, cohort, tmp_path):
     held_out, changed = predict
     codes, variants = held_out.genotypes.codes().copy(), held_out.variants
     sound, right = changed("sound")
@@ -59,6 +59,14 @@ def test_predictions_on_what_cannot_be_right(predict):
     done, table = changed("forced", "--set", "data.check_frequencies=false", **hopeless["labels"])
     assert done.code == 0
     assert np.corrcoef(table["prediction"], right["prediction"])[0, 1] < 0.5
+    tables = ("--phenotypes", cohort / "holdout" / "phenotypes.tsv", "--out", tmp_path / "ranked")
+    swapped = ("--genotypes", tmp_path / "forced.bed", *tables)
+    done = run("rank", "--model", "m@champion", "--method", "marginal", *swapped)
+    assert done.code == 2
+    override = done.err.partition("if it is right all the same, ")[2].split()
+    assert override == ["--set", "data.check_frequencies=false"]
+    done = run("rank", "--model", "m@champion", "--method", "marginal", *swapped, *override)
+    assert done.code == 0, done.err
     few, table = changed("few", codes=codes[:20], rows=np.arange(20))
     assert few.code == 0
     assert np.allclose(table["prediction"], right["prediction"][:20], atol=1e-4)
