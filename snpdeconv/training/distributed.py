@@ -5,6 +5,7 @@ With one process every function answers at once, so that callers need no second 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -36,6 +37,12 @@ LONGEST_WORK_MIN = 24 * 60.0
 # goes while gloo's thread still drops the tensors of the last collective, it waits for that thread with
 # Python's lock held, and the thread waits for the lock (test_two_ranks.py hung once in ten runs).
 _ended_groups: list[Any] = []
+
+# Where the ranks have met. A rank that ends with an error has the others ended (by torchrun or srun), and the
+# first one needs time to tell of it.
+_meetings: list[Any] = []
+_LAST_WORDS = timedelta(seconds=60)
+_HAS_LEFT = "the first rank has left"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def _meet(backend: str, *, timeout: timedelta) -> None:
             mend="is the port free (MASTER_PORT), and does every node reach the first (GLOO_SOCKET_IFNAME)?",
         ) from error
     store.set_timeout(timeout)
+    _meetings.append(store)
 
 
 def _check_interface(variable: str) -> None:
@@ -274,7 +282,13 @@ def all_or_none_do(work: Callable[[], T]) -> T:
 
 
 def shut_down() -> None:
-    """Leaves the group, if there is one."""
+    """Leaves the group, if there is one; others wait for the first rank, for a minute at most."""
     if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # nobody has come, or the first rank's process is gone
+            for store in _meetings[-1:]:  # none, where others have made the group
+                if is_first():
+                    store.set(_HAS_LEFT, "")
+                else:
+                    store.wait([_HAS_LEFT], _LAST_WORDS)
         _ended_groups.append(dist.group.WORLD)
         dist.destroy_process_group()

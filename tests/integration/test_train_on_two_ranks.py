@@ -71,3 +71,12 @@ def test_a_mistake_that_one_rank_finds_ends_all_of_them_at_once(cohort, tmp_path
     assert done.returncode != 0
     assert "holds other files and no run" in done.stderr
     assert "snpdeconv/cli.py" not in done.stderr  # a traceback would name it
+
+
+def test_the_first_rank_has_time_to_tell_why_all_failed(cohort, tmp_path):
+    words = ("--set", "training.learning_rate=1e30", "--set", "tracking.log_every_steps=1")
+    done = torchrun(*train_words(cohort, tmp_path / "run", *SETTINGS, *words))
+    assert done.returncode != 0
+    outcome = json.loads((tmp_path / "run" / "provenance.json").read_text())["outcome"]
+    assert outcome.startswith("failed: ")
+    assert "no longer finite" in outcome
