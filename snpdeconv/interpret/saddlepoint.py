@@ -73,7 +73,8 @@ class EmpiricalCumulants:
         end = math.asinh(LARGEST_TILT / float(seen.square().mean().sqrt()) / dense)
         nodes = dense * torch.sinh(torch.linspace(-end, end, NUM_NODES, dtype=torch.float64))
         rows = []
-        for tilt in nodes.split(max(1, GRID_ELEMENTS // len(seen))):
+        at_once = max(1, GRID_ELEMENTS // len(seen))
+        for tilt in (nodes[start : start + at_once] for start in range(0, len(nodes), at_once)):
             exponent = tilt[:, None] * seen
             share = torch.softmax(exponent, dim=1)
             first = share @ seen
