@@ -32,10 +32,10 @@ demo: install  ## Simulate, train, rank, register and predict, in about three mi
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh $(DEMO)
 
 test: install  ## Run the default tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: install  ## Damaged inputs for every reader, INPUTS=150 of each, fixed and fresh
-	SNPDECONV_FUZZ_INPUTS=$(or $(INPUTS),150) $(BIN)/python -m pytest -n 2 tests/fuzz
+	SNPDECONV_FUZZ_INPUTS=$(or $(INPUTS),150) $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
 
 slow: install  ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
@@ -70,7 +70,7 @@ types: install
 
 check: lint types  ## Lint, types, the tests that need nothing but Python, and coverage
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 2 --cov -m 'not gpu and not slurm and not container and not browser' --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov -m 'not gpu and not slurm and not container and not browser' --cov-report=term --cov-fail-under=90
 
 submit: install  ## A job: PRESET=... DATA=folder-or-cohort [CLUSTER=... TRAIT=... NAME=... MODEL=... ARGS=...]
 	@: $(if $(and $(PRESET),$(DATA)),,$(error say what: make submit PRESET=small_cpu DATA=folder [CLUSTER=name]))

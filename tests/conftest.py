@@ -1,6 +1,7 @@
 """Shared by all tests: a home of their own, a small simulated cohort, and the container image."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,37 @@ def home(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A database as the first use of a home leaves it; building one takes two seconds of computing."""
+    from snpdeconv.tracking.connection import connect
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNPDECONV_HOME", str(path.parent))
+        connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def used_home(empty_store) -> Callable[[Path], Path]:
+    """Makes a folder a home that was used before, unless it is one: it has a store, with nothing in it."""
+
+    def use(folder: Path) -> Path:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / "mlflow.db").exists():
+            shutil.copy(empty_store, folder / "mlflow.db")
+        return folder
+
+    return use
+
+
 @pytest.fixture
-def run(capsys, monkeypatch) -> Callable[..., Ran]:
-    """Runs the `snpdeconv` command in this process, as a user would type it."""
+def run(capsys, monkeypatch, home, used_home) -> Callable[..., Ran]:
+    """Runs the `snpdeconv` command in this process, as a user types it, in a home that was used before."""
     from snpdeconv.cli import main
+
+    used_home(home)
 
     def run_command(*words: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["snpdeconv", *map(str, words)])

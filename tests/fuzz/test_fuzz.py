@@ -17,7 +17,7 @@ ONLY = os.environ.get("SNPDECONV_FUZZ_ONLY", "")
 
 
 @pytest.fixture(scope="session")
-def sound(server, tmp_path_factory):
+def sound(server, used_home, tmp_path_factory):
     """The sound folder of a target, made once; its command succeeds."""
     made = {}
 
@@ -28,10 +28,10 @@ def sound(server, tmp_path_factory):
             target.make(folder)
             trial = tmp_path_factory.mktemp("trial") / "folder"
             shutil.copytree(folder, trial)
+            used_home(trial / "home")
             ended = server.run(trial, words_in(trial, target.words), dict(target.env))
             assert ended["code"] == 0, ended["err"]
-            if (trial / "home").exists():  # with its database, which takes seconds to make
-                shutil.copytree(trial / "home", folder / "home", dirs_exist_ok=True)
+            shutil.copytree(trial / "home", folder / "home")
             made[target.name] = folder
         return made[target.name]
 

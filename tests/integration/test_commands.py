@@ -14,13 +14,14 @@ from snpdeconv.pipelines import rank
 
 
 @pytest.fixture(scope="module")
-def first_run(cohort, tmp_path_factory):
+def first_run(cohort, used_home, tmp_path_factory):
     """A folder with home and run of a registered model `height`, and the JSON that its training printed."""
     from snpdeconv.cli import app
 
     base = tmp_path_factory.mktemp("trained")
     words = [str(word) for word in train_words(cohort, base / "run", "--name", "height", "--json")]
-    done = CliRunner().invoke(app, words, env={"SNPDECONV_HOME": str(base / "home")}, catch_exceptions=False)
+    env = {"SNPDECONV_HOME": str(used_home(base / "home"))}
+    done = CliRunner().invoke(app, words, env=env, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return base, json.loads(done.stdout.splitlines()[-1])
 
@@ -29,7 +30,7 @@ def first_run(cohort, tmp_path_factory):
 def trained(first_run, home):
     """That run, in a copy of its home, so that a test may add to it."""
     base, printed = first_run
-    shutil.copytree(base / "home", home)
+    shutil.copytree(base / "home", home, dirs_exist_ok=True)
     return printed
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,9 +57,9 @@ def test_a_home_that_is_another_ones_address_is_refused(
 
 
 def test_a_moved_home_has_its_models_and_keeps_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_home: Callable[[Path], Path]
 ) -> None:
-    monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "old"))
+    monkeypatch.setenv("SNPDECONV_HOME", str(used_home(tmp_path / "old")))
     first = finished("m", tmp_path / "bundle")
     (tmp_path / "old").rename(tmp_path / "new")
     monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "new"))
@@ -73,8 +73,10 @@ def test_a_moved_home_has_its_models_and_keeps_new_ones(
     assert not (tmp_path / "old").exists()
 
 
-def test_a_copied_home_leaves_the_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SNPDECONV_HOME", str(tmp_path / "old"))
+def test_a_copied_home_leaves_the_other_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_home: Callable[[Path], Path]
+) -> None:
+    monkeypatch.setenv("SNPDECONV_HOME", str(used_home(tmp_path / "old")))
     finished("m", tmp_path / "bundle")
     shutil.copytree(tmp_path / "old", tmp_path / "new")
     before = sorted((tmp_path / "old").rglob("*"))

@@ -56,7 +56,7 @@ def runs(home):
 
 
 @pytest.fixture(scope="module")
-def finished(named, tmp_path_factory):
+def finished(named, used_home, tmp_path_factory):
     """A cohort trained on, ranked with the model, and predicted; the home lies beside the results."""
     from snpdeconv.cli import app
 
@@ -64,7 +64,7 @@ def finished(named, tmp_path_factory):
     age = ("--covariates", named / "age.tsv")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
-        patch.setenv("SNPDECONV_HOME", str(base / "home"))
+        patch.setenv("SNPDECONV_HOME", str(used_home(base / "home")))
         for words in (
             train_words(named, base / "run", "--name", "height", *age, "--set", "model.linear=ridge"),
             ["rank", "--model", "height", "--method", "marginal", "--out", "ranking"],

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,7 +102,11 @@ def test_the_causal_snps_lead_and_the_tables_agree(run, additive, home, tmp_path
     }  # fmt: skip
     for path in printed["paths"].values():
         assert (tmp_path / path).stat().st_size > 0
-    assert (home / "mlflow.db").exists()
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("snpdeconv")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert (tracked.info.status, tracked.data.tags["snpdeconv.kind"]) == ("FINISHED", "rank")
 
 
 def test_the_default_is_the_ensemble_which_single_effects_decide(run, additive, tmp_path):

@@ -38,7 +38,8 @@ def run_ids(home: Path) -> list[str]:
     return [run.info.run_id for run in client.search_runs([experiment.experiment_id])]
 
 
-def test_the_stages_come_to_what_one_training_does(cohort, home, tmp_path):
+def test_the_stages_come_to_what_one_training_does(cohort, home, used_home, tmp_path):
+    used_home(home)
     config, inputs = load_config("small_cpu", overrides=list(FAST)), find_inputs(cohort)
     trained = train(config, inputs, model_name="m", out=tmp_path / "run", until="train")
     assert trained.test["r2"]["value"] is not None

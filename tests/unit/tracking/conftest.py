@@ -1,21 +1,9 @@
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from snpdeconv.tracking.connection import connect
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as the first use leaves it; building one takes two seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SNPDECONV_HOME", str(path.parent))
-        connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
@@ -29,10 +17,9 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tracking_home(no_home: Path, empty_store: Path) -> Path:
+def tracking_home(no_home: Path, used_home: Callable[[Path], Path]) -> Path:
     """A home folder with an empty store."""
-    shutil.copy(empty_store, no_home / "mlflow.db")
-    return no_home
+    return used_home(no_home)
 
 
 @pytest.fixture
