@@ -163,9 +163,10 @@ def test_the_snapshot_and_clearing(manager):
 @pytest.mark.parametrize("num_snps, batch", [(300, 300), (1500, 100)])
 @pytest.mark.parametrize("architecture", ["cnn", "cnn_transformer", "gnn"])
 def test_a_batch_takes_what_was_foretold(monkeypatch, manager, architecture, num_snps, batch, dtype):
+    """On a CPU with AMX oneDNN packs an operand of small products in bfloat16, and of large ones not."""
     monkeypatch.setattr(memory, "_CLEAR_DIFFERENCE", 2 * MIB)  # these networks are small
     model = InterpretableSNPModel(num_snps, architecture, encoding_dim=2, width=32, num_layers=2)
     line = manager.measure(num_snps, dtype=dtype, model=model)
     genotypes = torch.zeros(batch, num_snps // 4, dtype=torch.uint8)
     peak = manager.profile(model, Batch(genotypes, torch.zeros(batch)), dtype=dtype).peak_gib * GIB
-    assert line.fixed_bytes + batch * line.per_sample_bytes == pytest.approx(peak, rel=0.1)
+    assert 0.9 * peak < line.fixed_bytes + batch * line.per_sample_bytes < 1.2 * peak
