@@ -224,7 +224,8 @@ def submit_predict(
             )
             for place, (cohort, table) in enumerate(zip(elements, _tables(folder, elements), strict=True))
         ]
-        needs = (folder, *(Path(path).absolute().parent for path in (*elements, *tables.values())))
+        read = [*map(Path, elements), *tables.values()]
+        needs = (folder, *(path.absolute().parent for path in read))
         return launch(jobs, record, target, needs=needs, after=after)
 
 
