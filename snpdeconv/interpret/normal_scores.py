@@ -6,9 +6,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-# A normal quantity stays under both in cohorts of some hundred people.
-MOST_SKEWNESS = 0.8
-MOST_EXCESS_KURTOSIS = 1.5
+from snpdeconv.interpret.covariate_basis import covariate_basis
+
+# A normal quantity stays under both in cohorts of some hundred people. Above, variants of 3 to 20 carriers
+# make an effect of chance in more than one study of ten.
+MOST_SKEWNESS = 0.4
+MOST_EXCESS_KURTOSIS = 1.0
+
+
+def without_covariates(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.float64]:
+    """What covariates leave of a quantity: a covariate that explains most of it hides the tails of the rest.
+
+    Args:
+        values: (N,) quantity.
+        covariates: (N, any number), without an intercept.
+
+    Returns:
+        (N,) of mean 0.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    basis = covariate_basis(covariates, num_samples=len(given))
+    return np.asarray(given - basis @ (basis.T @ given))
 
 
 def has_heavy_tails(values: ArrayLike) -> bool:

@@ -34,7 +34,7 @@ from snpdeconv.interpret.effect_tables import (
     partner_of_variant,
     set_of_variant,
 )
-from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
+from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores, without_covariates
 from snpdeconv.interpret.ranking import PIP_DECIMALS, Posterior, write_tsv
 from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
 from snpdeconv.out_of_memory import or_on_the_cpu
@@ -220,15 +220,23 @@ def write_tables(findings: Findings, folder: Path) -> dict[str, Path]:
 
 
 def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> People:
-    """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual."""
-    if people.kind != "quantitative" or not (has_heavy_tails(people.target) if wanted == "auto" else wanted):
+    """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual.
+
+    Ranked is what covariates leave, which go into the fit as well (Sofer et al. 2019, Genet. Epidemiol.
+    43:263).
+    """
+    if people.kind != "quantitative" or not wanted:
         return people
+    left = without_covariates(people.target, people.covariates)
     if wanted == "auto":
+        if not has_heavy_tails(left):
+            return people
         logger.info(
-            "the trait has heavy tails: single effects take its normal scores, by rank; "
-            "--set interpretation.normal_scores=false takes it as it is"
+            "the trait has heavy tails%s: single effects take its normal scores, by rank; "
+            "--set interpretation.normal_scores=false takes it as it is",
+            " beside its covariates" if people.covariates.shape[1] else "",
         )
-    return replace(people, target=normal_scores(people.target).astype(np.float32))
+    return replace(people, target=normal_scores(left).astype(np.float32))
 
 
 def _warn_of_few(people: People) -> None:

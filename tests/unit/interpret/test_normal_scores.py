@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores
+from snpdeconv.interpret.normal_scores import has_heavy_tails, normal_scores, without_covariates
 from snpdeconv.interpret.single_effects import credible_sets, fit_single_effects
 
 
@@ -39,3 +39,25 @@ def test_few_people_with_huge_values_make_no_credible_set():
             found[by_rank] += bool(credible_sets(fit, genotypes))
     assert found[True] == 0
     assert found[False] > 0  # what the scores are there for
+
+
+def test_heavy_tails_behind_a_covariate_make_no_effects_of_few_carriers():
+    called = {True: 0, False: 0}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        codes = (rng.random((400, 150)).argsort(axis=0) < rng.integers(3, 21, 150)).astype(np.uint8)
+        covariate = rng.normal(size=(400, 1))
+        trait = 8 * covariate[:, 0] + np.exp(rng.normal(size=400))
+        left = without_covariates(trait, covariate)
+        assert has_heavy_tails(left)
+        assert not has_heavy_tails(trait)
+        for by_rank in (True, False):
+            fit = fit_single_effects(
+                PackedGenotypes.from_codes(codes),
+                normal_scores(left) if by_rank else trait,
+                kind="quantitative",
+                covariates=covariate,
+            )
+            called[by_rank] += fit.pip.max() > 0.5
+    assert called[True] <= 1
+    assert called[False] >= 4  # what the scores are there for
