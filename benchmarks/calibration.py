@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from machine import RESULTS, write_results
+from machine import RESULTS, describe, write_results
 from numpy.typing import NDArray
 from scipy import special
 
@@ -174,7 +174,10 @@ def report(records: list[dict[str, Any]]) -> None:
         if record["seed"] >= int(SEEDS.partition("-")[0]):
             by_cell[record["cell"]].append(record)
     path = RESULTS / "calibration.json"
-    kept = json.loads(path.read_text())["cells"] if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() else {"machine": {}, "cells": {}}
+    # A cell says where it was measured: the file's own machine is that of the last report.
+    kept = {name: {"measured": before["machine"]} | cell for name, cell in before["cells"].items()}
+    measured = describe()
     cells = {}
     for cell in CELLS:
         runs = by_cell[cell.name]
@@ -195,7 +198,7 @@ def report(records: list[dict[str, Any]]) -> None:
         for name in ("in_set", "of_small_q", "saddlepoint", "firth"):
             if cell.planted:
                 row[name] = sum(r[name] for r in runs)
-        cells[cell.name] = row | {"planted": cell.planted, "classes": cell.classes}
+        cells[cell.name] = row | {"planted": cell.planted, "classes": cell.classes, "measured": measured}
     write_results("calibration", {"cells": cells})
 
 
