@@ -154,8 +154,8 @@ class GPUMemoryManager:
 
         Weights, statistics and random generators are afterwards as they were.
 
-        A larger batch takes at most a tenth more than the line says, and may take up to a sixth less: on a CPU with
-        AMX oneDNN packs an operand of small products in bfloat16, and of large ones not.
+        A larger batch takes at most a tenth more than the line says, and may take up to a sixth less: on a
+        CPU with AMX oneDNN packs an operand of small products in bfloat16, and of large ones not.
 
         Args:
             n_snps: SNPs, or slots of a token layout.
