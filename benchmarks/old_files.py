@@ -35,6 +35,8 @@ TRAINED = (
     *TABLES, "metrics.json", "test_predictions.tsv", "settings.yaml", "model/model.safetensors",
     "model/config.json", "model/variants.tsv",
 )  # fmt: skip
+OF_ONE_TIME = ("log.txt", "provenance.json", "verified.json")
+"""Files that hold times and paths."""
 
 
 class Check:
@@ -218,11 +220,7 @@ def store(check: Check) -> None:
     home = folder / "home-new"
     check.old.command("import", folder / "cohort" / "cohort.bed", folder / "store", home=home)
     check.new.command("import", folder / "cohort" / "cohort.bed", folder / "store-new", home=home)
-    names = tuple(
-        path.name
-        for path in sorted((folder / "store").iterdir())
-        if path.name not in ("log.txt", "provenance.json")
-    )
+    names = tuple(path.name for path in sorted((folder / "store").iterdir()) if path.name not in OF_ONE_TIME)
     check.files(f"files of import: {', '.join(names)}", folder / "store", folder / "store-new", names)
     words = [
         "--phenotypes",
