@@ -35,6 +35,9 @@ COLLINEAR = 1e-9
 PRIOR_SD = 10_000.0
 # Minor alleles expected in the smaller group from which on a score of theirs is as good as normal.
 ENOUGH_ALLELES = 2_000
+# The same of an F-test's smallest class, and -log10 p from which on it is looked at again.
+ENOUGH_IN_CLASS = 20
+LOOKED_AT_AGAIN = 1.3
 # The first terms of Edgeworth's series say by what factor the t-test's p-value is wrong where it is about
 # 1e-4; from which factor on a saddlepoint takes its place.
 FAR = 4.0
@@ -148,7 +151,9 @@ def marginal_association(
     alleles are expected among the cases (or controls, if these are fewer), normal p-values are too small, and
     scores beyond 2 deviations get those of a saddlepoint approximation (Dey et al. 2017).
 
-    Multiclass: F-test of the dosage on the classes, nested in the covariates. Covariates are projected out of
+    Multiclass: F-test of the dosage on the classes, nested in the covariates; where the smallest class
+    expects few minor alleles, p is no smaller than that of each class against the rest, corrected for their
+    number. Covariates are projected out of
     both sides (Frisch-Waugh-Lovell), once for all variants.
 
     Args:
@@ -178,6 +183,8 @@ def marginal_association(
     varies = scanned.varies
     df = len(truth) - len(null.projector) - len(null.direction)
     tested = _test(null, scanned, kind=kind, df=df)
+    if kind == "multiclass":
+        tested = _of_small_classes(genotypes, truth, tested, varies=varies, rows=rows, covariates=covariates)
     return Marginal(
         beta=np.where(varies, tested.beta, np.nan),
         se=np.where(varies, tested.se, np.nan),
@@ -233,6 +240,40 @@ def _test(null: _Null, scanned: _Scanned, *, kind: Kind, df: int) -> _Tested:
     residual = np.maximum(total - beta * tested_sum[0], tails.SMALLEST_RESIDUAL * total)
     se = np.sqrt(residual / df / variation)
     return _with_saddlepoint(beta, se, tails.t_tail(beta / se, df=df), scanned=scanned)
+
+
+def _of_small_classes(
+    genotypes: PackedGenotypes,
+    classes: NDArray[np.generic],
+    tested: _Tested,
+    *,
+    varies: NDArray[np.bool_],
+    rows: NDArray[np.integer] | None,
+    covariates: ArrayLike | None,
+) -> _Tested:
+    """Where the smallest class expects few minor alleles, no p-value below that of the classes one by one.
+
+    An F-test takes dosages for normal. A class against the rest has a saddlepoint, and of K classes the
+    smallest p-value counts K times.
+    """
+    counts = genotypes.counts(rows=rows)
+    alleles, called = counts[1] + 2 * counts[2], 2 * counts[:MISSING].sum(axis=0)
+    names, size = np.unique(classes, return_counts=True)
+    expected = np.minimum(alleles, called - alleles) * size.min() / len(classes)
+    few = np.flatnonzero(varies & (tested.neg_log10_p > LOOKED_AT_AGAIN) & (expected < ENOUGH_IN_CLASS))
+    if not len(few):
+        return tested
+    some, largest = genotypes.take(rows=rows, columns=few), np.zeros(len(few))
+    for name in names:
+        try:
+            one = marginal_association(some, classes == name, kind="binary", covariates=covariates)
+        except InputError:  # The covariates tell this class from the rest, which leaves nothing to test.
+            continue
+        largest = np.maximum(largest, one.neg_log10_p)
+    neg_log10_p, statistic = tested.neg_log10_p.copy(), tested.statistic.copy()
+    neg_log10_p[few] = np.minimum(neg_log10_p[few], np.maximum(largest - np.log10(len(names)), 0.0))
+    statistic[few] = tails.deviate(neg_log10_p[few])
+    return _Tested(tested.beta, tested.se, statistic, neg_log10_p)
 
 
 def _with_saddlepoint(beta: Floats, se: Floats, neg_log10_p: Floats, *, scanned: _Scanned) -> _Tested:

@@ -341,6 +341,16 @@ def test_two_carriers_in_a_skewed_trait_have_their_exact_p_value(place):
     assert found.statistic[0] == pytest.approx(found.beta[0] / found.se[0])
 
 
+@pytest.mark.parametrize("num_carriers", [3, 20])
+def test_a_small_class_among_large_ones_holds_the_size_of_the_test(num_carriers):
+    rng = np.random.default_rng(num_carriers)
+    codes = (rng.random((1_000, 3_000)).argsort(axis=0) < num_carriers).astype(np.uint8)
+    classes = rng.permutation(np.repeat([0, 1, 2], [10, 490, 500]))
+    found = marginal_association(packed(codes), classes, kind="multiclass")
+    # An F-test is below .001 sixteen to thirty times too often.
+    assert np.mean(found.neg_log10_p > 3) < 0.002
+
+
 def few_cases(num_snps, *, num_cases, seed):
     rng = np.random.default_rng(seed)
     codes = rng.binomial(2, rng.uniform(0.02, 0.05, num_snps), (2000, num_snps)).astype(np.uint8)
