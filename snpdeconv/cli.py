@@ -201,21 +201,26 @@ def train(
     settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
     config = load_config(preset, overrides=settings)
 
+    from snpdeconv.launch.data_folder import check_inputs
+    from snpdeconv.pipelines.inputs import Inputs
+
+    # Before torch is loaded: a mistyped name is told at once.
+    inputs = check_inputs(
+        Inputs.from_paths(
+            genotypes=genotypes,
+            phenotypes=phenotypes,
+            trait=trait,
+            covariates=covariates,
+            blocks=blocks,
+            groups=groups,
+            held_out=held_out,
+            selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
+        )
+    )
     with loading():
-        from snpdeconv.pipelines.inputs import Inputs
         from snpdeconv.pipelines.train import train as run
         from snpdeconv.training.preemption import Preempted, Terminated
 
-    inputs = Inputs.from_paths(
-        genotypes=genotypes,
-        phenotypes=phenotypes,
-        trait=trait,
-        covariates=covariates,
-        blocks=blocks,
-        groups=groups,
-        held_out=held_out,
-        selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
-    )
     try:
         result = run(config, inputs, model_name=name or trait, out=out)
     except Preempted as stop:
@@ -307,27 +312,32 @@ def rank(
         )
     else:
         if genotypes is None or phenotypes is None or trait is None:
+            needed = {"--genotypes": genotypes, "--phenotypes": phenotypes, "--trait": trait}
+            lacking = " and ".join(f"no {option}" for option, value in needed.items() if value is None)
             raise ConfigError(
-                "there is nothing to rank",
+                f"there is {lacking}",
                 where="rank",
                 mend="give --genotypes, --phenotypes and --trait, or a trained network by --run or --model",
             )
         from snpdeconv.config import load_config
+        from snpdeconv.launch.data_folder import check_inputs
+        from snpdeconv.pipelines.inputs import Inputs
 
         config = load_config(preset or "small_cpu", overrides=overrides or [])
-
+        # Before torch is loaded: a mistyped name is told at once.
+        inputs = check_inputs(
+            Inputs.from_paths(
+                genotypes=genotypes,
+                phenotypes=phenotypes,
+                trait=trait,
+                covariates=covariates,
+                blocks=blocks,
+                selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
+            )
+        )
         with loading():
-            from snpdeconv.pipelines.inputs import Inputs
             from snpdeconv.pipelines.rank import rank_cohort
 
-        inputs = Inputs.from_paths(
-            genotypes=genotypes,
-            phenotypes=phenotypes,
-            trait=trait,
-            covariates=covariates,
-            blocks=blocks,
-            selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
-        )
         result = rank_cohort(config, inputs, method=method, out=out)
     if as_json:
         print(json.dumps(asdict(result)))

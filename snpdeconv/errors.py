@@ -68,7 +68,7 @@ class TrainingError(UserError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """Names the option closest to a misspelt word, or lists them all.
+    """Names the option closest to a misspelt word, or the only one, or lists them all.
 
     Args:
         word: What the user wrote.
@@ -78,5 +78,5 @@ def nearest(word: str, options: Iterable[str]) -> str:
         A phrase such as ``did you mean 'epochs'?`` or ``choose one of a, b``.
     """
     choices = sorted(options)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    close = choices if len(choices) == 1 else difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(choices)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.readers import ACCEPTED, find_files
 from snpdeconv.genetics.store import is_store
 from snpdeconv.genetics.tables import ID_COLUMNS, read_table
@@ -65,7 +65,7 @@ def find_inputs(
 
 
 def check_inputs(inputs: Inputs) -> Inputs:
-    """Refuses, before anything is queued, files that are not there and columns that the table has not.
+    """Refuses, before anything is queued or loaded, files that are not there and columns that the table has not.
 
     Raises:
         InputError: What is missing.
@@ -75,9 +75,9 @@ def check_inputs(inputs: Inputs) -> Inputs:
     for option, name in (("--trait", inputs.trait), ("--groups", inputs.groups)):
         if name is not None and name not in columns:
             raise InputError(
-                f"there is no column '{name}'",
+                f"there is no column '{name}' for {option}",
                 where=inputs.phenotypes,
-                mend=f"{option} is one of {', '.join(columns)}",
+                mend=nearest(name, columns) if columns else "it has ID columns only",
             )
     return inputs
 

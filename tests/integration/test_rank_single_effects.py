@@ -307,7 +307,7 @@ def test_mistakes_are_one_line(run, additive, tmp_path, more, says):
 def test_without_anything_to_rank_and_into_the_folder_of_a_run(run, additive, tmp_path):
     done = run("rank", "--genotypes", additive / "cohort.bed", "--out", tmp_path / "out")
     assert done.code == 2
-    assert "give --genotypes, --phenotypes and --trait, or a trained network by --run or --model" in done.err
+    assert "there is no --phenotypes and no --trait; give" in done.err
     (tmp_path / "run.json").write_text("{}")
     done = run(*words(additive, tmp_path))
     assert done.code == 2

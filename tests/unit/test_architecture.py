@@ -190,21 +190,21 @@ def test_the_public_names_are_there():
         _ = snpdeconv.nonsense
 
 
-def modules_loaded_by(*arguments: str) -> set[str]:
+def modules_loaded_by(*arguments: str, code: int = 0) -> set[str]:
     """The top packages that a command has loaded when it ends."""
-    code = (
+    program = (
         "import atexit, sys\n"
         "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
         "from snpdeconv.cli import main\n"
         "main()\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        check=True,
         timeout=120,
     )
+    assert run.returncode == code, run.stderr
     return set(run.stderr.splitlines()[-1].split())
 
 
@@ -227,6 +227,14 @@ def test_submit_loads_no_library_of_the_job(cohort, tmp_path, end):
         for record in all_records():
             cancel(record)
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("command", ["train", "rank"])
+def test_a_mistyped_name_is_told_before_the_libraries_are_loaded(cohort, tmp_path, command):
+    tables = ("--phenotypes", str(cohort / "phenotypes.tsv"), "--out", str(tmp_path / "out"))
+    for genotypes, trait in (("cohort.bed", "trai"), ("cohort.bd", "trait")):
+        words = (command, "--genotypes", str(cohort / genotypes), *tables, "--trait", trait)
+        assert not modules_loaded_by(*words, code=2) & HEAVY
 
 
 def test_commands_start_without_the_compiler():

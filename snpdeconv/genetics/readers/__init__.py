@@ -21,7 +21,7 @@ from snpdeconv.genetics.variants import Variants
 Multiallelic = Literal["split", "skip"]
 """What becomes of a site with several ALT alleles: one biallelic variant for each, or none."""
 
-ACCEPTED = ".bed, .pgen, .vcf, .vcf.gz, .bcf, a PLINK prefix or a store folder"
+ACCEPTED = ".bed, .pgen, .vcf, .vcf.gz, .bcf, a PLINK prefix or an imported folder"
 
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 

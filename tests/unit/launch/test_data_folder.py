@@ -83,5 +83,5 @@ def test_what_is_not_clear_is_asked(folder, spoil, told):
 
 
 def test_a_column_that_is_not_there(folder):
-    with pytest.raises(InputError, match=r"there is no column 'hight'; --trait is one of trait"):
+    with pytest.raises(InputError, match=r"there is no column 'hight' for --trait; did you mean 'trait'"):
         find_inputs(folder, trait="hight")
