@@ -6,6 +6,7 @@ Owns what is a binary trait, a quantity or a class. Knows no genotypes and no tr
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,8 +113,7 @@ def load_trait(
         values, classes = _classes(parsed)
     trait = Trait(column, kind, in_cohort[order][present], values, classes, report)
     check_trait(trait, min_class_size=min_class_size, where=path)
-    counts = ", ".join(f"{name} {count}" for name, count in report.items())
-    logger.info("%s: trait '%s' is %s; people: %s", path, column, kind, counts)
+    logger.info("%s: trait '%s' is %s; %s", path, column, kind, _people_in_words(report))
     tell_classes(trait)
     smaller = min(len(table), len(samples))
     if 2 * len(order) < smaller:
@@ -125,6 +125,16 @@ def load_trait(
             cohort,
         )
     return trait
+
+
+def _people_in_words(report: Mapping[str, int]) -> str:
+    left_out = {
+        "not in the table": report["cohort_not_in_table"],
+        "without a value": report["missing_trait"],
+        "of the table not in the cohort": report["table_not_in_cohort"],
+    }
+    told = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
+    return f"{report['used']} of the cohort's {report['in_cohort']} people have it" + (told and f" ({told})")
 
 
 def _kind(column: Column, trait_type: TraitType) -> TraitKind:

@@ -65,7 +65,7 @@ def find_inputs(
 
 
 def check_inputs(inputs: Inputs) -> Inputs:
-    """Refuses, before anything is queued or loaded, files that are not there and columns that the table has not.
+    """Refuses, before anything is queued or loaded, files and columns that are not there.
 
     Raises:
         InputError: What is missing.

@@ -278,12 +278,14 @@ def looks_for_pairs(
     """
     num_tests = num_pair_tests(genotypes.num_samples, genotypes.num_variants, num_looks=num_looks)
     looks = distributed.from_first_rank(wants_pairs(settings, num_tests))
-    why = f"pairs={str(settings.pairs).lower()}"
+    why = f"interpretation.pairs={str(settings.pairs).lower()}"
     if settings.pairs == "auto":
-        why += f" with max_pair_tests={settings.max_pair_tests:.3g}"
+        why = (
+            f"{'up to' if looks else 'more than'} interpretation.max_pair_tests={settings.max_pair_tests:.3g}"
+        )
     logger.info(
-        "pairs of SNPs are %slooked for: %d times they make %.3g people × pairs, and interpretation.%s%s",
-        "" if looks else "not ", num_looks, num_tests, why,
+        "pairs of SNPs are %slooked for: %.3g people × pairs in %d scans, %s%s",
+        "" if looks else "not ", num_tests, num_looks, why,
         "" if looks else "; --set interpretation.pairs=true looks for them",
     )  # fmt: skip
     seconds = num_tests * SECONDS_A_PAIR_TEST / torch.get_num_threads()

@@ -77,7 +77,8 @@ class TrainingLog:
             return
         kept = progress.best_epoch + 1
         values = progress.start if kept == 0 else {k: v[kept - 1] for k, v in progress.history.items()}
-        logger.info("epoch %d kept: validation loss %.4g", kept, values["val_loss"])
+        why = "" if kept else ", the model before the first epoch: none after it was better"
+        logger.info("epoch %d kept: validation loss %.4g%s", kept, values["val_loss"], why)
         if self._log_metrics is not None:
             told = {k: v for k, v in values.items() if k == "train_loss" or k.startswith("val_")}
             self._log_metrics(progress.step + 1, _named({"epoch": float(kept), **told}))

@@ -428,7 +428,7 @@ class TestGroups:
 def test_what_became_of_the_people_is_logged(table, caplog):
     caplog.set_level(logging.INFO)
     load_trait(table(column_of([0.5, 1.5, 2.5, "NA"])), column="trait", samples=cohort(5))
-    assert "cohort_not_in_table 1, missing_trait 1, used 3" in caplog.text
+    assert "3 of the cohort's 5 people have it (1 not in the table, 1 without a value)\n" in caplog.text
 
 
 @pytest.mark.parametrize(
