@@ -35,7 +35,6 @@ from snpdeconv.cli_options import (
     Phenotypes,
     Preset,
     Remove,
-    ResultsFolder,
     Threads,
     Trait,
     refuse_repeated_options,
@@ -87,21 +86,34 @@ def _options(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    samples: Annotated[int, typer.Option(min=20, help="People.")] = 2000,
-    variants: Annotated[int, typer.Option(min=10, help="SNPs.")] = 2000,
-    causal: Annotated[int, typer.Option(min=1, help="Causal SNPs.")] = 10,
+    samples: Annotated[int, typer.Option(metavar="N", min=20, help="People.")] = 2000,
+    variants: Annotated[int, typer.Option(metavar="N", min=10, help="SNPs.")] = 2000,
+    causal: Annotated[int, typer.Option(metavar="N", min=1, help="Causal SNPs.")] = 10,
     trait: Annotated[
-        str, typer.Option(help="additive, dominance, epistasis, epistasis_main, binary or ancestry.")
+        str,
+        typer.Option(
+            metavar="KIND", help="additive, dominance, epistasis, epistasis_main, binary or ancestry."
+        ),
     ] = "additive",
-    pve: Annotated[float, typer.Option(help="Share of the trait's variance that the SNPs explain.")] = 0.5,
-    prevalence: Annotated[float, typer.Option(help="Share of cases, for a binary trait.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=1, help="The same seed and sizes give the same bytes.")] = 1,
-    file_format: Annotated[str, typer.Option("--format", help="bed, pgen or vcf.")] = "bed",
+    pve: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the trait's variance that the SNPs explain.")
+    ] = 0.5,
+    prevalence: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of cases, for a binary trait.")
+    ] = 0.1,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The same seed and sizes give the same bytes.")
+    ] = 1,
+    file_format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="bed, pgen or vcf.")] = "bed",
     holdout: Annotated[
-        int, typer.Option(min=0, help="Further people, written to OUT/holdout; changes the cohort.")
+        int,
+        typer.Option(metavar="N", min=0, help="Further people, written to OUT/holdout; changes the cohort."),
     ] = 0,
 ) -> None:
-    """Make a cohort with human-like LD and a trait, in the column `trait`, whose causal SNPs are known."""
+    """Make a cohort with a trait whose causal SNPs are known.
+
+    LD is like that of human genomes. The trait's column is called trait.
+    """
     from snpdeconv.genetics.simulate import simulate as make
     from snpdeconv.pipelines.provenance import tracing
 
@@ -139,7 +151,7 @@ def import_(
         ),
     ] = "human",
 ) -> None:
-    """Pack a cohort's genotypes into two bits each, ready for training."""
+    """Pack a cohort's genotypes into a folder, two bits each."""
     from snpdeconv.genetics.ingest import import_cohort
     from snpdeconv.genetics.variants import num_autosomes
     from snpdeconv.pipelines.provenance import file_facts, tracing
@@ -185,7 +197,9 @@ def train(
     chrom: Chrom = None,
     threads: Threads = None,
     name: Name = None,
-    out: ResultsFolder = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME].")
+    ] = None,
     overrides: Overrides = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Short for --set training.seed=N.")
@@ -245,6 +259,13 @@ def train(
 @app.command()
 def rank(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the ranking.")],
+    genotypes: Annotated[
+        str | None, typer.Option(metavar="COHORT", help="The cohort [the one the network was trained on].")
+    ] = None,
+    phenotypes: Annotated[
+        Path | None, typer.Option(metavar="TSV", help="Table with #FID IID and the trait.")
+    ] = None,
+    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="The trait's column in it.")] = None,
     run: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="The run whose trained network is used, if any.")
     ] = None,
@@ -259,11 +280,6 @@ def rank(
             "integrated_gradients.",
         ),
     ] = "ensemble",
-    genotypes: Annotated[
-        str | None, typer.Option(metavar="COHORT", help="The cohort [the one the network was trained on].")
-    ] = None,
-    phenotypes: Annotated[Path | None, typer.Option(metavar="TSV", help="Its phenotype table.")] = None,
-    trait: Annotated[str | None, typer.Option(metavar="COLUMN", help="Its trait's column.")] = None,
     covariates: Covariates = None,
     blocks: Annotated[
         Path | None,
@@ -285,7 +301,10 @@ def rank(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the SNPs of a cohort: by single effects, which need no network, or by a trained network too."""
+    """Rank the SNPs of a cohort, with or without a trained network.
+
+    Without one, give --genotypes, --phenotypes and --trait; with one, --model or --run.
+    """
     if run is not None or model is not None:
         own = {
             "--covariate-columns": covariate_columns,

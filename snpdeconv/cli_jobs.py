@@ -34,7 +34,6 @@ from snpdeconv.cli_options import (
     Name,
     Overrides,
     Remove,
-    ResultsFolder,
     Wait,
     selection_of,
 )
@@ -84,7 +83,12 @@ def submit(
         typer.Option(metavar="NAME@champion", help="Predict the cohorts with this model; do not train."),
     ] = None,
     name: Name = None,
-    out: ResultsFolder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the results [in results of the home, or the site's folder]."
+        ),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +121,10 @@ def submit(
     wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train, or predict with --model, in a job on a SLURM cluster or on this machine."""
+    """Train or predict in a job, on SLURM or on this machine.
+
+    Trains on a folder or cohort, or predicts with --model.
+    """
     from snpdeconv.config import load_config
     from snpdeconv.launch.queue import needs_of
     from snpdeconv.launch.records import find_record
@@ -284,7 +291,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="All there ever were.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the jobs: state, progress, last metrics and, of one that failed, why."""
+    """Show the jobs: state, progress, last metrics, why one failed."""
     from snpdeconv.launch.records import all_records, find_record
     from snpdeconv.launch.status import read_status
     from snpdeconv.launch.table import as_dict, detail_lines, table_lines
@@ -301,8 +308,8 @@ def status(
 def logs(
     job: JobName = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="Process of a job with several.")] = 0,
-    element: Annotated[int | None, typer.Option(min=0, help="Of an array, from 0.")] = None,
+    rank: Annotated[int, typer.Option(metavar="N", min=0, help="Process of a job with several.")] = 0,
+    element: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of an array, from 0.")] = None,
 ) -> None:
     """Show what a job has written."""
     from snpdeconv.launch.logs import log_file, read_log

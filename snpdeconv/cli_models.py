@@ -68,7 +68,9 @@ def predict(
     keep: Keep = None,
     remove: Remove = None,
     threads: Threads = None,
-    preset: Annotated[str, typer.Option(metavar="PRESET", help="Batch size and device.")] = "production",
+    preset: Annotated[
+        str, typer.Option(metavar="PRESET", help="Batch size and device are taken from it.")
+    ] = "production",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -168,11 +170,12 @@ def retrain(
     wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train anew when data, code or settings changed; champion only if it is better.
+    """Train again after a change, and promote what is better.
 
-    Both models predict the people that the champion was tested on, whom neither was trained on. The new one
-    takes the alias if the interval of its advantage lies above zero: one that widens with every look at the
-    same champion, and counts what another seed alone would change.
+    Trains when the data, the code or the settings are others than the champion's. Both models predict the
+    people that the champion was tested on, whom neither was trained on. The new one takes the alias if the
+    interval of its advantage lies above zero: one that widens with every look at the same champion, and
+    counts what another seed alone would change.
     """
     from snpdeconv.config import load_config
     from snpdeconv.launch.site import load_site
@@ -263,7 +266,7 @@ def sync() -> None:
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port on this machine.")] = 5000,
     open_browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")
     ] = True,

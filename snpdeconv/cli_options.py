@@ -41,10 +41,6 @@ Groups = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of families; none is split over train and test.")
 ]
 Name = Annotated[str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")]
-ResultsFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Folder for the results [./MODEL-DATE-TIME; of a job: in the home]."),
-]
 CovariateColumns = Annotated[
     str | None, typer.Option(metavar="A,B", help="The covariates used, of the table's columns [all].")
 ]
