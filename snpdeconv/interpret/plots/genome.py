@@ -84,6 +84,8 @@ def association_plot(
         upper.axhline(
             threshold, color=style.INK, linestyle=(0, (4, 3)), linewidth=1, label="Bonferroni, p = 0.05"
         )
+        # A limit that lies above all points is seen too: that is what nothing found looks like.
+        upper.set_ylim(top=max(upper.get_ylim()[1], 1.1 * threshold))
         upper.tick_params(axis="x", length=0)
         upper.set_ylabel(r"$-\log_{10}\,p$")
         upper.set_title(

@@ -41,8 +41,11 @@ def training_curves(
             axes.axvline(best_epoch, color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.margins(x=0.02)
-            axes.set(xlabel="epoch", ylabel=quantity)
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        grid[0].set_title(f"Loss, epoch {best_epoch} kept (dashed)")
+            one_score = curves is scores and len(curves) == 1
+            axes.set(xlabel="epoch", ylabel=next(iter(curves)) if one_score else quantity)
+            if not one_score:
+                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        kept = f"epoch {best_epoch} kept" if best_epoch else "kept as before the first epoch"
+        grid[0].set_title(f"Loss, {kept} (dashed)")
         if scores:
             grid[1].set_title("Scores on the validation samples")

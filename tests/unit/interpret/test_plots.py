@@ -419,6 +419,15 @@ def test_pairs_that_nobody_looked_for_are_not_said_to_be_absent(tmp_path, drawn)
     assert drawn[0].axes[0].texts[0].get_text() == "Pairs of SNPs were not looked for."
 
 
+def test_a_threshold_that_nothing_passes_is_seen(tmp_path, drawn):
+    ranking = ranking_table(chromosomes=["2"], num_variants=30)
+    ranking["marginal"] /= 10
+    plots.association_plot(ranking, path=tmp_path / "a.png", method="marginal", trait="height")
+    upper = drawn[0].axes[0]
+    (line,) = [line for line in upper.lines if "Bonferroni" in str(line.get_label())]
+    assert ranking["marginal"].max() < line.get_ydata()[0] < upper.get_ylim()[1]
+
+
 def test_the_methods_of_a_ranking_of_nothing_say_so(tmp_path, drawn):
     ranking = ranking_table(chromosomes=["2"], num_variants=30).assign(credible_set=None)
     plots.importance_by_method(ranking, path=tmp_path / "m.png", methods=["marginal", "attention"])
@@ -512,6 +521,14 @@ def test_training_curves_for_a_long_a_short_and_a_scoreless_run(tmp_path, drawn)
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert list(line.get_ydata()) == losses["validation"]
     assert drawn[1].axes[0].lines[0].get_marker() == "o"
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["loss", "AUROC"]
+
+
+def test_training_that_improved_nothing_says_so(tmp_path, drawn):
+    losses = {"training": [np.nan, 0.5], "validation": [0.5, 0.6]}
+    plots.training_curves(losses=losses, scores={}, best_epoch=0, first_epoch=0, path=tmp_path / "a.png")
+    assert drawn[0].axes[0].get_title("left") == "Loss, kept as before the first epoch (dashed)"
+    assert_well_laid_out(drawn[0])
 
 
 @pytest.mark.parametrize("num", [3, 300])
