@@ -71,15 +71,19 @@ def check_inputs(inputs: Inputs) -> Inputs:
         InputError: What is missing.
     """
     check_genotypes(Path(inputs.genotypes))
-    columns = _columns(Path(inputs.phenotypes))
-    for option, name in (("--trait", inputs.trait), ("--groups", inputs.groups)):
+    _check_columns(Path(inputs.phenotypes), {"--trait": inputs.trait, "--groups": inputs.groups})
+    return inputs
+
+
+def _check_columns(table: Path, wanted: Mapping[str, str | None]) -> None:
+    columns = _columns(table)
+    for option, name in wanted.items():
         if name is not None and name not in columns:
             raise InputError(
                 f"there is no column '{name}' for {option}",
-                where=inputs.phenotypes,
+                where=table,
                 mend=nearest(name, columns) if columns else "it has ID columns only",
             )
-    return inputs
 
 
 def check_genotypes(path: Path) -> None:
@@ -104,12 +108,8 @@ def check_tables(tables: Mapping[str, Path], *, trait: str | None) -> None:
     for table in tables.values():
         if not table.is_file():
             raise InputError("no such file", where=table, mend="check the path")
-    if trait is not None and trait not in (columns := _columns(tables["phenotypes"])):
-        raise InputError(
-            f"there is no column '{trait}'",
-            where=tables["phenotypes"],
-            mend=f"--trait is one of {', '.join(columns)}",
-        )
+    if trait is not None:
+        _check_columns(tables["phenotypes"], {"--trait": trait})
 
 
 def find_genotypes(data: Path) -> Path:

@@ -238,7 +238,7 @@ def test_jobs_and_retraining_take_the_same_lists(run, cohort, files):
         (("--trait", "trait"), "--trait: there is no table; give --phenotypes too"),
         (
             ("--phenotypes", table, "--trait", "hight"),
-            f"{table}: there is no column 'hight'; --trait is one of",
+            f"{table}: there is no column 'hight' for --trait; did you mean 'trait'",
         ),
         (("--keep", lists / "none"), f"{lists / 'none'}: no such file; check the path"),
     ):
