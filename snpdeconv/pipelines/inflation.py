@@ -53,7 +53,7 @@ def warn_of_inflation(
         num_components: Principal components that were covariates.
         seed: Of the people looked at, where they are many.
     """
-    logger.info("genomic inflation λ_GC %.3f (1 is none)", lambda_gc)
+    logger.info("genomic inflation λ_GC of plain association: %.3f (1 is none)", lambda_gc)
     if not lambda_gc > INFLATED:
         return
     look = _Look.at(genotypes, variants=variants, seed=seed)

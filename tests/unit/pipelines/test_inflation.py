@@ -118,4 +118,4 @@ def test_inflation_without_structure_is_told_where_chance_does_not_explain_it(to
 def test_inflation_is_always_logged(caplog):
     caplog.set_level(logging.INFO, logger="snpdeconv.pipelines.inflation")
     warn_of_inflation(0.987, genotypes(0.0), variants=variants(NUM_VARIANTS), num_components=0, seed=1)
-    assert "λ_GC 0.987 (1 is none)" in caplog.text
+    assert "λ_GC of plain association: 0.987" in caplog.text
