@@ -189,7 +189,7 @@ def _unknown(spec: str, *, name: str, alias: str, number: str | None) -> InputEr
         return InputError(f"there is no model '{name}'", where=spec, mend=nearest(name, models))
     model = models[name]
     if number is not None:
-        mend = nearest(number, map(str, model.versions))
+        mend = f"choose one of {', '.join(map(str, model.versions))}"
         return InputError(f"'{name}' has no version {int(number)}", where=spec, mend=mend)
     if alias == "champion":
         return no_champion(model, where=spec)
