@@ -230,15 +230,16 @@ def test_a_full_disk_does_not_stop_training(tracking_home: Path, caplog: pytest.
     run = open_run()
     assert run.flush(timeout_s=60)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with caplog.at_level(logging.WARNING, logger="snpdeconv"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-        try:
-            run.log_metrics(0, {"loss": 1.0})
-            run.log_metrics(1, {"loss": 1.0})
-            with pytest.raises(ResourceError, match="free some disk space"):
-                open_run()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    caplog.set_level(logging.INFO, logger="snpdeconv")
+    caplog.clear()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        run.log_metrics(0, {"loss": 1.0})
+        run.log_metrics(1, {"loss": 1.0})
+        with pytest.raises(ResourceError, match="free some disk space"):
+            open_run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     run.log_metrics(2, {"loss": 1.0})
     assert run.close(timeout_s=60)
     assert steps(run.run_id, "loss") == [(0, 1.0), (1, 1.0), (2, 1.0)]
