@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from snpdeconv.config import load_config
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.finemapping import joint_credible_sets
+from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.joint import deconvolve
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_bed
-from snpdeconv.interpret.deconvolution import deconvolve
-from snpdeconv.interpret.decoys import decoy_scores, q_values
-from snpdeconv.interpret.marginal import marginal_association
-from snpdeconv.interpret.single_effects import joint_credible_sets
+from snpdeconv.simulation.writers import write_bed
+from snpdeconv.stats.association import marginal_association
 
 WORK = Path("build/bench-calibration/runs.jsonl")
 SEEDS = "5000-5199"

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from snpdeconv.config import load_config
-from snpdeconv.genetics.simulate import simulate
+from snpdeconv.device import choose_precision
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import fit as fitting
 from snpdeconv.pipelines.dataset import open_cohort, prepare
 from snpdeconv.pipelines.evaluation import evaluate_test
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.training.precision import choose_precision
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.simulation.simulate import simulate
 
 SEEDS = {"tuning": (1, 2, 3), "report": (101, 102, 103)}
 CPU = torch.device("cpu")

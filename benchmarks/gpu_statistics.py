@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.genetics.resident import codes_by_slot, codes_of, in_order, resident
-from snpdeconv.interpret.half_products import NUM_TERMS, product
-from snpdeconv.interpret.pairs import scan_pairs
-from snpdeconv.interpret.pairs.columns import Dosages
-from snpdeconv.interpret.pairs.screen import screen
-from snpdeconv.interpret.single_effects import Settings, fit_single_effects
-from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
+from snpdeconv.epistasis import scan_pairs
+from snpdeconv.epistasis.dosages import Dosages
+from snpdeconv.epistasis.screen import screen
+from snpdeconv.finemapping import Settings, fit_single_effects
+from snpdeconv.finemapping.tiles import DeviceTiles
+from snpdeconv.genetics.gpu import NUM_TERMS, codes_by_slot, codes_of, in_order, product, resident
+from snpdeconv.genetics.packed import PackedGenotypes
 
 Result = dict[str, Any]
 

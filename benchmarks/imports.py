@@ -26,9 +26,9 @@ from random_bed import write_random_bed
 
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_vcf
-from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.control import cancel
 from snpdeconv.launch.records import find_record
+from snpdeconv.simulation.writers import write_vcf
 
 IMPORT = """
 import json, sys, time
@@ -45,7 +45,7 @@ print(json.dumps([seconds, int(peak) / 2**10]))
 IMPORTS_ALONE = """
 import json
 from pathlib import Path
-import snpdeconv.genetics.ingest, snpdeconv.genetics.readers.bed, snpdeconv.genetics.readers.vcf
+import snpdeconv.genetics.ingest, snpdeconv.genetics.formats.plink, snpdeconv.genetics.formats.vcf
 peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
 print(json.dumps([0, int(peak) / 2**10]))
 """

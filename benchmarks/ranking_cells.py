@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.genetics.demography import population_labels
-from snpdeconv.genetics.genotypes import PackedGenotypes, allele_frequency
-from snpdeconv.genetics.simulate import simulate_genotypes, simulate_trait
-from snpdeconv.genetics.simulated_traits import SimulatedTrait
-from snpdeconv.genetics.structure import fit_components
+from snpdeconv.genetics.packed import PackedGenotypes, allele_frequency
+from snpdeconv.genetics.pca import fit_components
 from snpdeconv.genetics.variants import Variants
+from snpdeconv.simulation.genotypes import population_labels
+from snpdeconv.simulation.simulate import simulate_genotypes, simulate_trait
+from snpdeconv.simulation.traits import SimulatedTrait
 
 PANELS = ("thinned", "contiguous", "ancestry")
 TRAITS = ("additive", "dominance", "epistasis_main", "epistasis", "binary")

@@ -16,18 +16,18 @@ from ranking_metrics import Answer
 from ranking_peers import Method
 
 from snpdeconv.config import load_config
-from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.writers import write_bed
-from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
-from snpdeconv.interpret.decoys import decoy_scores, q_values
-from snpdeconv.interpret.single_effects import (
+from snpdeconv.finemapping import (
     SingleEffectsFit,
     fit_one_against_rest,
     fit_single_effects,
     joint_credible_sets,
     joint_pip,
 )
+from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.joint import Deconvolution, deconvolve
+from snpdeconv.genetics.packed import PackedGenotypes
+from snpdeconv.genetics.samples import Samples
+from snpdeconv.simulation.writers import write_bed
 
 PRESET = "small_cpu"
 ALL_KINDS = ("quantitative", "binary", "multiclass")
@@ -98,8 +98,8 @@ def _q_values(study: Replicate, found: Deconvolution, how: dict[str, Any]) -> ND
 
 def network(study: Replicate, *, architecture: str) -> Answer:
     """A network as ``train`` makes it, which tests on people of its own; ranked by integrated gradients."""
-    from snpdeconv.pipelines.inputs import Inputs
     from snpdeconv.pipelines.predict import predict
+    from snpdeconv.pipelines.run_folder import Inputs
     from snpdeconv.pipelines.train import train
 
     with tempfile.TemporaryDirectory() as temporary:

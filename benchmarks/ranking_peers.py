@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ranking_cells import Replicate
 from ranking_metrics import Answer
 
-from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.marginal import marginal_association
+from snpdeconv.genetics.packed import PackedGenotypes
+from snpdeconv.stats.association import marginal_association
 
 Floats = NDArray[np.float64]
 SUSIE_EFFECTS = 20
@@ -173,7 +173,7 @@ def _susie(study: Replicate, columns: Floats, holdout: Floats, variant: NDArray[
 def plink2(study: Replicate) -> Answer:
     """Association as plink2 computes it, from a .bed; the files are written within the time."""
     from snpdeconv.genetics.samples import Samples
-    from snpdeconv.genetics.writers import write_bed
+    from snpdeconv.simulation.writers import write_bed
 
     names = np.array([f"i{n}" for n in range(len(study.trait))], dtype=object)
     with tempfile.TemporaryDirectory() as folder:

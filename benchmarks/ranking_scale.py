@@ -19,7 +19,7 @@ from machine import write_results
 from ranking_cells import replicate
 from sklearn.metrics import average_precision_score
 
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.packed import PackedGenotypes
 
 PANEL = 2_000
 PVE = 0.5
@@ -58,8 +58,8 @@ def write_cohort(folder: Path, *, num_samples: int, num_variants: int) -> None:
 
 def fit(folder: Path, *, pairs: bool, device: str) -> dict[str, Any]:
     """What the fresh process does and prints."""
-    from snpdeconv.interpret.deconvolution import deconvolve
-    from snpdeconv.interpret.single_effects import Settings, joint_credible_sets
+    from snpdeconv.finemapping import Settings, joint_credible_sets
+    from snpdeconv.finemapping.joint import deconvolve
 
     study = np.load(folder / "study.npz")
     num_samples, num_variants = len(study["trait"]), len(study["causal"])

@@ -21,9 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 from snpdeconv.config import load_config
 from snpdeconv.console import configure_logging
-from snpdeconv.genetics.structure import fit_components
+from snpdeconv.genetics.pca import fit_components
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.train import train
 
 ARCHITECTURES = ("cnn", "cnn_transformer", "gnn")

@@ -22,14 +22,13 @@ from machine import REPORT_SEEDS, RESULTS, TUNING_SEEDS, write_results
 
 from snpdeconv.config import load_config
 from snpdeconv.files import write_json
+from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.phenotypes import Trait, load_trait
-from snpdeconv.genetics.simulate import simulate
-from snpdeconv.genetics.store import Cohort
 from snpdeconv.pipelines.bundle import Bundle
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.retrain import predictions_of, train_alone
-from snpdeconv.training.judging import judge
+from snpdeconv.pipelines.retrain import judge, predictions_of, train_alone
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.simulation.simulate import simulate
 
 LOOKS = 50
 # Champion and challengers of the simulated decisions: heritability; what all fits of a recipe get wrong and

@@ -15,15 +15,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from snpdeconv.device import GIB, PeakMemory
-from snpdeconv.models.factory import GPUOptimizedSNPModel
-from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.device import GIB, PeakMemory, Precision, choose_precision
+from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
-from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.precision import Precision, choose_precision
 from snpdeconv.training.run import Optimization, start_run
-from snpdeconv.training.window import WindowStep
+from snpdeconv.training.step import AccumulatedStep, make_loss
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The network of the medium preset.
@@ -66,7 +63,7 @@ def random_genotypes(num_people: int, num_snps: int, *, device: torch.device) ->
 
 def make_window(
     model: torch.nn.Module, *, parallel: torch.nn.Module, precision: Precision, device: torch.device
-) -> WindowStep:
+) -> AccumulatedStep:
     """What takes the steps of a training, with the optimiser that the program gives it."""
     optimization = Optimization(
         learning_rate=1e-4,

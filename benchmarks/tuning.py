@@ -16,12 +16,12 @@ import torch
 from machine import TUNING_SEEDS, write_results
 
 from snpdeconv.config import load_config
-from snpdeconv.genetics.simulate import simulate
-from snpdeconv.models import heads
+from snpdeconv.device import choose_precision
+from snpdeconv.models import model
 from snpdeconv.pipelines.dataset import open_cohort, prepare
 from snpdeconv.pipelines.fit import fit, make_training_loss
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.training.precision import choose_precision
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.simulation.simulate import simulate
 
 SPEEDS = ((1.0, 1.0), (4.0, 1.0), (4.0, 0.3), (4.0, 0.1), (1.0, 0.3))
 ARCHITECTURES = ("cnn", "cnn_transformer", "gnn")
@@ -72,10 +72,14 @@ def main() -> None:
             simulate(folder, num_samples=given.people, num_variants=300, num_causal=10, pve=0.5, seed=seed)
             for architecture in ARCHITECTURES:
                 for linear in LINEAR:
-                    for heads.WIDE_SPEED, heads.NETWORK_SPEED in SPEEDS:
+                    for model.LINEAR_LR_SCALE, model.NETWORK_LR_SCALE in SPEEDS:
                         r2 = validation(folder, architecture, linear, seed=seed, epochs=given.epochs)
                         rows.append({"seed": seed, "architecture": architecture, "linear": linear})
-                        rows[-1] |= {"wide": heads.WIDE_SPEED, "network": heads.NETWORK_SPEED, "r2": r2}
+                        rows[-1] |= {
+                            "wide": model.LINEAR_LR_SCALE,
+                            "network": model.NETWORK_LR_SCALE,
+                            "r2": r2,
+                        }
                         print(rows[-1], flush=True)
     means = [
         {"linear": linear, "wide": wide, "network": network, "mean_r2": float(np.mean(found))}

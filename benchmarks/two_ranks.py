@@ -27,9 +27,9 @@ def worker(num_snps: int, batch: int) -> None:
     """Steps of one of the ranks, or of the only one; the first rank prints what they took."""
     from steps import make_model, make_window, random_genotypes
 
+    from snpdeconv.device import choose_precision
     from snpdeconv.training import distributed
     from snpdeconv.training.data import PackedLoader
-    from snpdeconv.training.precision import choose_precision
 
     torch.set_num_threads(1)
     distributed.init_from_environment(device=CPU)

@@ -71,7 +71,7 @@ def _slurm(words: list[str]) -> str:
         raise ResourceError(
             f"SLURM does not queue the next retraining ({what_slurm_says(answer)})",
             where="--every",
-            mend="leave it out, and call this from cron where there is no SLURM",
+            hint="leave it out, and call this from cron where there is no SLURM",
         )
     return answer.stdout
 

@@ -16,23 +16,23 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from snpdeconv.genetics.encoding import GenotypeEncoder
-    from snpdeconv.models.factory import (
+    from snpdeconv.models.model import (
         GPUOptimizedSNPModel,
+        InterpretableSNPModel,
         create_gpu_optimized_model,
         create_multi_gpu_model,
     )
-    from snpdeconv.models.model import InterpretableSNPModel
     from snpdeconv.training.memory import GPUMemoryManager
     from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
 _HOME_OF = {
     "GPUMemoryManager": "snpdeconv.training.memory",
-    "GPUOptimizedSNPModel": "snpdeconv.models.factory",
+    "GPUOptimizedSNPModel": "snpdeconv.models.model",
     "GenotypeEncoder": "snpdeconv.genetics.encoding",
     "InterpretableSNPModel": "snpdeconv.models.model",
     "MultiGPUSNPTrainer": "snpdeconv.training.trainer",
-    "create_gpu_optimized_model": "snpdeconv.models.factory",
-    "create_multi_gpu_model": "snpdeconv.models.factory",
+    "create_gpu_optimized_model": "snpdeconv.models.model",
+    "create_multi_gpu_model": "snpdeconv.models.model",
 }
 
 __all__ = [

@@ -40,9 +40,16 @@ from snpdeconv.cli_options import (
     refuse_repeated_options,
     selection_of,
 )
-from snpdeconv.console import configure_logging, progress, shortened
+from snpdeconv.console import (
+    check_surroundings,
+    configure_logging,
+    end_process_after,
+    gc_paused,
+    mend_surroundings,
+    progress,
+    shortened,
+)
 from snpdeconv.errors import ConfigError, ResourceError, UserError
-from snpdeconv.startup import check_surroundings, end_process_after, loading, mend_surroundings
 from snpdeconv.version import __version__
 
 if TYPE_CHECKING:
@@ -114,8 +121,8 @@ def simulate(
 
     LD is like that of human genomes. The trait's column is called trait.
     """
-    from snpdeconv.genetics.simulate import simulate as make
     from snpdeconv.pipelines.provenance import tracing
+    from snpdeconv.simulation.simulate import simulate as make
 
     settings: dict[str, Any] = {
         "num_samples": samples,
@@ -215,8 +222,8 @@ def train(
     settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
     config = load_config(preset, overrides=settings)
 
-    from snpdeconv.launch.data_folder import check_inputs
-    from snpdeconv.pipelines.inputs import Inputs
+    from snpdeconv.launch.submit import check_inputs
+    from snpdeconv.pipelines.run_folder import Inputs
 
     # Before torch is loaded: a mistyped name is told at once.
     inputs = check_inputs(
@@ -231,7 +238,7 @@ def train(
             selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
         )
     )
-    with loading():
+    with gc_paused():
         from snpdeconv.pipelines.train import train as run
         from snpdeconv.training.preemption import Preempted, Terminated
 
@@ -313,7 +320,7 @@ def rank(
             "--chr": chrom,
         }
         _refuse_beside_a_network(run, model, blocks=blocks, preset=preset, own=own)
-        with loading():
+        with gc_paused():
             from snpdeconv.pipelines.rank import rank_with_network
 
         result = rank_with_network(
@@ -336,11 +343,11 @@ def rank(
             raise ConfigError(
                 f"there is {lacking}",
                 where="rank",
-                mend="give --genotypes, --phenotypes and --trait, or a trained network by --run or --model",
+                hint="give --genotypes, --phenotypes and --trait, or a trained network by --run or --model",
             )
         from snpdeconv.config import load_config
-        from snpdeconv.launch.data_folder import check_inputs
-        from snpdeconv.pipelines.inputs import Inputs
+        from snpdeconv.launch.submit import check_inputs
+        from snpdeconv.pipelines.run_folder import Inputs
 
         config = load_config(preset or "small_cpu", overrides=overrides or [])
         # Before torch is loaded: a mistyped name is told at once.
@@ -354,7 +361,7 @@ def rank(
                 selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
             )
         )
-        with loading():
+        with gc_paused():
             from snpdeconv.pipelines.rank import rank_cohort
 
         result = rank_cohort(config, inputs, method=method, out=out)
@@ -388,17 +395,17 @@ def _refuse_beside_a_network(
     for option, value in own.items():
         if value is not None:
             raise ConfigError(
-                "a trained network has its own variants and covariates", where=option, mend="leave it out"
+                "a trained network has its own variants and covariates", where=option, hint="leave it out"
             )
     if run is not None and model is not None:
-        raise ConfigError("both --run and --model are given", where="rank", mend="give one of them")
+        raise ConfigError("both --run and --model are given", where="rank", hint="give one of them")
     if blocks is not None:
-        raise ConfigError("a trained network has its own blocks", where="--blocks", mend="leave it out")
+        raise ConfigError("a trained network has its own blocks", where="--blocks", hint="leave it out")
     if preset is not None:
         raise ConfigError(
             "a trained network has its own settings",
             where="--preset",
-            mend="leave it out, and change single ones with --set interpretation.…",
+            hint="leave it out, and change single ones with --set interpretation.…",
         )
 
 
@@ -448,7 +455,7 @@ def _run(command: Callable[[], None]) -> int:
         return _tell(ResourceError(error.strerror or str(error), where=error.filename))
     except MemoryError:
         return _tell(
-            ResourceError("there is not enough memory", mend="use a machine with more, or less data")
+            ResourceError("there is not enough memory", hint="use a machine with more, or less data")
         )
     return 0
 

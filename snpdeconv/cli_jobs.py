@@ -41,7 +41,7 @@ from snpdeconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from snpdeconv.launch.records import Record
-    from snpdeconv.pipelines.inputs import Inputs
+    from snpdeconv.pipelines.run_folder import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,9 @@ def submit(
     from snpdeconv.launch.submit import show_script, submit_predict, submit_train
 
     if search is not None and (model is not None or stages or after):
-        raise ConfigError("goes alone", where="--search", mend="leave out --model, --stages and --after")
+        raise ConfigError("goes alone", where="--search", hint="leave out --model, --stages and --after")
     if space is not None and search is None:
-        raise ConfigError("is for a search", where="--space", mend="say how many trials: --search 20")
+        raise ConfigError("is for a search", where="--space", hint="say how many trials: --search 20")
     site = load_site(cluster)
     if partition is not None:
         site = site.model_copy(update={"partition": partition, "gpu_partition": None})
@@ -149,7 +149,7 @@ def submit(
         given = [name for name, value in ours.items() if value is not None and name not in tables]
         if given:
             option = "--chr" if given[0] == "chrom" else f"--{given[0].replace('_', '-')}"
-            raise ConfigError("is for training", where=option, mend="leave it out beside --model")
+            raise ConfigError("is for training", where=option, hint="leave it out beside --model")
         cohorts = _cohorts(data, genotypes, more)
         if dry_run:
             label = model.partition("@")[0].partition("/")[0]
@@ -175,7 +175,7 @@ def submit(
             raise ConfigError(
                 f"{len(more) + 1} cohorts to train on",
                 where=more[0],
-                mend="give one, or --model to predict them",
+                hint="give one, or --model to predict them",
             )
         inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
         label = name or inputs.trait
@@ -215,7 +215,7 @@ def submit(
 
 def tell_submitted(records: list[Record], *, wait: bool, as_json: bool) -> None:
     """Says what was submitted, and stays until the last has ended if so asked."""
-    from snpdeconv.launch.table import submitted_lines
+    from snpdeconv.launch.status import submitted_lines
 
     if as_json:
         print(json.dumps(asdict(records[0]) if len(records) == 1 else list(map(asdict, records))), flush=True)
@@ -226,13 +226,13 @@ def tell_submitted(records: list[Record], *, wait: bool, as_json: bool) -> None:
 
 
 def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -> list[str]:
-    from snpdeconv.launch.data_folder import find_all_genotypes
+    from snpdeconv.launch.submit import find_all_genotypes
 
     named = [*([genotypes] if genotypes is not None else []), *(more or [])]
     if data is not None:
         named += map(str, find_all_genotypes(data))
     if not named:
-        raise ConfigError("no cohort to predict", where="--genotypes", mend="--genotypes A.vcf.gz B.bed ...")
+        raise ConfigError("no cohort to predict", where="--genotypes", hint="--genotypes A.vcf.gz B.bed ...")
     return named
 
 
@@ -247,13 +247,13 @@ def inputs_of(
     selection: Mapping[str, str | Path | None],
 ) -> Inputs:
     """The files that the options name, or that lie in the folder."""
-    from snpdeconv.launch.data_folder import find_inputs
+    from snpdeconv.launch.submit import find_inputs
 
     if (data is None) == (genotypes is None):
         raise ConfigError(
             "give one of --data and --genotypes" if data is None else "give --data or --genotypes, not both",
             where="the cohort",
-            mend="--data FOLDER, or --genotypes COHORT --phenotypes TSV --trait COLUMN",
+            hint="--data FOLDER, or --genotypes COHORT --phenotypes TSV --trait COLUMN",
         )
     place = data if data is not None else Path(str(genotypes))
     return find_inputs(
@@ -269,8 +269,7 @@ def inputs_of(
 
 def _wait(record: Record, *, quiet: bool) -> int:
     """Tells each change until the job has ended; the exit code says how."""
-    from snpdeconv.launch.status import read_status
-    from snpdeconv.launch.table import detail_lines, progress_text
+    from snpdeconv.launch.status import detail_lines, progress_text, read_status
 
     told = ""
     while True:
@@ -293,8 +292,7 @@ def status(
 ) -> None:
     """Show the jobs: state, progress, last metrics, why one failed."""
     from snpdeconv.launch.records import all_records, find_record
-    from snpdeconv.launch.status import read_status
-    from snpdeconv.launch.table import as_dict, detail_lines, table_lines
+    from snpdeconv.launch.status import as_dict, detail_lines, read_status, table_lines
 
     if job is not None:
         statuses = read_status([find_record(job)])
@@ -312,7 +310,7 @@ def logs(
     element: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of an array, from 0.")] = None,
 ) -> None:
     """Show what a job has written."""
-    from snpdeconv.launch.logs import log_file, read_log
+    from snpdeconv.launch.control import log_file, read_log
     from snpdeconv.launch.records import find_record
 
     record = find_record(job)
@@ -327,8 +325,8 @@ def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its ID, the start of it, or SLURM's number.")],
 ) -> None:
     """End a job. Its checkpoints stay: the same training with --out goes on from there."""
-    from snpdeconv.launch.cancel import cancel as run
+    from snpdeconv.launch.control import cancel as run
     from snpdeconv.launch.records import find_record
-    from snpdeconv.launch.table import headline
+    from snpdeconv.launch.status import headline
 
     print(headline(run(find_record(job))))

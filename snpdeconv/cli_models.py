@@ -42,8 +42,8 @@ from snpdeconv.cli_options import (
     Wait,
     selection_of,
 )
+from snpdeconv.console import gc_paused
 from snpdeconv.errors import ConfigError, ResourceError
-from snpdeconv.startup import loading
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def predict(
 
     config = load_config(preset, overrides=overrides or [])
 
-    with loading():
+    with gc_paused():
         from snpdeconv.pipelines.predict import predict as run
 
     result = run(
@@ -207,7 +207,7 @@ def retrain(
         return
     if begin is not None or wait:
         option = "--begin" if begin is not None else "--wait"
-        raise ConfigError("is for jobs, and this runs here and now", where=option, mend="name a --cluster")
+        raise ConfigError("is for jobs, and this runs here and now", where=option, hint="name a --cluster")
     folder = out or home() / "retrain" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
@@ -249,7 +249,7 @@ def sync() -> None:
     """Send what the tracking server has not received yet."""
     from snpdeconv.launch.records import all_records
     from snpdeconv.launch.status import settle
-    from snpdeconv.tracking.sync import sync as run
+    from snpdeconv.tracking.ship import sync as run
 
     settle(all_records())  # first: it knows why a run ended, where its spool only knows that it did
     report = run()
@@ -261,7 +261,7 @@ def sync() -> None:
         print("nothing to send")
     if not report.complete:
         raise ResourceError(
-            "not everything could be sent", where="sync", mend="try again when the server answers"
+            "not everything could be sent", where="sync", hint="try again when the server answers"
         )
 
 

@@ -100,7 +100,7 @@ class StrictCommand(TyperCommand):
         for option, count in Counter(given).items():
             takes_one = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
             if count > 1 and takes_one:
-                raise ConfigError(f"is given {count} times", where=option.opts[0], mend="give it once")
+                raise ConfigError(f"is given {count} times", where=option.opts[0], hint="give it once")
         return super().parse_args(ctx, args)
 
 

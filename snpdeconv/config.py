@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -17,8 +18,108 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from snpdeconv.errors import ConfigError, nearest
-from snpdeconv.yaml_text import read_yaml, read_yaml_file
+from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.files import read_whole
+
+_MOST_BYTES, _MOST_VALUES, _MOST_BRACKETS, _MOST_DIGITS = 2**20, 20_000, 1_000, 18
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number and refuses a key that stands twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d+([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise ConfigError(
+            f"key '{repeated[0]}' stands twice",
+            where=f"line {node.start_mark.line + 1}",
+            hint="keep one of them",
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+class _TextLoader(_Loader):
+    """What is no mapping, list or null is text: an account 0123 or a time 12:30 is no number."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(text: str, *, where: str | Path, as_text: bool = False) -> Any:
+    """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
+
+    Args:
+        text: The text.
+        where: The file that it is from.
+        as_text: Whether to leave numbers, dates and truth values as they are written.
+
+    Raises:
+        ConfigError: The text is no YAML, a mapping holds a key twice, or it is larger or deeper than settings
+            are, aliases counted as what they stand for.
+    """
+    try:
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"longer than {_MOST_BYTES} characters")
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise ValueError(f"more than {_MOST_BRACKETS} brackets")  # PyYAML's time grows with their square
+        _require_small(yaml.compose(text, Loader=_Loader))
+        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError("is nested too deeply to be settings", where=where) from error
+    # Besides YAMLError: what Python raises for a number of 5,000 digits, a 30th of February or `!!int x`.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(f"not readable as YAML ({' '.join(str(error).split())})", where=where) from error
+
+
+def read_yaml_file(path: Path, *, as_text: bool = False) -> Any:
+    """The content of a YAML file; `as_text` as `read_yaml` has it.
+
+    Raises:
+        ConfigError: It cannot be read, is no UTF-8 text or no YAML, or is too large.
+    """
+    hint = "give the path of a YAML file"
+    try:
+        text = read_whole(path, limit=_MOST_BYTES, hint=hint).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", where=path, hint="check the path") from error
+    except InputError as error:
+        raise ConfigError(error.problem, where=path, hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not UTF-8 text", where=path, hint="save it as UTF-8") from error
+    return read_yaml(text, where=path, as_text=as_text)
+
+
+def _require_small(root: yaml.Node | None) -> None:
+    """Counts values before any is made, aliases as what they stand for: a few lines can mean billions."""
+    waiting, seen = [root] if root is not None else [], 0
+    while waiting:
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values")
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+            raise ValueError(f"a whole number of {len(node.value)} digits")
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+
 
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
 TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
@@ -235,7 +336,7 @@ def preset_text(name: str) -> str:
     """
     if name not in preset_names():
         raise ConfigError(
-            f"there is no preset '{name}'", where="--preset", mend=nearest(name, preset_names())
+            f"there is no preset '{name}'", where="--preset", hint=nearest(name, preset_names())
         )
     return (resources.files("snpdeconv.presets") / f"{name}.yaml").read_text()
 
@@ -266,14 +367,14 @@ def _on_base(settings: Any, *, where: str) -> dict[str, Any]:
     """A preset's settings, those that its file leaves out from the preset that it names as its base."""
     if not isinstance(settings, dict):
         raise ConfigError(
-            "holds no settings", where=where, mend="see `snpdeconv presets small_cpu` for the form"
+            "holds no settings", where=where, hint="see `snpdeconv presets small_cpu` for the form"
         )
     base = settings.pop("base", None)
     if base is None:
         return settings
     if base not in preset_names():
         raise ConfigError(
-            f"there is no preset '{base}'", where=f"{where}: base", mend=nearest(str(base), preset_names())
+            f"there is no preset '{base}'", where=f"{where}: base", hint=nearest(str(base), preset_names())
         )
     whole: dict[str, Any] = read_yaml(preset_text(base), where=base)
     for key, value in settings.items():
@@ -302,7 +403,7 @@ def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequenc
             raise ConfigError(
                 f"'{assignment}' would change what the model was trained with",
                 where="--set",
-                mend=f"beside a model only settings of {' and '.join(map(repr, allowed))} can be changed",
+                hint=f"beside a model only settings of {' and '.join(map(repr, allowed))} can be changed",
             )
     return _validate(settings, where=config.preset, changed=changed)
 
@@ -325,7 +426,7 @@ def _validate(settings: Mapping[str, Any], *, where: str, changed: Sequence[str]
         key = ".".join(str(part) for part in first["loc"][:2])
         if first["type"] == "extra_forbidden":
             raise ConfigError(
-                "there is no such setting", where=f"{where}: {key}", mend=_nearest_key(key)
+                "there is no such setting", where=f"{where}: {key}", hint=_nearest_key(key)
             ) from error
         problem = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], Mapping | BaseModel) else f" (given: {first['input']!r})"
@@ -335,7 +436,7 @@ def _validate(settings: Mapping[str, Any], *, where: str, changed: Sequence[str]
         raise ConfigError(
             f"{problem}{given}",
             where=f"--set {blamed[-1]}" if blamed and not missing else f"{where}: {key}",
-            mend="write it, or name a preset that has it: base: small_cpu" if missing else None,
+            hint="write it, or name a preset that has it: base: small_cpu" if missing else None,
         ) from error
 
 
@@ -370,11 +471,11 @@ def _override(settings: dict[str, Any], assignment: str) -> str:
     key, equals, value = assignment.partition("=")
     key = key.strip()
     if not equals and key in _all_keys():
-        raise ConfigError(f"'{assignment}' has no value", where="--set", mend=f"write {key}=VALUE")
+        raise ConfigError(f"'{assignment}' has no value", where="--set", hint=f"write {key}=VALUE")
     if not equals or key.count(".") != 1:
-        raise ConfigError(f"'{assignment}' is not section.key=value", where="--set", mend=_nearest_key(key))
+        raise ConfigError(f"'{assignment}' is not section.key=value", where="--set", hint=_nearest_key(key))
     if key not in _all_keys():
-        raise ConfigError(f"there is no setting '{key}'", where="--set", mend=_nearest_key(key))
+        raise ConfigError(f"there is no setting '{key}'", where="--set", hint=_nearest_key(key))
     section, name = key.split(".")
     parsed = read_yaml(value, where=f"--set {key}")
     if isinstance(parsed, float) and not math.isfinite(parsed):
@@ -382,6 +483,10 @@ def _override(settings: dict[str, Any], assignment: str) -> str:
     if isinstance(parsed, str) and "," in parsed:
         parsed = [read_yaml(part, where=f"--set {key}") for part in parsed.split(",")]
     if not isinstance(settings.setdefault(section, {}), dict):
-        raise ConfigError(f"section '{section}' holds no settings", where="the preset", mend="fill it in")
+        raise ConfigError(f"section '{section}' holds no settings", where="the preset", hint="fill it in")
     settings[section][name] = parsed
     return key
+
+
+Stage = Literal["validate", "train", "rank", "register"]
+"""With ``validate`` a run ends after its training, without a look at the test people: one to choose from."""

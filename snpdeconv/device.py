@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
+import logging
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+
+from snpdeconv.errors import ConfigError, ResourceError, UserError, nearest
+
+logger = logging.getLogger(__name__)
+
 
 GIB = 2**30
 
@@ -271,3 +280,246 @@ class _ResidentSampler(threading.Thread):
     def stop(self) -> None:
         self._is_over.set()
         self.join()
+
+
+Result = TypeVar("Result")
+Side = Literal["GPU", "host"]
+
+# The host's first: some of its messages hold the words of a GPU's.
+_ON_THE_HOST = re.compile(
+    r"can't allocate memory|cannot allocate memory|DefaultCPUAllocator|bad_alloc|shared memory\(shm\)"
+    r"|HOST_ALLOC|allocate memory on CPU",
+    re.IGNORECASE,
+)
+# CUDA's own, status codes of its libraries (cuBLAS, cuDNN, cuSOLVER, cuRAND, MAGMA and others), cuDNN when no
+# algorithm's work space fits, libraries that find no room for their handle, NCCL and triton.
+_ON_A_GPU = re.compile(
+    r"out of memory|_ALLOC(ATION)?_FAILED|_DEVICE_ALLOC|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|valid cuDNN algorithm|unable to find an engine|STATUS_NOT_INITIALIZED.*Create|out of resources?\b"
+    r"|Failed to CUDA (host )?[cm]alloc",
+    re.IGNORECASE,
+)
+
+
+def where_memory_ran_out(error: BaseException) -> Side | None:
+    """The side that had no memory left, if that is what the error, or one that it came from, says."""
+    cause: BaseException | None = error
+    # An error that tells the user what to do is an end: nobody is to try again.
+    while cause is not None and not isinstance(cause, UserError):
+        if isinstance(cause, torch.OutOfMemoryError):
+            return "GPU"
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return "host"
+        # Triton's own errors are no RuntimeError.
+        if isinstance(cause, RuntimeError) or type(cause).__module__.startswith("triton"):
+            if _ON_THE_HOST.search(str(cause)):
+                return "host"
+            if _ON_A_GPU.search(str(cause)):
+                return "GPU"
+        cause = cause.__cause__
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it failed for want of memory, on a GPU or on the host."""
+    return where_memory_ran_out(error) is not None
+
+
+def reason_of(error: BaseException) -> str:
+    """Which side had no memory left, and the first line of what it said."""
+    return f"{where_memory_ran_out(error)}: {(str(error) or type(error).__name__).splitlines()[0]}"
+
+
+class Halving:
+    """Does work that takes a size, again with half of it where memory runs out; what fitted stays for later.
+
+    Args:
+        size: To begin with.
+        smallest: Below this there is no trying again.
+        what: Of what so many are taken at once, for the log.
+    """
+
+    def __init__(self, size: int, *, smallest: int, what: str) -> None:
+        self.size = size
+        self._smallest, self._what = smallest, what
+
+    def do(self, work: Callable[[int], Result]) -> Result:
+        """The work's result with the largest size that fits; it changes nothing outside before its end."""
+        while True:
+            try:
+                return work(self.size)
+            except Exception as error:
+                if not is_out_of_memory(error) or self.size <= self._smallest:
+                    raise
+                reason = reason_of(error)
+            # Outside the handler: there, the error's traceback still holds what the work had allocated.
+            release_memory()
+            tried, self.size = self.size, max(self._smallest, self.size // 2)
+            logger.warning(
+                "out of memory with %d %s at once; going on with %d (%s)",
+                tried, self._what, self.size, reason,
+            )  # fmt: skip
+
+
+def or_on_the_cpu(work: Callable[[torch.device], Result], device: torch.device, *, what: str) -> Result:
+    """Work on a GPU, or on the CPU where the GPU's memory does not suffice even for its smallest pieces.
+
+    Args:
+        work: Takes the device. It may be done twice.
+        device: Where it would be best.
+        what: Is done, for the log.
+    """
+    try:
+        return work(device)
+    except Exception as error:
+        # What `OomSafeBatches` tells the user is no end here: there is another device.
+        cause = error.__cause__ if isinstance(error, ResourceError) and error.__cause__ else error
+        if device.type == "cpu" or where_memory_ran_out(cause) != "GPU":
+            raise
+        reason = reason_of(cause)
+    release_memory()
+    logger.warning("no memory for %s on %s: computed on the CPU (%s)", what, device, reason)
+    return work(torch.device("cpu"))
+
+
+class OomSafeBatches:
+    """Takes samples a piece at a time; pieces that were too large stay small for what comes after.
+
+    Args:
+        size: Largest number of samples at once; None for all that there are.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def each(self, work: Callable[[slice], Result], *, num_samples: int) -> Iterator[Result]:
+        """Does the work for one piece of the samples after the other, again in halves where memory runs out.
+
+        Args:
+            work: Takes the rows of a piece. It changes nothing outside, since it may be done again.
+            num_samples: How many there are.
+
+        Yields:
+            What `work` gave for each piece, in order.
+
+        Raises:
+            ResourceError: There is no memory for a single sample.
+        """
+        start = 0
+        while start < num_samples:
+            halving = Halving(min(self.size or num_samples, num_samples - start), smallest=1, what="samples")
+            asked, first = halving.size, start
+
+            def piece(size: int, first: int = first) -> Result:
+                return work(slice(first, first + size))
+
+            try:
+                result = halving.do(piece)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                cpu = ", or --set resources.device=cpu" if where_memory_ran_out(error) == "GPU" else ""
+                raise ResourceError(
+                    f"no memory for a single sample ({reason_of(error)})",
+                    where="memory",
+                    hint=f"use fewer SNPs, a smaller model or a larger device{cpu}",
+                ) from error
+            yield result
+            start += halving.size
+            if halving.size < asked:
+                self.size = halving.size
+
+
+# NVIDIA's first generation with bf16 units (Ampere). `torch.cuda.is_bf16_supported()` is no test: it says yes
+# too where bf16 is only emulated.
+_BF16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A numeric format for forward and backward.
+
+    Attributes:
+        name: `bf16`, `fp16` or `fp32`.
+        dtype: Of autocast; None for fp32 (and for models in float64, which are left as they are).
+        needs_scaler: Whether gradients must be scaled to stay representable.
+        reason: Why this one.
+        device_type: What autocast is for.
+    """
+
+    name: str
+    dtype: torch.dtype | None
+    needs_scaler: bool
+    reason: str
+    device_type: str
+
+    def autocast(self) -> torch.autocast:
+        """A context in which the model's operations run in this precision."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def make_scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler; one that passes everything through where none is needed."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.needs_scaler)
+
+
+def choose_precision(device: torch.device, *, requested: str = "auto") -> Precision:
+    """The best precision that a device computes natively, and says why in the log.
+
+    Args:
+        device: Where the model runs.
+        requested: `auto` gives the fastest: bf16 where there are matrix units for it, fp16 on GPUs without,
+            fp32 on other processors. `bf16` gives bf16 where there are any instructions for it, else the
+            next best. `fp16` and `fp32` are taken at their word.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ConfigError: Another word.
+    """
+    precision = _choose(device, requested)
+    keep_float32_exact()
+    logger.info("precision %s: %s", precision.name, precision.reason)
+    return precision
+
+
+def requested_precision(*, use_amp: bool, amp_dtype: torch.dtype) -> str:
+    """The word for `choose_precision` that the two public arguments mean.
+
+    Raises:
+        ConfigError: A type that nothing is trained in.
+    """
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    if amp_dtype not in names:
+        hint = "use torch.bfloat16"
+        raise ConfigError(f"{amp_dtype} is no precision to train in", where="amp_dtype", hint=hint)
+    return names[amp_dtype] if use_amp else "fp32"
+
+
+def _choose(device: torch.device, requested: str) -> Precision:
+    options = ["auto", "bf16", "fp16", "fp32"]
+    if requested not in options:
+        raise ConfigError(
+            f"no precision is called '{requested}'", where="precision", hint=nearest(requested, options)
+        )
+    if requested == "fp32":
+        return Precision("fp32", None, False, "requested", device.type)
+    if requested == "fp16":
+        return Precision("fp16", torch.float16, True, "requested, with a gradient scaler", device.type)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        named = f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}"
+        if capability >= _BF16_CAPABILITY:
+            return Precision("bf16", torch.bfloat16, False, named, device.type)
+        reason = f"{named}, and bf16 needs 8.0: fp16 with a gradient scaler"
+        return Precision("fp16", torch.float16, True, reason, device.type)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    if capabilities.get("amx_bf16"):
+        return Precision("bf16", torch.bfloat16, False, "this processor has bf16 matrix units", device.type)
+    if not (capabilities.get("avx512_bf16") or capabilities.get("bf16")):
+        return Precision("fp32", None, False, f"no bf16 instructions on this {device.type}", device.type)
+    if requested == "bf16":
+        return Precision("bf16", torch.bfloat16, False, "this processor has bf16 instructions", device.type)
+    # With vector instructions alone a step of the transformer took twice as long in bf16 as in fp32.
+    reason = "this processor has bf16 instructions but no matrix units: bf16 would be slower"
+    return Precision("fp32", None, False, reason, device.type)

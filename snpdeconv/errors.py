@@ -32,19 +32,19 @@ class UserError(Exception):
     Args:
         problem: What is wrong, with the values that show it.
         where: The file, option or key concerned.
-        mend: What the user can do about it.
+        hint: What the user can do about it.
     """
 
-    def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
+    def __init__(self, problem: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
         self.problem = one_line(problem)
         self.where = where
-        self.mend = None if mend is None else one_line(mend)
+        self.hint = None if hint is None else one_line(hint)
         text = self.problem if where is None else f"{one_line(str(where))}: {self.problem}"
-        super().__init__(text if mend is None else f"{text}; {self.mend}")
+        super().__init__(text if hint is None else f"{text}; {self.hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """One rank tells it to the others."""
-        return partial(type(self), where=self.where, mend=self.mend), (self.problem,)
+        return partial(type(self), where=self.where, hint=self.hint), (self.problem,)
 
 
 class InputError(UserError):

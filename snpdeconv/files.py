@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
-        raise ConfigError("is no ordinary file", where=path, mend="give the path of a file to write")
+        raise ConfigError("is no ordinary file", where=path, hint="give the path of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
@@ -74,11 +74,11 @@ def require_own(path: Path) -> None:
     problem = "what is in it would run as you"
     if path.stat().st_uid not in (0, os.geteuid()):
         raise ResourceError(
-            f"belongs to another user, and {problem}", where=path, mend="give the path of a file of your own"
+            f"belongs to another user, and {problem}", where=path, hint="give the path of a file of your own"
         )
     if others_may_write(path):
         raise ResourceError(
-            f"others may write it, and {problem}", where=path, mend=f"chmod go-w {shlex.quote(str(path))}"
+            f"others may write it, and {problem}", where=path, hint=f"chmod go-w {shlex.quote(str(path))}"
         )
 
 
@@ -102,13 +102,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_whole(path: Path, *, limit: int, mend: str) -> bytes:
+def read_whole(path: Path, *, limit: int, hint: str) -> bytes:
     """The bytes of a regular file; never waits for a pipe, and never takes in more than `limit` bytes.
 
     Args:
         path: The file.
         limit: The most bytes that it may hold.
-        mend: What the user can do where it is something else.
+        hint: What the user can do where it is something else.
 
     Raises:
         FileNotFoundError: There is nothing at `path`; a folder on the way may be a file.
@@ -120,31 +120,31 @@ def read_whole(path: Path, *, limit: int, mend: str) -> bytes:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise DamagedFile("is a pipe or a device, not a file", where=path, mend=mend)
+                raise DamagedFile("is a pipe or a device, not a file", where=path, hint=hint)
             if found.st_size > limit:
-                raise DamagedFile(f"holds more than {limit} bytes", where=path, mend=mend)
+                raise DamagedFile(f"holds more than {limit} bytes", where=path, hint=hint)
             data = file.read(min(found.st_size, limit) + 1)
     except IsADirectoryError as error:
-        raise DamagedFile("is a folder, not a file", where=path, mend=mend) from error
+        raise DamagedFile("is a folder, not a file", where=path, hint=hint) from error
     except NotADirectoryError as error:
         raise FileNotFoundError(*error.args) from error
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path, mend=mend) from error
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint=hint) from error
     if len(data) > limit:
-        raise DamagedFile(f"holds more than {limit} bytes", where=path, mend=mend)
+        raise DamagedFile(f"holds more than {limit} bytes", where=path, hint=hint)
     return data
 
 
-def read_record(path: Path, kind: type[T], *, mend: str, limit: int = RECORD_LIMIT) -> T:
+def read_record(path: Path, kind: type[T], *, hint: str, limit: int = RECORD_LIMIT) -> T:
     """A JSON file of ours, as what it was written from.
 
     Args:
         path: The file.
         kind: What it holds: a dataclass, a pydantic model, or a type such as ``dict[str, int]``. Types are
             strict, keys that a dataclass does not know (of a later version) are passed over.
-        mend: What the user can do if it is damaged.
+        hint: What the user can do if it is damaged.
         limit: The most bytes that it may hold.
 
     Raises:
@@ -152,10 +152,10 @@ def read_record(path: Path, kind: type[T], *, mend: str, limit: int = RECORD_LIM
         DamagedFile: It is cut off, altered, too large or no file.
         InputError: The system does not let it be read.
     """
-    return parse_record(read_whole(path, limit=limit, mend=mend), kind, where=path, mend=mend)
+    return parse_record(read_whole(path, limit=limit, hint=hint), kind, where=path, hint=hint)
 
 
-def parse_record(data: bytes, kind: type[T], *, where: str | Path, mend: str) -> T:
+def parse_record(data: bytes, kind: type[T], *, where: str | Path, hint: str) -> T:
     """One JSON value, such as a line of a file of them, as what it was written from; see `read_record`."""
     import pydantic
     import pydantic_core
@@ -168,8 +168,8 @@ def parse_record(data: bytes, kind: type[T], *, where: str | Path, mend: str) ->
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:100]
         problem = f"{place}: {first['msg']}" if place else first["msg"]
-        raise DamagedFile(f"is damaged ({problem[:200]})", where=where, mend=mend) from error
+        raise DamagedFile(f"is damaged ({problem[:200]})", where=where, hint=hint) from error
     except ValueError as error:
         what = "is empty" if not data.strip() else f"is damaged ({str(error)[:200]})"
-        raise DamagedFile(what, where=where, mend=mend) from error
+        raise DamagedFile(what, where=where, hint=hint) from error
     return value

@@ -69,7 +69,7 @@ def run(capsys, monkeypatch, home, used_home) -> Callable[..., Ran]:
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
     """A folder as `snpdeconv simulate` writes it: 240 people, 200 SNPs, 4 causal, and 60 people held out."""
-    from snpdeconv.genetics.simulate import simulate
+    from snpdeconv.simulation.simulate import simulate
 
     folder = tmp_path_factory.mktemp("simulated") / "cohort"
     simulate(folder, num_samples=240, num_variants=200, num_causal=4, pve=0.8, seed=3, num_holdout=60)

@@ -60,7 +60,7 @@ class Failing(Job):
             time.sleep(300)
         match self.how:
             case "mistake":
-                raise InputError("no such column", where="phenotypes.tsv", mend="see the header")
+                raise InputError("no such column", where="phenotypes.tsv", hint="see the header")
             case "bug":
                 raise ZeroDivisionError("division by zero")
             case "killed":

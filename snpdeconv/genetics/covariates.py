@@ -104,14 +104,14 @@ class CovariateEncoder:
                     raise InputError(
                         f"covariate '{name}' has a value that training has not seen ({column.at(unknown)})",
                         where=column.path,
-                        mend=f"it knows {', '.join(self.levels[name])}",
+                        hint=f"it knows {', '.join(self.levels[name])}",
                     )
-            elif not column.is_numeric(mend="write numbers only"):
+            elif not column.is_numeric(hint="write numbers only"):
                 raise InputError(
                     f"covariate '{name}' is a number to this model, and text here "
                     f"({column.at(np.isnan(column.numbers))})",
                     where=column.path,
-                    mend="write numbers only",
+                    hint="write numbers only",
                 )
         encoded = [
             columns[f.column].numbers
@@ -224,14 +224,14 @@ def load_covariates(
         logger.info("%s: %s is trait or group and no covariate", path, told)
     if not names:
         raise InputError(
-            "there is no covariate in it", where=path, mend="add columns, or leave out --covariates"
+            "there is no covariate in it", where=path, hint="add columns, or leave out --covariates"
         )
     features: list[Feature] = []
     levels: dict[str, tuple[str, ...]] = {}
     taken = {}
     for name in names:
         column = _complete_column(table, name, path, missing_codes)
-        numeric = column.is_numeric(mend="write numbers only, or words only")
+        numeric = column.is_numeric(hint="write numbers only, or words only")
         distinct = sorted(set(column.numbers if numeric else column.texts))
         if len(distinct) == 1:
             logger.warning("%s: covariate '%s' is the same for all and is left out", path, name)
@@ -244,7 +244,7 @@ def load_covariates(
             raise InputError(
                 f"covariate '{name}' has {len(distinct)} different texts among {len(rows)} people",
                 where=path,
-                mend="take the column out, or group its values",
+                hint="take the column out, or group its values",
             )
         levels[name] = tuple(distinct)
         features.extend(Feature(name, level) for level in distinct[1:])
@@ -291,7 +291,7 @@ def complete_people(
         raise InputError(
             f"nobody of {len(rows)} people has all covariates",
             where=path,
-            mend="leave out the emptiest column",
+            hint="leave out the emptiest column",
         )
     if not complete.all():
         first = samples.iid[rows[np.flatnonzero(~complete)[0]]]
@@ -306,7 +306,7 @@ def _chosen(table: pd.DataFrame, columns: Sequence[str] | None, *, path: Path) -
     there = [name for name in table.columns if name not in ID_COLUMNS]
     for name in columns or ():
         if name not in there:
-            raise InputError(f"there is no covariate '{name}'", where=path, mend=nearest(name, there))
+            raise InputError(f"there is no covariate '{name}'", where=path, hint=nearest(name, there))
     return there if columns is None else list(dict.fromkeys(columns))
 
 
@@ -318,6 +318,6 @@ def _complete_column(table: pd.DataFrame, name: str, path: Path, missing_codes: 
             f"covariate '{name}' is missing for {column.missing.sum()} of {len(table)} people "
             f"(first: '{first}')",
             where=path,
-            mend="fill it in, take the column out, or write NA for their trait",
+            hint="fill it in, take the column out, or write NA for their trait",
         )
     return column

@@ -55,7 +55,7 @@ def as_codes(genotypes: Tensor, num_slots: int) -> Tensor:
         f"shape {tuple(genotypes.shape)} of {genotypes.dtype} is neither {num_slots} integer codes a sample "
         f"nor {(num_slots + 3) // 4} packed uint8 bytes a sample",
         where="genotypes",
-        mend="give codes, packed rows, or a floating (batch, SNPs, channels) encoding",
+        hint="give codes, packed rows, or a floating (batch, SNPs, channels) encoding",
     )
 
 
@@ -150,7 +150,7 @@ def check_encoding_dim(encoding_dim: int) -> None:
         raise ConfigError(
             f"no encoding has {encoding_dim} channels",
             where="encoding_dim",
-            mend="choose 1 (additive), 2 (and dominance), 4 (one-hot) or 8 (haplotype)",
+            hint="choose 1 (additive), 2 (and dominance), 4 (one-hot) or 8 (haplotype)",
         )
 
 
@@ -241,7 +241,7 @@ class GenotypeEncoder:
             raise InputError(
                 f"phased alleles of shape {tuple(alleles.shape)} with values up to {float(alleles.max()):g}",
                 where="genotypes",
-                mend="give (samples, SNPs, 2) alleles of 0 and 1, negative where missing",
+                hint="give (samples, SNPs, 2) alleles of 0 and 1, negative where missing",
             )
         missing = alleles < 0
         unphased = torch.where(missing.any(-1), -1, alleles.sum(-1))
@@ -262,7 +262,7 @@ class GenotypeEncoder:
             raise InputError(
                 "fractional dosages have no indicators",
                 where="genotypes",
-                mend="round them to hard calls, or use normalize_genotypes",
+                hint="round them to hard calls, or use normalize_genotypes",
             )
         return torch.stack(channels(codes.to(torch.uint8), frequency, encoding_dim), dim=-1)
 
@@ -271,7 +271,7 @@ class GenotypeEncoder:
             raise InputError(
                 f"{num_snps} SNPs, but the encoder was fitted on {len(self.frequency)}",
                 where="genotypes",
-                mend="give the SNPs of the training matrix in its order",
+                hint="give the SNPs of the training matrix in its order",
             )
 
 
@@ -284,14 +284,14 @@ def _dosages(genotypes: ArrayLike) -> Tensor:
     """(N, S) float32 dosages with NaN where missing."""
     raw = _tensor(genotypes)
     if raw.ndim != 2:
-        raise InputError(f"shape {tuple(raw.shape)}", where="genotypes", mend="give a (samples, SNPs) matrix")
+        raise InputError(f"shape {tuple(raw.shape)}", where="genotypes", hint="give a (samples, SNPs) matrix")
     values = raw.float()
     dosage = torch.where((values < 0) | (values == MISSING), torch.nan, values)
     if bool((dosage > 2).any()):
         raise InputError(
             f"a genotype of {float(dosage.nan_to_num(0).max()):g}",
             where="genotypes",
-            mend="copies are 0, 1 or 2; negative, 3 and NaN are missing",
+            hint="copies are 0, 1 or 2; negative, 3 and NaN are missing",
         )
     return dosage
 

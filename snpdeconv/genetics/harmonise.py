@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_frequency, pack
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes, allele_frequency, pack
 from snpdeconv.genetics.variants import Variants
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def check_frequencies(
     override = "if it is right all the same, --set data.check_frequencies=false"
     if len(called) and not called.any():
         raise InputError(
-            "no genotype is called at the model's variants", where=where, mend="is it the right file?"
+            "no genotype is called at the model's variants", where=where, hint="is it the right file?"
         )
     seen = allele_frequency(counts)
     seen = np.where(match.flip[found], 1 - seen, seen)
@@ -171,7 +171,7 @@ def check_frequencies(
         raise InputError(
             f"each of its {judged.sum():,} variants has the same allele frequency ({seen[judged][0]:g})",
             where=where,
-            mend=f"are these genotypes? {override}",
+            hint=f"are these genotypes? {override}",
         )
     correlation = float(np.corrcoef(seen[judged], expected[judged])[0, 1])
     surely = np.tanh(np.arctanh(min(correlation, 0.999)) + 1.96 / np.sqrt(judged.sum() - 3))
@@ -180,7 +180,7 @@ def check_frequencies(
         raise InputError(
             f"{told} ({judged.sum():,} variants)",
             where=where,
-            mend=f"are its allele labels swapped, rows shifted, positions of another build? {override}",
+            hint=f"are its allele labels swapped, rows shifted, positions of another build? {override}",
         )
     if correlation < _SAME_PEOPLE:
         logger.warning(
@@ -367,17 +367,17 @@ def _too_few(
     problem = f"only {report['matched']:,} of the model's {len(model):,} variants are in it"
     if moved > report["matched"]:
         problem += f", while {moved:,} more have the same ID at another position"
-        mend = "it seems to be on another genome build: lift it over to the model's"
+        hint = "it seems to be on another genome build: lift it over to the model's"
     elif not np.isin(cohort.chrom, model.chrom).any():
         problem += f" (chromosomes {_some(cohort)}, the model's are {_some(model)})"
-        mend = "are these the right chromosomes, and named alike?"
+        hint = "are these the right chromosomes, and named alike?"
     elif report["incompatible_alleles"] > report["absent"]:
         problem += f"; {report['incompatible_alleles']:,} have other alleles at the same position"
-        mend = "are the alleles coded as in the training cohort (A, C, G, T)?"
+        hint = "are the alleles coded as in the training cohort (A, C, G, T)?"
     else:
         problem += f"; {report['absent']:,} positions are absent"
-        mend = "give a cohort typed or imputed at the model's variants, on the same genome build"
-    return InputError(problem, where=where, mend=mend)
+        hint = "give a cohort typed or imputed at the model's variants, on the same genome build"
+    return InputError(problem, where=where, hint=hint)
 
 
 def _some(variants: Variants) -> str:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.genetics.genotypes import MISSING, pack
-from snpdeconv.genetics.readers import (
+from snpdeconv.genetics.cohort import FORMAT_VERSION, Cohort, StoreWriter, describe, is_store, open_store
+from snpdeconv.genetics.formats import (
     ACCEPTED,
     CohortFiles,
     Multiallelic,
@@ -30,8 +30,7 @@ from snpdeconv.genetics.readers import (
     find_files,
     open_reader,
 )
-from snpdeconv.genetics.store import FORMAT_VERSION, Cohort, describe, is_store, open_store
-from snpdeconv.genetics.store_writer import StoreWriter
+from snpdeconv.genetics.packed import MISSING, pack
 from snpdeconv.genetics.variants import AUTOSOMES, Variants
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def import_cohort(
     """
     source, out = Path(source), Path(out)
     if is_store(source):
-        raise InputError("is imported already", where=source, mend="give it as it is to the other commands")
+        raise InputError("is imported already", where=source, hint="give it as it is to the other commands")
     files = find_files(source)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         # Nothing to compare the key with: it is digested while the genotypes are read.
@@ -103,7 +102,7 @@ def import_cohort(
     raise InputError(
         "exists already and is not this cohort's store",
         where=out,
-        mend="choose another folder or delete this one",
+        hint="choose another folder or delete this one",
     )
 
 
@@ -160,7 +159,7 @@ def _rules(files: CohortFiles, *, multiallelic: Multiallelic, autosomes: int) ->
         raise ConfigError(
             f"'{multiallelic}' is no treatment of multi-allelic sites",
             where="multiallelic",
-            mend=nearest(multiallelic, ("split", "skip")),
+            hint=nearest(multiallelic, ("split", "skip")),
         )
     return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic} {autosomes}"
 
@@ -215,7 +214,7 @@ def _import(
         kept = writer.choose()
         report = {**reader.report, "skipped_unplaced": kept.num_unplaced}
         if kept.num_unplaced == done:
-            raise InputError(f"no variants{_counts(report)}", where=source, mend=f"give {ACCEPTED}")
+            raise InputError(f"no variants{_counts(report)}", where=source, hint=f"give {ACCEPTED}")
         report["duplicate_variants"] = kept.num_duplicates
         cohort = writer.finish(order=kept.order, import_key=key(), source=str(source), report=report)
     logger.info(
@@ -231,7 +230,7 @@ def _require_codes_of_species(chroms: list[str], *, autosomes: int, where: Path)
         raise InputError(
             f"chromosome {beyond[-1]} is none of a species with {autosomes} autosomes",
             where=where,
-            mend="say which species it is, e.g. --set data.chromosome_set=cow, or how many autosomes it has "
+            hint="say which species it is, e.g. --set data.chromosome_set=cow, or how many autosomes it has "
             "(`import`: --chromosome-set)",
         )
 
@@ -256,7 +255,7 @@ def _check(variants: Variants, *, where: Path) -> None:
         raise InputError(
             f"variant '{variants.variant_id[v]}' at position {variants.position_bp[v]} has {what}",
             where=where,
-            mend="mend or leave out that variant",
+            hint="mend or leave out that variant",
         )
 
 

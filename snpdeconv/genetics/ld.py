@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 MAX_ROWS = 2_000
 """Samples used at most: the standard error of an r of 2,000 people is .02, and more only cost time."""

@@ -20,7 +20,7 @@ from sklearn.model_selection import cross_val_predict
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.covariates import Covariates
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes, allele_frequency
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes, allele_frequency
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.samples import Samples
 
@@ -67,7 +67,7 @@ def check_covariates(covariates: Covariates, trait: Trait, *, where: str | Path,
             raise InputError(
                 f"covariate '{name}' is the trait '{trait.name}' itself",
                 where=where,
-                mend="take the column out: nothing would be left for genotypes to explain",
+                hint="take the column out: nothing would be left for genotypes to explain",
             )
         _refuse(f"covariate '{name}' predicts", _alone(x, trait, ordered=not is_text), trait, where, allow)
     if len(features) > 1:
@@ -95,7 +95,7 @@ def _refuse(what: str, shown: str | float | None, trait: Trait, where: str | Pat
         raise InputError(
             problem,
             where=where,
-            mend="take out what was made from the trait, or allow it with --set data.allow_leakage=true",
+            hint="take out what was made from the trait, or allow it with --set data.allow_leakage=true",
         )
     logger.warning("%s: %s; data.allow_leakage lets it stay", where, problem)
 

@@ -104,7 +104,7 @@ def load_trait(
         raise InputError(
             f"column '{column}' is missing for all {len(order)} people shared with {cohort}",
             where=path,
-            mend="is it the right column?",
+            hint="is it the right column?",
         )
     kind = _kind(parsed, trait_type)
     values: NDArray[np.float64] | NDArray[np.int64] = parsed.numbers[present]
@@ -139,18 +139,18 @@ def _people_in_words(report: Mapping[str, int]) -> str:
 
 def _kind(column: Column, trait_type: TraitType) -> TraitKind:
     if trait_type not in ("auto", "binary", "multiclass", "quantitative"):
-        mend = nearest(trait_type, ("auto", "binary", "multiclass", "quantitative"))
-        raise ConfigError(f"no trait type '{trait_type}'", where="data.trait_type", mend=mend)
+        hint = nearest(trait_type, ("auto", "binary", "multiclass", "quantitative"))
+        raise ConfigError(f"no trait type '{trait_type}'", where="data.trait_type", hint=hint)
     if trait_type in ("binary", "multiclass"):
         return trait_type
-    mend = "mend it, write NA if it is missing, or take all as classes with --set data.trait_type=multiclass"
-    numeric = column.is_numeric(mend=mend)
+    hint = "mend it, write NA if it is missing, or take all as classes with --set data.trait_type=multiclass"
+    numeric = column.is_numeric(hint=hint)
     if trait_type == "quantitative":
         if not numeric:
             raise InputError(
                 f"column '{column.name}' is text ({column.at(~column.missing)}), no quantitative trait",
                 where=column.path,
-                mend="take another column, or --set data.trait_type=multiclass",
+                hint="take another column, or --set data.trait_type=multiclass",
             )
         return "quantitative"
     if not numeric:
@@ -219,7 +219,7 @@ def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: 
         raise InputError(
             f"trait '{trait.name}' is '{value}' for all {len(trait.values)} people with a value{after}",
             where=where,
-            mend="a trait must vary: is it the right column?",
+            hint="a trait must vary: is it the right column?",
         )
     if trait.kind == "quantitative":
         return
@@ -229,7 +229,7 @@ def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: 
         raise InputError(
             f"trait '{trait.name}' has {len(classes)} values ({shown}), not 2",
             where=where,
-            mend="write NA for those that are neither, or --set data.trait_type=auto",
+            hint="write NA for those that are neither, or --set data.trait_type=auto",
         )
     sizes = np.bincount(trait.values.astype(np.int64), minlength=len(classes))
     small = np.flatnonzero(sizes < min_class_size)
@@ -241,7 +241,7 @@ def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: 
             f"class '{classes[small[0]]}' of trait '{trait.name}' has {size} "
             f"{'person' if size == 1 else 'people'}, fewer than {min_class_size}{more}{after}",
             where=where,
-            mend=f"merge it with another class or write NA for its people{allow}",
+            hint=f"merge it with another class or write NA for its people{allow}",
         )
 
 

@@ -136,7 +136,7 @@ class Samples:
             f"sample ID {name} occurs twice (samples {first + 1} and {second + 1}; "
             f"{len(repeats)} repeated in all)",
             where=where,
-            mend="give every sample an ID of its own",
+            hint="give every sample an ID of its own",
         )
 
     def write_tsv(self, path: Path) -> None:

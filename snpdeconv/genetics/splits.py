@@ -118,7 +118,7 @@ def split_beside(
         raise InputError(
             f"{int(held_out.sum())} people held out of {len(held_out)}",
             where="the split",
-            mend="hold out some of the cohort's people, and not all",
+            hint="hold out some of the cohort's people, and not all",
         )
     rest = np.flatnonzero(free)
     # Two halves of the validation part, each stratified.
@@ -238,7 +238,7 @@ def _check_parts(parts: list[NDArray[np.int64]], *, num_groups: int, fractions: 
             raise InputError(
                 f"{num_people} people in {num_groups} groups leave nobody for the {name} part",
                 where="the split",
-                mend="give more people, or smaller groups",
+                hint="give more people, or smaller groups",
             )
     counts = ", ".join(f"{len(part)} {name}" for name, part in zip(_PART_NAMES, parts, strict=True))
     logger.info("split: %s", counts)

@@ -86,7 +86,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("##")), None)
     if first is None:
         raise InputError(
-            "the file is empty", where=path, mend="give a table with a header and one row a person"
+            "the file is empty", where=path, hint="give a table with a header and one row a person"
         )
     rows, numbers = _parse_rows(lines, first, path)
     header = [name.removeprefix("#") if i == 0 else name for i, name in enumerate(rows[0])]
@@ -96,10 +96,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
             raise InputError(
                 f"line {number} has {len(row)} fields, the header {len(header)}",
                 where=path,
-                mend="write one value a column, NA where there is none",
+                hint="write one value a column, NA where there is none",
             )
     if len(rows) == 1:
-        raise InputError("there is a header and no row", where=path, mend="give one row a person")
+        raise InputError("there is a header and no row", where=path, hint="give one row a person")
     table = pd.DataFrame(
         rows[1:], columns=pd.Index(header), index=pd.Index(numbers[1:], name="line"), dtype=object
     )
@@ -111,18 +111,18 @@ def _read_lines(path: Path) -> list[str]:
     try:
         limit = psutil.virtual_memory().available // _BYTES_A_BYTE
         return (
-            read_whole(path, limit=limit, mend="give a table's path, or its columns that are needed")
+            read_whole(path, limit=limit, hint="give a table's path, or its columns that are needed")
             .decode("utf-8-sig")
             .split("\n")
         )
     except FileNotFoundError as error:
-        raise InputError("no such file", where=path, mend="check the path") from error
+        raise InputError("no such file", where=path, hint="check the path") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
             f"line {line} is not UTF-8 text",
             where=path,
-            mend="save the table as UTF-8 text, not as a workbook",
+            hint="save the table as UTF-8 text, not as a workbook",
         ) from None
 
 
@@ -142,7 +142,7 @@ def _parse_rows(lines: list[str], first: int, path: Path) -> tuple[list[list[str
             raise InputError(
                 f"line {number} cannot be split into fields ({error})",
                 where=path,
-                mend="look for a quotation mark without its pair",
+                hint="look for a quotation mark without its pair",
             ) from None
         rows.append([field.strip() for field in fields])
         numbers.append(number)
@@ -154,18 +154,18 @@ def _check_header(header: list[str], path: Path) -> None:
         raise InputError(
             "its columns are cut by semicolons",
             where=path,
-            mend="save it with tabs or commas between columns, and points in numbers",
+            hint="save it with tabs or commas between columns, and points in numbers",
         )
     if "IID" not in header:
         raise InputError(
             f"no column IID (the header has {', '.join(repr(name) for name in header[:5])})",
             where=path,
-            mend="name the column of sample IDs IID",
+            hint="name the column of sample IDs IID",
         )
     name, count = Counter(header).most_common(1)[0]
     if count > 1 or "" in header:
         problem = "a column has no name" if "" in header else f"column '{name}' stands {count} times"
-        raise InputError(problem, where=path, mend="give each column a name of its own")
+        raise InputError(problem, where=path, hint="give each column a name of its own")
 
 
 def _check_ids(table: pd.DataFrame, path: Path) -> None:
@@ -173,12 +173,12 @@ def _check_ids(table: pd.DataFrame, path: Path) -> None:
     line_of: dict[tuple[str, ...], int] = {}
     for line, key in zip(table.index, keys, strict=True):
         if not key[-1]:
-            raise InputError(f"line {line} has no sample ID", where=path, mend="fill in its IID")
+            raise InputError(f"line {line} has no sample ID", where=path, hint="fill in its IID")
         if line_of.setdefault(key, line) != line:
             raise InputError(
                 f"sample '{' '.join(key)}' stands on lines {line_of[key]} and {line}",
                 where=path,
-                mend="keep one row a person",
+                hint="keep one row a person",
             )
 
 
@@ -198,7 +198,7 @@ def rows_in_cohort(table: pd.DataFrame, samples: Samples, *, path: Path, cohort:
         raise InputError(
             f"no sample ID in common with {cohort} (first: '{table['IID'].iloc[0]}' / '{samples.iid[0]}')",
             where=path,
-            mend=samples.id_hint(Samples.build(table["IID"])) or "is the ID column right?",
+            hint=samples.id_hint(Samples.build(table["IID"])) or "is the ID column right?",
         )
     for ids, place in ((samples.iid, cohort), (table["IID"], str(path))):
         name, count = Counter(iid for iid in ids if iid in common).most_common(1)[0]
@@ -206,7 +206,7 @@ def rows_in_cohort(table: pd.DataFrame, samples: Samples, *, path: Path, cohort:
             raise InputError(
                 f"sample ID '{name}' stands {count} times in {place}, and no (FID, IID) pair is in common",
                 where=path,
-                mend=f"give FID and IID as {cohort} has them",
+                hint=f"give FID and IID as {cohort} has them",
             )
     if "FID" in table and samples.has_fid:
         logger.warning("%s: no (FID, IID) pair in common with %s; joined by IID alone", path, cohort)
@@ -230,19 +230,19 @@ class Column:
         first = int(np.flatnonzero(mask)[0])
         return f"line {self.lines[first]} says '{self.texts[first]}'"
 
-    def is_numeric(self, *, mend: str) -> bool:
+    def is_numeric(self, *, hint: str) -> bool:
         """Whether the values there are numbers, or texts; a mixture is the user's to mend."""
         text = np.isnan(self.numbers) & ~self.missing
         self._refuse_foreign_numbers(text)
         if text.any() and not (text | self.missing).all():
             raise InputError(
-                f"column '{self.name}' mixes numbers and text ({self.at(text)})", where=self.path, mend=mend
+                f"column '{self.name}' mixes numbers and text ({self.at(text)})", where=self.path, hint=hint
             )
         if np.isinf(self.numbers).any():
             raise InputError(
                 f"column '{self.name}' has a number that is not finite ({self.at(np.isinf(self.numbers))})",
                 where=self.path,
-                mend="mend it, or write NA",
+                hint="mend it, or write NA",
             )
         finite = self.numbers[~self.missing & ~text]
         spread = np.ptp(finite) if len(finite) else 0.0
@@ -250,7 +250,7 @@ class Column:
             raise InputError(
                 f"column '{self.name}' has numbers too large or too close to one another to compute with",
                 where=self.path,
-                mend="write it in other units",
+                hint="write it in other units",
             )
         return not text.any()
 
@@ -259,12 +259,12 @@ class Column:
         if not text.any():
             return
         texts = self.texts[text]
-        for pattern, what, mend in _FOREIGN_NUMBERS:
+        for pattern, what, hint in _FOREIGN_NUMBERS:
             if all(pattern.fullmatch(value) for value in texts):
                 raise InputError(
                     f"column '{self.name}' holds {what} ({self.at(text)})",
                     where=self.path,
-                    mend=mend,
+                    hint=hint,
                 )
 
 
@@ -276,8 +276,8 @@ def column_of(table: pd.DataFrame, name: str, path: Path, *, missing_codes: Miss
     """
     choices = [column for column in table.columns if column not in ID_COLUMNS]
     if name not in choices:
-        mend = nearest(name, choices) if choices else "it has ID columns only"
-        raise InputError(f"no column '{name}'", where=path, mend=mend)
+        hint = nearest(name, choices) if choices else "it has ID columns only"
+        raise InputError(f"no column '{name}'", where=path, hint=hint)
     texts = table[name].to_numpy(dtype=object)
     numbers = np.array([float(text) if _NUMBER.fullmatch(text) else np.nan for text in texts])
     missing = np.array([text.casefold() in MISSING_WORDS for text in texts])
@@ -312,7 +312,7 @@ def _refuse_likely_codes(column: Column) -> None:
             f"column '{column.name}': {coded.sum()} values of {code:g} look like a code for missing ones "
             f"(the others are {low:g} to {high:g})",
             where=column.path,
-            mend=f"--set data.missing_codes=-9,{code:g} takes them so, --set data.missing_codes=-9 as values",
+            hint=f"--set data.missing_codes=-9,{code:g} takes them so, --set data.missing_codes=-9 as values",
         )
 
 
@@ -327,6 +327,6 @@ def table_of(path: Path, samples: Samples, rows: NDArray[np.int64], cohort: str)
         raise InputError(
             f"{len(absent)} of {len(rows)} people have no row (first: '{samples.iid[rows[absent[0]]]}')",
             where=path,
-            mend="add them, or write NA for their trait",
+            hint="add them, or write NA for their trait",
         )
     return table.iloc[place[rows]]

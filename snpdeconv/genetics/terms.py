@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.packed import PackedGenotypes
 
 Floats = NDArray[np.float64]
 
@@ -67,14 +67,14 @@ class Terms:
             raise InputError(
                 f"{given.shape[1]} columns, but the fit had {expected}",
                 where="covariates",
-                mend="give those of the fit in its order",
+                hint="give those of the fit in its order",
             )
         last = max(self.first.max(initial=-1), self.second.max(initial=-1))
         if last >= genotypes.num_variants:
             raise InputError(
                 f"{genotypes.num_variants} variants, but variant {last} has a weight",
                 where="genotypes",
-                mend="give those of the fit in its order",
+                hint="give those of the fit in its order",
             )
         total: Floats = self.intercept + given @ self.covariate_weight.T
         single = np.flatnonzero(self.second < 0)
@@ -119,7 +119,7 @@ class Terms:
         total += np.bincount(self.second[paired], variance[paired] / 2, minlength=len(frequency))
         return np.asarray(total)
 
-    def without_crumbs(self, frequency: Floats) -> Terms:
+    def drop_negligible(self, frequency: Floats) -> Terms:
         """The terms without the smallest, which together change the sum by at most a hundredth of its spread.
 
         A fit that is unsure of an effect gives a little of it to thousands of SNPs.

@@ -9,23 +9,154 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from snpdeconv.console import Progress, progress, track
-from snpdeconv.interpret.path import InterpretableModel, Kind, mean_encoding, path_attribution, path_rule
-from snpdeconv.interpret.side_by_side import side_by_side
-from snpdeconv.models.factory import GPUOptimizedSNPModel
-from snpdeconv.out_of_memory import Pieces
+from snpdeconv.device import GIB, Allocations, OomSafeBatches, available_bytes, is_out_of_memory
+from snpdeconv.genetics.encoding import channel_means
+from snpdeconv.models.encoder import SlotEncoder
+from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 
 logger = logging.getLogger(__name__)
+
+
+Kind = Literal["binary", "multiclass", "quantitative"]
+
+
+class InterpretableModel(Protocol):
+    """What is asked of a model; `models.InterpretableSNPModel` has it."""
+
+    training: bool
+    encoder: SlotEncoder
+
+    def encode(self, genotypes: Tensor) -> Tensor:
+        """Genotypes -> (B, S, C)."""
+
+    def forward_encoded(self, encoded: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """(B, S, C) -> (B, O)."""
+
+    def attention(self, genotypes: Tensor) -> Tensor:
+        """Genotypes -> (B, S), non-negative, each row sums to 1."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets dropout and batch statistics to training or evaluation."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+
+
+def path_attribution(
+    model: InterpretableModel,
+    genotypes: Tensor,
+    covariates: Tensor | None,
+    *,
+    baseline: Tensor,
+    kind: Kind,
+    rule: Iterable[tuple[float, float]],
+) -> tuple[Tensor, Tensor]:
+    """Attributions (B, S) and the change (B,) of the output that they should sum to."""
+    with torch.no_grad():
+        encoded = model.encode(genotypes).float()
+        contrast = _contrast(model.forward_encoded(encoded, covariates), kind=kind)
+        moved = _output(model, encoded, covariates, contrast) - _output(
+            model, baseline.expand_as(encoded), covariates, contrast
+        )
+    gradient = _path_gradient(
+        model, baseline=baseline, encoded=encoded, covariates=covariates, contrast=contrast, rule=rule
+    )
+    return ((encoded - baseline) * gradient).double().sum(dim=2), moved
+
+
+def _path_gradient(
+    model: InterpretableModel,
+    *,
+    baseline: Tensor,
+    encoded: Tensor,
+    covariates: Tensor | None,
+    contrast: Tensor,
+    rule: Iterable[tuple[float, float]],
+) -> Tensor:
+    """Mean gradient along the path, (B, S, C)."""
+    mean = torch.zeros_like(encoded)
+    for fraction, weight in rule:
+        point = torch.lerp(baseline.expand_as(encoded), encoded, fraction).requires_grad_()
+        output = (model.forward_encoded(point, covariates) * contrast).sum()
+        (gradient,) = torch.autograd.grad(output, point)
+        mean.add_(gradient, alpha=weight)
+    return mean
+
+
+def _contrast(outputs: Tensor, *, kind: Kind) -> Tensor:
+    """Weights (B, O) of the outputs whose sum is attributed."""
+    if kind != "multiclass":
+        return torch.ones_like(outputs)
+    num_classes = outputs.shape[1]
+    others = torch.full_like(outputs, -1 / (num_classes - 1))
+    return others.scatter_(1, outputs.argmax(dim=1, keepdim=True), 1.0)
+
+
+def _output(
+    model: InterpretableModel, encoded: Tensor, covariates: Tensor | None, contrast: Tensor
+) -> Tensor:
+    return (model.forward_encoded(encoded, covariates) * contrast).double().sum(dim=1)
+
+
+def path_rule(steps: int) -> list[tuple[float, float]]:
+    """Fractions of the path with their weights."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    u = (nodes + 1) / 2
+    return list(zip((u**3).tolist(), (1.5 * u**2 * weights).tolist(), strict=True))
+
+
+def mean_encoding(model: InterpretableModel) -> Tensor:
+    """(1, S, C) expected encoding at the frequencies that the model was trained with; padding slots are 0."""
+    encoder = model.encoder
+    mean = channel_means(encoder.allele_frequency, encoder.encoding_dim) * encoder.slot_mask
+    return mean.transpose(0, 1).unsqueeze(0).contiguous()
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_on_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, device: torch.device | str
+) -> Iterator[Result]:
+    """What the work gives for each item, in order; on a GPU one after the other.
+
+    Args:
+        work: Changes nothing that another call reads. It runs on other threads, to which neither autocast nor
+            the mode of gradients carries over.
+        items: Taken as they are needed.
+        device: Where the work is done.
+    """
+    num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    if num_threads == 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) == 2 * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        # Threads that are made later take the number that was set last.
+        torch.set_num_threads(num_threads)
+
 
 Aggregate = Literal["mean", "max"]
 
@@ -91,7 +222,7 @@ def attention_scores(
         ResourceError: There is no memory for a single sample.
     """
     plain = _plain(model)
-    scores, pieces = _Scores(aggregate), Pieces()
+    scores, pieces = _Scores(aggregate), OomSafeBatches()
 
     @torch.no_grad()
     def attention(batch: tuple[Tensor, Tensor | None]) -> tuple[int, list[Tensor]]:
@@ -102,7 +233,7 @@ def attention_scores(
         return len(genotypes), list(found)
 
     with _evaluation(plain, device):
-        looked = side_by_side(attention, _batches(loader, max_samples=max_samples), device=device)
+        looked = map_on_threads(attention, _batches(loader, max_samples=max_samples), device=device)
         for num, found in track(looked, "attention, batches", total=length_hint(loader)):
             for part in found:
                 scores.add(part)
@@ -149,7 +280,7 @@ def integrated_gradients(
     """
     rule = path_rule(steps)
     plain = _plain(model)
-    scores, pieces = _Scores(aggregate), Pieces()
+    scores, pieces = _Scores(aggregate), OomSafeBatches()
     gap, change = 0.0, 0.0
     with _evaluation(plain, device), progress("integrated gradients, passes") as update:
         passes = _Passes(update, total=length_hint(loader) * steps)
@@ -173,7 +304,9 @@ def integrated_gradients(
 
             return len(genotypes), list(pieces.each(piece, num_samples=len(genotypes)))
 
-        for num, found in side_by_side(attribution, _batches(loader, max_samples=max_samples), device=device):
+        for num, found in map_on_threads(
+            attribution, _batches(loader, max_samples=max_samples), device=device
+        ):
             for part, gap_and_change in found:
                 scores.add(part)
                 lacking, moved = gap_and_change.tolist()
@@ -280,3 +413,65 @@ def _batches(loader: Iterable[Any], *, max_samples: int | None) -> Iterator[tupl
         yield genotypes, covariates
         if left == 0:
             return
+
+
+# On a CPU, slots of all people at once: with fewer, the time between operations shows; with more, what one
+# operation leaves is gone from the cache before the next.
+SLOTS_AT_ONCE = 2**17
+# On a GPU, people who are looked at to learn what each takes.
+NUM_TRIED = 2
+
+
+def attribution_batch_size(
+    model: InterpretableSNPModel,
+    genotypes: Tensor,
+    covariates: Tensor | None,
+    *,
+    device: torch.device,
+    safety: float,
+) -> int:
+    """People whose outputs and gradients are best computed together.
+
+    Args:
+        model: On `device`.
+        genotypes: (n, S / 4) packed genotypes of a few people.
+        covariates: (n, C) of them, where the model takes any.
+        device: Where.
+        safety: Share of a GPU's available memory that the work may take.
+
+    Returns:
+        At least 1. Where memory runs out all the same, the work halves its batches itself.
+    """
+    if device.type == "cpu":
+        return max(1, SLOTS_AT_ONCE // model.n_snps)
+    try:
+        each = bytes_a_person(model, genotypes, covariates, device=device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
+    fits = max(1, int(safety * available_bytes(device)) // max(1, each))
+    logger.info("%.3f GiB a person: %d at once fit on %s", each / GIB, fits, device)
+    return fits
+
+
+def bytes_a_person(
+    model: InterpretableSNPModel, genotypes: Tensor, covariates: Tensor | None, *, device: torch.device
+) -> int:
+    """The most memory that a gradient of the model's outputs by its input takes, over the people in it."""
+    given = genotypes.to(device), None if covariates is None else covariates.to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        _gradient(model, *given)  # work spaces that are made once, and stay
+        with Allocations(device) as taken:
+            _gradient(model, *given)
+            taken.end_phase()
+    finally:
+        model.train(was_training)
+    return max(taken.peak_bytes) // len(genotypes)
+
+
+def _gradient(model: InterpretableSNPModel, genotypes: Tensor, covariates: Tensor | None) -> None:
+    encoded = model.encode(genotypes).requires_grad_()
+    torch.autograd.grad(model.forward_encoded(encoded, covariates).sum(), encoded)

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from submitit.core import submission, utils
 
+from snpdeconv.console import end_process_after
 from snpdeconv.errors import DamagedFile, UserError
 from snpdeconv.files import require_own
-from snpdeconv.launch.jobs import InTurn, Job
-from snpdeconv.startup import end_process_after
+from snpdeconv.launch.jobs import Job, SequentialJobs
 
-_JOBS = (Job, InTurn, utils.DelayedSubmission)
+_JOBS = (Job, SequentialJobs, utils.DelayedSubmission)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -43,7 +43,7 @@ def load_job(filename: str | Path) -> Any:
         with path.open("rb") as stream:
             return _Unpickler(stream).load()
     except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, ValueError, TypeError) as error:
-        raise DamagedFile(f"holds no job ({error})", where=path, mend="submit it again") from error
+        raise DamagedFile(f"holds no job ({error})", where=path, hint="submit it again") from error
 
 
 def main() -> NoReturn:

@@ -8,28 +8,269 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
-from submitit.core.job_environment import JobEnvironment
+import psutil
+from submitit.core.job_environment import JobEnvironment, SignalHandler
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
-from snpdeconv.config import Config, validate
-from snpdeconv.console import configure_logging
-from snpdeconv.errors import UserError
-from snpdeconv.files import read_record
-from snpdeconv.launch.leaving import TimeUp
+from snpdeconv.config import Config, Stage, read_yaml_file, validate
+from snpdeconv.console import configure_logging, gc_paused
+from snpdeconv.errors import ResourceError, UserError
+from snpdeconv.files import read_record, write_json
 from snpdeconv.launch.records import Outcome, begin, going_on, read_job, read_outcome, write_outcome
-from snpdeconv.launch.rendezvous import join_ranks
 from snpdeconv.pipelines.provenance import set_job
-from snpdeconv.pipelines.stages import Stage
-from snpdeconv.startup import loading
 from snpdeconv.training.preemption import Preempted, Terminated
-from snpdeconv.yaml_text import read_yaml_file
 
 logger = logging.getLogger(__name__)
+
+
+REFUSED = "its time was up, and SLURM does not queue it again (requeue is off for it, or at this site)"
+# After SIGTERM alone SLURM decides what becomes of the job, and kills it when it has. A process that left by
+# itself during the grace time of a preemption would count as ended, and not be queued again.
+_SLURM_DECIDES_S = 900.0
+# What is left of the notice when work that never asks for news is cut off.
+_MARGIN_SHARE = 0.3
+
+
+class TimeLimitHandler:
+    """Waits for signals beside the work; use as a context, in the main thread, inside a submitit job.
+
+    The work itself should listen as `training.preemption` does and raise when it has saved. Work that does
+    not is cut off before the notice runs out: all that matters is on disk at any time.
+
+    Args:
+        notice_s: Seconds from the notice to the end.
+        in_container: Whether the job sees nothing of SLURM, so that its batch script must requeue it.
+        gave_up: Called with the reason when the job has reached its limit too often.
+    """
+
+    def __init__(self, *, notice_s: float, in_container: bool, gave_up: Callable[[str], None]) -> None:
+        self._notice_s = notice_s
+        self._gave_up = gave_up
+        handler = getattr(signal.getsignal(signal.SIGUSR2), "__self__", None)
+        assert isinstance(handler, SignalHandler), "not inside a submitit job"
+        self._handler = handler
+        self._on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        self._is_first = handler.env.global_rank == 0
+        if in_container:
+            handler.env._requeue = self._ask_batch_script  # type: ignore[method-assign]
+        self._told = threading.Event()
+        self._left = threading.Event()
+
+    def __enter__(self) -> TimeLimitHandler:
+        if not self._on_slurm:
+            # Nobody kills a process of this machine that was asked to end.
+            signal.signal(signal.SIGTERM, _end)
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        # Python writes each signal's number there at once, whatever the main thread is doing.
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="time-up", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        signal.set_wakeup_fd(self._before)
+        os.close(self._write)
+
+    def leave(self) -> None:
+        """Ends this process after the work has saved; it never returns.
+
+        After SIGUSR2 (time limit, or preemption with notice) the first rank queues the job again. After
+        SIGTERM alone it is SLURM that ends the job, or queues it again.
+
+        Raises:
+            SystemExit: Always.
+        """
+        self._left.set()
+        if self._told.is_set():
+            self._requeue()
+        if self._on_slurm:
+            logger.info("saved; what becomes of the job is for SLURM to say")
+            deadline = time.monotonic() + _SLURM_DECIDES_S
+            while time.monotonic() < deadline:
+                time.sleep(0.2)
+                if self._told.is_set():
+                    self._requeue()
+        sys.exit(128 + signal.SIGTERM)
+
+    def _requeue(self) -> None:
+        """Puts the job back into the queue from the first rank; another waits to be ended with it.
+
+        Raises:
+            SystemExit: The job is queued again, or has given up.
+        """
+        if not self._is_first:
+            # Leaving earlier with an error could end the first rank before it has queued the job again.
+            time.sleep(60.0 if self._on_slurm else 0.0)
+            sys.exit(0)
+        try:
+            self._handler.checkpoint_and_try_requeue(signal.SIGUSR2)
+        except UncompletedJobError:
+            self.tell_it_gave_up()
+            sys.exit(1)
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.error("saved; %s (%s)", REFUSED, error)
+            self._gave_up(f"saved; {REFUSED}")
+            sys.exit(1)
+
+    def tell_it_gave_up(self) -> None:
+        """Says why the job is not queued again."""
+        reason = (
+            "it reached its time limit too often without coming to an end; "
+            "raise resources.timeout_min, or max_requeues of the cluster"
+        )
+        logger.error(reason)
+        self._gave_up(reason)
+
+    def _watch(self) -> None:
+        while number := os.read(self._read, 1):
+            if number[0] == signal.SIGUSR2 and not self._told.is_set():
+                self._told.set()
+                threading.Thread(target=self._cut_off, name="cut-off", daemon=True).start()
+        os.close(self._read)
+
+    def _cut_off(self) -> None:
+        if self._left.wait(self._notice_s * (1 - _MARGIN_SHARE)):
+            return
+        logger.warning("this part of the work cannot stop half-way; it will be done again after the restart")
+        try:
+            self._requeue()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            logging.shutdown()
+            os._exit(code % 256)
+
+    def _ask_batch_script(self, countdown: int) -> None:
+        folder = Path(os.environ["SUBMITIT_FOLDER"])
+        (folder / f"{self._handler.env.job_id}.requeue").touch()
+        logger.info("the batch script queues the job again (%d time limits left)", countdown)
+
+
+def _end(number: int, frame: FrameType | None) -> Any:
+    sys.exit(128 + number)
+
+
+_FIRST_PORT = 20_000
+_NUM_PORTS = 12_000
+"""Below the ports that systems give away by themselves."""
+_PATIENCE_S = 300.0
+_LOOPBACK = "127.0.0.1"
+# Held to the end of the process: the port is nobody else's until training listens there.
+_reserved: list[socket.socket] = []
+
+
+@dataclass(frozen=True)
+class _Place:
+    address: str
+    port: int
+
+
+def join_ranks(environment: JobEnvironment, folder: Path) -> None:
+    """Says where this process stands among those of the job; a site's own MASTER_ADDR and MASTER_PORT stay.
+
+    Args:
+        environment: submitit's.
+        folder: One that all ranks see.
+
+    Raises:
+        ResourceError: The first rank does not say where it is.
+    """
+    if environment.num_tasks == 1:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # of the shell that submitted: this rank would wait for others
+        return
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not (address and port):
+        place = _meeting_place(environment, folder)
+        address, port = address or place.address, port or str(place.port)
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=port,
+        RANK=str(environment.global_rank),
+        WORLD_SIZE=str(environment.num_tasks),
+        # Where each process is shown its own GPU only, that one is number 0.
+        LOCAL_RANK=str(environment.local_rank % len(visible) if visible else environment.local_rank),
+        LOCAL_WORLD_SIZE=str(environment.num_tasks // environment.num_nodes),
+    )
+    # gloo would look up the name of its own node, and settle on the loopback where nobody knows it.
+    interface = _interface(_own_address(address))
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _meeting_place(environment: JobEnvironment, folder: Path) -> _Place:
+    starts = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("SNPDECONV_LOCAL_START") or "0"
+    path = folder / f"meeting-{environment.job_id}-{starts}.json"
+    if environment.global_rank == 0:
+        address = _LOOPBACK
+        if environment.num_nodes > 1:
+            # The node that SLURM has started the ranks from is reached by all of them.
+            address = _own_address(os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname()))
+        place = _Place(address, _free_port(environment.job_id))
+        write_json(path, asdict(place))
+        return place
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            return read_record(path, _Place, hint="start the job again")
+        time.sleep(0.1)
+    raise ResourceError(
+        f"the first rank has not said where it is for {_PATIENCE_S:.0f} s",
+        where=path,
+        hint="do all nodes see the home (SNPDECONV_HOME)? See the log of rank 0",
+    )
+
+
+def _free_port(job_id: str) -> int:
+    """The first free port from one of the job's own on, held from now on."""
+    first = zlib.crc32(job_id.encode())
+    for n in range(_NUM_PORTS):
+        port = _FIRST_PORT + (first + n) % _NUM_PORTS
+        held = socket.socket()
+        try:
+            held.bind(("", port))
+        except OSError:
+            held.close()
+            continue
+        # Bound without this, so that no other rank could take it; set now, so that training can.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _reserved.append(held)
+        return port
+    raise ResourceError("no port is free", where=socket.gethostname(), hint="set MASTER_PORT")
+
+
+def _own_address(other: str) -> str:
+    """The address of this node that reaches another one; that one itself where it cannot be told."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((other, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return other
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has an address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            return name
+    return None
 
 
 @dataclass(frozen=True)
@@ -67,7 +308,9 @@ class Job(ABC):
         def give_up(reason: str) -> None:
             fail(f"{reason}; {going_on(read_job(folder))}")
 
-        with TimeUp(notice_s=self.notice_s, in_container=self.in_container, gave_up=give_up) as time_up:
+        with TimeLimitHandler(
+            notice_s=self.notice_s, in_container=self.in_container, gave_up=give_up
+        ) as time_up:
             try:
                 join_ranks(environment, folder / "log")
                 result = self.work(read_settings(Path(self.settings)))
@@ -118,11 +361,11 @@ class TrainJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Does what is not done yet."""
-        with loading():
-            from snpdeconv.pipelines.inputs import Inputs
+        with gc_paused():
+            from snpdeconv.pipelines.run_folder import Inputs
             from snpdeconv.pipelines.train import train
 
-        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
+        inputs = read_record(Path(self.inputs), Inputs, hint="submit it again")
         result = train(config, inputs, model_name=self.model_name, out=Path(self.out), until=self.until)
         return {} if result is None else asdict(result)
 
@@ -145,11 +388,11 @@ class RetrainJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Retrains, or goes on with it."""
-        with loading():
-            from snpdeconv.pipelines.inputs import Inputs
+        with gc_paused():
             from snpdeconv.pipelines.retrain import retrain
+            from snpdeconv.pipelines.run_folder import Inputs
 
-        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
+        inputs = read_record(Path(self.inputs), Inputs, hint="submit it again")
         decision = retrain(config, inputs, model_name=self.model_name, out=Path(self.out), force=self.force)
         return {} if decision is None else asdict(decision)
 
@@ -180,7 +423,7 @@ class PredictJob(Job):
 
     def work(self, config: Config) -> dict[str, Any]:
         """Predicts; a table that is there is written anew."""
-        with loading():
+        with gc_paused():
             from snpdeconv.pipelines.predict import predict
 
         tables = {name: getattr(self, name) for name in ("covariates", "phenotypes", "keep", "remove")}
@@ -197,7 +440,7 @@ class PredictJob(Job):
 
 
 @dataclass(frozen=True)
-class InTurn:
+class SequentialJobs:
     """An array on one machine: its jobs one after the other, each with an outcome of its own."""
 
     jobs: tuple[Job, ...]
@@ -211,6 +454,9 @@ class InTurn:
     def checkpoint(self) -> DelayedSubmission:
         """What submitit starts after a restart: those that are not done."""
         return DelayedSubmission(self)
+
+
+InTurn = SequentialJobs  # its name in the pickles of jobs that were queued by 0.1.0
 
 
 def _succeeds(job: Job) -> bool:

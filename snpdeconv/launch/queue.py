@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -17,18 +18,94 @@ import yaml
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError
 from snpdeconv.files import private_folder, write_text
-from snpdeconv.launch import executor
-from snpdeconv.launch.executor import Plan
-from snpdeconv.launch.jobs import InTurn, Job
-from snpdeconv.launch.records import Kind, Record, discard, new_record, save
-from snpdeconv.launch.scheduler import cluster_name, find_number
-from snpdeconv.launch.site import Site
+from snpdeconv.launch import slurm
+from snpdeconv.launch.jobs import Job, SequentialJobs
+from snpdeconv.launch.records import Kind, Record, discard, jobs_dir, new_record, save
+from snpdeconv.launch.scheduler import check_script, cluster_name, find_number
+from snpdeconv.launch.site import Request, Site, make_request
+from snpdeconv.launch.slurm import Plan, sbatch_script, slurm_answers
 from snpdeconv.launch.status import read_status
-from snpdeconv.launch.target import Target
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.tracking.home import home
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.tracking.home import home, is_database, shown, sqlite_path, tracking_uri
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a job goes.
+
+    Attributes:
+        site: With the partition that was settled on.
+        scheduler: slurm, or local for a process of this machine.
+        request: What the job asks for.
+    """
+
+    site: Site
+    scheduler: Literal["slurm", "local"]
+    request: Request
+
+
+def choose_target(
+    config: Config, *, site: Site, one_process: bool = False, num_elements: int = 1, trains: bool = True
+) -> Target:
+    """Where a job goes, after a look at what there is.
+
+    Args:
+        config: The settings.
+        site: Where the user wants it.
+        one_process: For work that one process does.
+        num_elements: Of an array.
+        trains: Whether it trains, which takes long without the GPUs that are asked for.
+
+    Raises:
+        ConfigError: It could never run there.
+        ResourceError: The site is a SLURM cluster, and SLURM does not answer.
+    """
+    request = make_request(config, one_process=one_process)
+    if site.scheduler == "local" or (site.scheduler == "auto" and not slurm_answers()):
+        return Target(site, "local", _fit_to_machine(request, config, trains=trains))
+    plan = Plan(name="snpdeconv-test", request=request, site=site, folder=jobs_dir() / "test" / "log")
+    partition = check_script(sbatch_script(plan, num_elements=num_elements), request=request, site=site)
+    if partition:
+        site = site.model_copy(update={"partition": partition, "gpu_partition": None})
+    return Target(site, "slurm", request)
+
+
+def _fit_to_machine(request: Request, config: Config, *, trains: bool) -> Request:
+    """One process for each GPU that is here; a training on fewer than it asks for is refused."""
+    if request.gpus_per_node == 0:
+        return request
+    import torch
+
+    here = min(request.gpus_per_node, torch.cuda.device_count())
+    if here < request.gpus_per_node and trains and config.resources.device != "cpu":
+        raise ConfigError(
+            f"the job asks for {request.gpus_per_node} GPUs, and this machine has {here or 'none'}",
+            where="resources.gpus_per_node",
+            hint=f"--set resources.gpus_per_node={here}"
+            + ("" if here else " trains on the CPU")
+            + ", or name a --cluster",
+        )
+    return replace(request, gpus_per_node=here, tasks_per_node=max(1, here))
+
+
+def track_at(site: Site) -> None:
+    """Points this process at the site's tracking server; warns of a database that machines share as a file.
+
+    Raises:
+        ConfigError: The address is none.
+    """
+    if site.tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = site.tracking_uri
+    uri = tracking_uri()
+    if site.scheduler != "local" and is_database(uri) and sqlite_path(uri) and slurm_answers():
+        logger.warning(
+            "runs are tracked in %s: an sqlite file is for one machine; "
+            "set tracking_uri in the cluster's file to an MLflow server",
+            shown(uri),
+        )
+
 
 _ARRIVES_S = 20.0
 _NAMED: tuple[Kind, ...] = ("rank", "register", "retrain", "search")
@@ -64,13 +141,13 @@ def launch(
         after=tuple(earlier.scheduler_id for earlier in after if earlier.scheduler == "slurm"),
     )
     if target.scheduler == "slurm":
-        record = replace(record, job_name=executor.job_name(plan.name), cluster=cluster_name())
+        record = replace(record, job_name=slurm.job_name(plan.name), cluster=cluster_name())
         save(record)
-        number = executor.submit_to_slurm(jobs, plan) or _await_number(record)
+        number = slurm.submit_to_slurm(jobs, plan) or _await_number(record)
         record = replace(record, scheduler_id=number)
     else:
         save(record)
-        pid = executor.submit_here(jobs[0] if len(jobs) == 1 else InTurn(tuple(jobs)), plan)
+        pid = slurm.submit_here(jobs[0] if len(jobs) == 1 else SequentialJobs(tuple(jobs)), plan)
         record = replace(record, scheduler_id=str(pid), process_created=psutil.Process(pid).create_time())
     save(record)
     return record
@@ -89,15 +166,15 @@ def still_to_wait_for(after: Sequence[Record], target: Target) -> list[Record]:
             raise ConfigError(
                 f"{name} {now.state} ({now.reason}), so that nothing after it would start",
                 where="--after",
-                mend="leave it out, or submit that one again first",
+                hint="leave it out, or submit that one again first",
             )
         if now.state == "unknown":
-            raise ConfigError(f"{name}: {now.reason}", where="--after", mend="submit where it is known")
+            raise ConfigError(f"{name}: {now.reason}", where="--after", hint="submit where it is known")
         if now.is_live and now.record.scheduler == "local" and target.scheduler == "slurm":
             raise ConfigError(
                 f"{name} is a process of this machine, and SLURM cannot wait for it",
                 where="--after",
-                mend="submit when it is done, or use --cluster local",
+                hint="submit when it is done, or use --cluster local",
             )
         if now.is_live:
             waiting.append(now.record)
@@ -109,10 +186,10 @@ def _await_number(record: Record) -> str:
     deadline = time.monotonic() + _ARRIVES_S
     while not (number := find_number(record)):
         if time.monotonic() > deadline:
-            raise executor.Unanswered(
+            raise slurm.Unanswered(
                 "SLURM has timed out, and does not show the job yet",
                 where=record.id,
-                mend=f"`snpdeconv status {record.id}` tells whether it took it; submit it again if not",
+                hint=f"`snpdeconv status {record.id}` tells whether it took it; submit it again if not",
             )
         time.sleep(1.0)
     logger.info("SLURM has timed out, and has taken the job all the same (%s)", number)
@@ -126,7 +203,7 @@ def discarding(record: Record) -> Iterator[None]:
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         yield
-    except executor.Unanswered:
+    except slurm.Unanswered:
         raise
     except BaseException:
         discard(record)
@@ -157,7 +234,7 @@ def make_record(
     """
     return new_record(
         Record(
-            id=executor.job_name("-".join([model.partition("/")[0], *([kind] if kind in _NAMED else [])])),
+            id=slurm.job_name("-".join([model.partition("/")[0], *([kind] if kind in _NAMED else [])])),
             kind=kind,
             preset=config.preset,
             model=model,

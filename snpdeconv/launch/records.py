@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snpdeconv.errors import ConfigError, DamagedFile, InputError, has_control, nearest
-from snpdeconv.files import RECORD_LIMIT, parse_record, private_folder, read_record, read_whole, write_json
+from snpdeconv.files import (
+    RECORD_LIMIT,
+    parse_record,
+    private_folder,
+    read_record,
+    read_whole,
+    write_json,
+)
 from snpdeconv.tracking.home import home
 
 logger = logging.getLogger(__name__)
@@ -177,7 +184,7 @@ def save(record: Record) -> None:
             raise ConfigError(
                 "holds a line break or another control character",
                 where=repr(text),
-                mend="rename it",
+                hint="rename it",
             )
     write_json(record.folder / "job.json", asdict(record))
 
@@ -207,15 +214,15 @@ def read_job(folder: Path) -> Record:
         FileNotFoundError: It holds none.
         InputError: It is damaged.
     """
-    path, mend = folder / "job.json", _forget(folder)
-    record = read_record(path, Record, mend=mend)
+    path, hint = folder / "job.json", _forget(folder)
+    record = read_record(path, Record, hint=hint)
     if (
         record.id != folder.name
         or not re.fullmatch(r"[0-9]*", record.scheduler_id)
         or not 0 <= record.submitted < _LATEST
         or any(has_control(text) for text in _texts(record))
     ):
-        raise DamagedFile("is damaged (it names another job, or none)", where=path, mend=mend)
+        raise DamagedFile("is damaged (it names another job, or none)", where=path, hint=hint)
     return record
 
 
@@ -255,7 +262,7 @@ def find_record(name: str | None) -> Record:
             return read_job(jobs_dir() / name)
     records = all_records()
     if not records:
-        raise InputError("nothing was submitted yet", where=jobs_dir(), mend="see `snpdeconv submit --help`")
+        raise InputError("nothing was submitted yet", where=jobs_dir(), hint="see `snpdeconv submit --help`")
     if name is None:
         return records[-1]
     exact = [r for r in records if name in (r.id, r.scheduler_id)]
@@ -264,8 +271,8 @@ def find_record(name: str | None) -> Record:
         return found[0]
     ids = [record.id for record in found or records]
     problem = f"there are {len(found)} jobs '{name}...'" if found else f"there is no job '{name}'"
-    mend = f"one of {', '.join(ids)}" if found else nearest(name, ids[-10:])
-    raise InputError(problem, where="job", mend=mend)
+    hint = f"one of {', '.join(ids)}" if found else nearest(name, ids[-10:])
+    raise InputError(problem, where="job", hint=hint)
 
 
 def outcome_path(folder: Path, element: int | None) -> Path:
@@ -284,7 +291,7 @@ def read_outcome(folder: Path, element: int | None) -> Outcome | None:
 
 
 def _read_outcome(folder: Path, element: int | None) -> Outcome:
-    return read_record(outcome_path(folder, element), Outcome, mend=_forget(folder))
+    return read_record(outcome_path(folder, element), Outcome, hint=_forget(folder))
 
 
 def write_outcome(folder: Path, element: int | None, outcome: Outcome) -> None:
@@ -308,9 +315,9 @@ def begin(folder: Path, element: int | None) -> None:
 def _starts(path: Path) -> Iterator[_Start]:
     """What is whole of the list of starts: a power cut may leave a torn line."""
     try:
-        lines = read_whole(path, limit=RECORD_LIMIT, mend=_forget(path.parent)).splitlines()
+        lines = read_whole(path, limit=RECORD_LIMIT, hint=_forget(path.parent)).splitlines()
     except (FileNotFoundError, InputError):
         return
     for line in lines:
         with contextlib.suppress(DamagedFile):
-            yield parse_record(line, _Start, where=path, mend="")
+            yield parse_record(line, _Start, where=path, hint="")

@@ -15,9 +15,12 @@ from typing import Literal
 
 import psutil
 
+from snpdeconv.errors import ConfigError, ResourceError, nearest
 from snpdeconv.launch.records import Record, pid_namespace
+from snpdeconv.launch.site import Request, Site
 
 logger = logging.getLogger(__name__)
+
 
 State = Literal["waiting", "running", "stopping", "ended", "gone", "unknown"]
 _TIMEOUT_S = 30.0
@@ -48,7 +51,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Told:
+class SlurmState:
     """What is known of a job, or of an element of an array.
 
     Attributes:
@@ -70,7 +73,7 @@ class Told:
         return self.word.startswith("CANCELLED")
 
 
-def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | None, Told]]]:
+def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | None, SlurmState]]]:
     """What the schedulers say; SLURM is asked once for all.
 
     Args:
@@ -84,7 +87,7 @@ def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | N
     on_slurm = [record for record in records if record.scheduler == "slurm"]
     queue = _queue() if on_slurm else {}
     if queue is None:
-        silent = Told("unknown", reason="SLURM does not answer here")
+        silent = SlurmState("unknown", reason="SLURM does not answer here")
         return records, {r.id: {None: silent if r in on_slurm else _process(r)} for r in records}
     on_slurm = [_numbered(record, queue) for record in on_slurm]
     gone = [record for record in on_slurm if not any(_belongs(key, record) for key in queue)]
@@ -103,7 +106,7 @@ def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | N
     }
 
 
-def parse_queue(text: str) -> dict[str, Told]:
+def parse_queue(text: str) -> dict[str, SlurmState]:
     """Jobs by number (``12`` or ``12_3``) in an answer of squeue with job, state, reason and name."""
     told = {}
     for line in text.splitlines():
@@ -111,19 +114,21 @@ def parse_queue(text: str) -> dict[str, Told]:
             continue  # a site's own words
         number, word, reason, name = line.strip().split("|", 3)
         state = _state(word)
-        told[number] = Told(state, word, _end(word) if state == "ended" else reason.replace("None", ""), name)
+        told[number] = SlurmState(
+            state, word, _end(word) if state == "ended" else reason.replace("None", ""), name
+        )
     return told
 
 
-def parse_accounting(text: str) -> dict[str, Told]:
+def parse_accounting(text: str) -> dict[str, SlurmState]:
     """Jobs by number in an answer of sacct with JobID, State, ExitCode and JobName."""
-    told: dict[str, Told] = {}
+    told: dict[str, SlurmState] = {}
     for line in text.splitlines():
         if line.count("|") < 3:
             continue
         number, word, code, name = line.strip().split("|", 3)
         state = _state(word.partition(" ")[0])
-        one = Told(state, word, _end(word, code=code) if state == "ended" else "", name)
+        one = SlurmState(state, word, _end(word, code=code) if state == "ended" else "", name)
         told |= dict.fromkeys(_elements(number), one)
     return told
 
@@ -206,7 +211,7 @@ def find_number(record: Record) -> str:
     return _numbered(record, _queue() or {}).scheduler_id
 
 
-def _queue() -> dict[str, Told] | None:
+def _queue() -> dict[str, SlurmState] | None:
     """All jobs of this user that SLURM still holds, also lately ended ones; None without an answer."""
     # The number of the user: a name comes from the environment, and need not be this user's.
     words = ["squeue", "--noheader", "--all", "--array", "--states=all", f"--user={os.geteuid()}"]
@@ -217,7 +222,7 @@ def _queue() -> dict[str, Told] | None:
     return parse_queue(answer.stdout)
 
 
-def _accounting(records: Sequence[Record]) -> dict[str, Told] | None:
+def _accounting(records: Sequence[Record]) -> dict[str, SlurmState] | None:
     """From the accounting; empty where the site has none, None where it does not answer."""
     words = ["sacct", "--noheader", "--parsable2", "--allocations"]
     words.append("--format=JobID,State,ExitCode,JobName")
@@ -228,7 +233,7 @@ def _accounting(records: Sequence[Record]) -> dict[str, Told] | None:
         if not record.scheduler_id and record.job_name:
             since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.submitted - 60))
             asked.append([f"--name={record.job_name}", f"--starttime={since}", f"--user={os.geteuid()}"])
-    told: dict[str, Told] = {}
+    told: dict[str, SlurmState] = {}
     for options in asked:
         answer = run_slurm([*words, *options])
         if answer.returncode == 127 or "accounting storage is disabled" in answer.stderr:
@@ -250,7 +255,7 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def _numbered(record: Record, told: Mapping[str, Told]) -> Record:
+def _numbered(record: Record, told: Mapping[str, SlurmState]) -> Record:
     """The record with its job's number, also if the answer to its submission was never heard."""
     if record.scheduler_id or not record.job_name:
         return record
@@ -262,16 +267,18 @@ def _belongs(number: str, record: Record) -> bool:
     return bool(record.scheduler_id) and number.partition("_")[0] == record.scheduler_id
 
 
-def _of_record(record: Record, told: Mapping[str, Told], *, accounts_answer: bool) -> dict[int | None, Told]:
-    otherwise = Told("gone")
+def _of_record(
+    record: Record, told: Mapping[str, SlurmState], *, accounts_answer: bool
+) -> dict[int | None, SlurmState]:
+    otherwise = SlurmState("gone")
     known = any(_belongs(number, record) for number in told)
     if not known and record.cluster and (here := cluster_name()) != record.cluster:
         elsewhere = f"a job of SLURM's cluster {record.cluster}; here is {here or 'none'}"
-        otherwise = Told("unknown", reason=elsewhere)
+        otherwise = SlurmState("unknown", reason=elsewhere)
     elif not accounts_answer:
-        otherwise = Told("unknown", reason="SLURM's accounting does not answer")
+        otherwise = SlurmState("unknown", reason="SLURM's accounting does not answer")
     elif not record.scheduler_id and time.time() - record.submitted < _ARRIVES_S:
-        otherwise = Told("unknown", reason="SLURM has not answered its submission yet")
+        otherwise = SlurmState("unknown", reason="SLURM has not answered its submission yet")
     numbers = {
         place: record.scheduler_id if place is None else f"{record.scheduler_id}_{place}"
         for place in record.places
@@ -279,13 +286,13 @@ def _of_record(record: Record, told: Mapping[str, Told], *, accounts_answer: boo
     return {place: told.get(number, otherwise) for place, number in numbers.items()}
 
 
-def _process(record: Record) -> Told:
+def _process(record: Record) -> SlurmState:
     if not is_here(record):
         where = record.host if record.host != socket.gethostname() else "another container of this host"
-        return Told("unknown", reason=f"a process of {where}: unknown here")
+        return SlurmState("unknown", reason=f"a process of {where}: unknown here")
     if not record.scheduler_id and time.time() - record.submitted < _ARRIVES_S:
-        return Told("unknown", reason="it is being started")
-    return Told("running", "RUNNING") if find_process(record) else Told("ended")
+        return SlurmState("unknown", reason="it is being started")
+    return SlurmState("running", "RUNNING") if find_process(record) else SlurmState("ended")
 
 
 def is_here(record: Record) -> bool:
@@ -307,3 +314,113 @@ def find_process(record: Record) -> psutil.Process | None:
         return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, ValueError, OverflowError):
         return None
+
+
+_OUT_OF_SERVICE = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "boot", "reboot", "resv", "plnd")
+_CONTROLLER_IS_AWAY = re.compile(r"unable to contact|timed out|zero bytes|connection", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes of one partition that are alike, as sinfo tells of them."""
+
+    partition: str
+    is_default: bool
+    limit: str
+    what: str
+    state: str
+
+
+def check_script(script: str, *, request: Request, site: Site) -> str:
+    """Refuses what SLURM would refuse, or would let wait for ever.
+
+    Args:
+        script: What sbatch will get.
+        request: What it asks for.
+        site: Where.
+
+    Returns:
+        The partition, or the list of them, that the job goes to.
+
+    Raises:
+        ConfigError: SLURM does not take it, or its time is longer than the partition allows.
+        ResourceError: SLURM does not answer.
+    """
+    where = f"cluster {site.name}"
+    answer = run_slurm(["sbatch", "--test-only"], text=script)
+    groups = _inventory()
+    names = (site.partition_for(gpus_per_node=request.gpus_per_node) or "").split(",")
+    here = [group for group in groups if group.partition in names or (names == [""] and group.is_default)]
+    if answer.returncode == 0:
+        _check_time(here, request=request, where=where)
+        chosen = re.search(r" in partition (\S+)", answer.stderr)
+        return ",".join(names) or (chosen[1] if chosen else "")
+    said = what_slurm_says(answer)
+    if answer.returncode == 127 or _CONTROLLER_IS_AWAY.search(said):
+        raise ResourceError(
+            f"SLURM does not answer ({said})",
+            where=where,
+            hint="submit from a login node, or use --cluster local",
+        )
+    unknown = [name for name in names if name and not any(group.partition == name for group in groups)]
+    if unknown and groups:
+        raise ConfigError(
+            f"SLURM would not take the job ({said})",
+            where=where,
+            hint=f"--partition: {nearest(unknown[0], {group.partition for group in groups})}",
+        )
+    if any(group.state.startswith(_OUT_OF_SERVICE) for group in here):
+        # Nodes that are away count as none in a trial; the queue itself takes the job, or refuses it.
+        logger.warning("%s: %s, with some of the nodes out of service; the job may wait", where, said)
+        return ",".join(names)
+    there = "; ".join(sorted({group.what for group in here}))
+    raise ConfigError(
+        f"SLURM would not take the job ({said})",
+        where=where,
+        hint=f"it asks for {_asked(request, site)}" + (f"; nodes there have {there}" if there else ""),
+    )
+
+
+def _asked(request: Request, site: Site) -> str:
+    words = [
+        f"{request.nodes} nodes of {request.tasks_per_node * request.cpus_per_task} CPUs",
+        f"{request.mem_gib} GiB",
+        *([f"{request.gpus_per_node} GPUs"] if request.gpus_per_node and site.gpu_request != "none" else []),
+        f"{request.timeout_min} min",
+    ]
+    named = {"account": site.account, "qos": site.qos, "constraint": site.constraint}
+    return ", ".join([*words, *(f"{key} {value}" for key, value in named.items() if value)])
+
+
+def _check_time(here: list[_Nodes], *, request: Request, where: str) -> None:
+    """SLURM takes a job that is longer than its partition allows, and lets it wait for ever."""
+    limits = [minutes(group.limit) for group in here]
+    known = [limit for limit in limits if limit is not None]
+    if known and len(known) == len(limits) and request.timeout_min > max(known):
+        names = ",".join(sorted({group.partition for group in here}))
+        raise ConfigError(
+            f"the job may take {request.timeout_min} min, and partition '{names}' allows {max(known)}",
+            where=where,
+            hint=f"--set resources.timeout_min={max(known)}; a training goes on by itself in the next turn",
+        )
+
+
+def minutes(limit: str) -> int | None:
+    """A time limit as SLURM writes it (``1-02:00:00``, ``30:00``, ``infinite``) in minutes; None for none."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if match is None:
+        return None
+    days, hours, mins, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + mins + (seconds > 0)
+
+
+def _inventory() -> list[_Nodes]:
+    """What sinfo tells, hidden partitions included; nothing if it does not answer."""
+    words = ["sinfo", "--noheader", "--exact", "--all", "--format=%P|%l|%t|%c CPUs, %m MB, %G"]
+    groups = []
+    for line in run_slurm(words).stdout.splitlines():
+        if line.count("|") == 3:
+            name, limit, state, what = line.split("|")
+            what = what.removesuffix(", (null)")
+            groups.append(_Nodes(name.removesuffix("*"), name.endswith("*"), limit, what, state))
+    return groups

@@ -15,21 +15,30 @@ from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import read_record, write_json, write_text
 from snpdeconv.launch.jobs import Job
 from snpdeconv.launch.queue import (
+    choose_target,
     common_facts,
     discarding,
     launch,
     make_record,
     needs_of,
     results_folder,
+    track_at,
     write_files,
 )
 from snpdeconv.launch.records import Record
-from snpdeconv.launch.search_space import Space, apply, read_space
 from snpdeconv.launch.site import Site
-from snpdeconv.launch.study import Study
-from snpdeconv.launch.target import choose_target, track_at
-from snpdeconv.launch.trials import read_trial, settings_text, study_path, trial_path, write_best
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.launch.study import (
+    Space,
+    Study,
+    apply,
+    read_space,
+    read_trial,
+    settings_text,
+    study_path,
+    trial_path,
+    write_best,
+)
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.training.preemption import Preempted
 
@@ -60,7 +69,7 @@ class TrialJob(Job):
         """Trains, or goes on with it."""
         from snpdeconv.pipelines.train import train
 
-        inputs = read_record(Path(self.inputs), Inputs, mend="submit it again")
+        inputs = read_record(Path(self.inputs), Inputs, hint="submit it again")
         study = Study(study_path(Path(self.record)), seed=config.training.seed + self.element)
         space = read_space(None if self.space is None else Path(self.space), config)
         number, values = self._trial(study, space)
@@ -86,7 +95,7 @@ class TrialJob(Job):
             raise InputError(
                 f"{name.replace('_', '/', 1)} of the validation people is no number",
                 where=inputs.phenotypes,
-                mend="are there people of every class among them?",
+                hint="are there people of every class among them?",
             )
         write_best(study, config, Path(self.out))
         told = {"name": name.replace("_", "/", 1), "value": value, "settings": values}
@@ -142,7 +151,7 @@ def submit_search(
     )
     with discarding(record):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError("is not empty", where=folder, mend="choose another --out for the search")
+            raise ConfigError("is not empty", where=folder, hint="choose another --out for the search")
         Study(study_path(record.folder))  # before the jobs are: they would all make it at once
         folder.mkdir(parents=True, exist_ok=True)
         frozen = None

@@ -5,21 +5,25 @@ Read from a YAML file; knows nothing of jobs.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import snpdeconv
+from snpdeconv.config import Config, read_yaml_file
 from snpdeconv.errors import ConfigError, nearest
 from snpdeconv.files import require_own
-from snpdeconv.yaml_text import read_yaml_file
 
 logger = logging.getLogger(__name__)
+
 
 Runtime = Literal["none", "apptainer", "pyxis", "charliecloud"]
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -141,7 +145,7 @@ def load_site(name: str | None) -> Site:
         path = _find(name)
     facts = read_yaml_file(path, as_text=True)
     if not isinstance(facts, dict):
-        raise ConfigError("holds no facts of a cluster", where=path, mend="see jobs/clusters for the form")
+        raise ConfigError("holds no facts of a cluster", where=path, hint="see jobs/clusters for the form")
     try:
         return _with_profile(Site.model_validate({"name": path.stem, **_expanded(facts, where=path)}))
     except ValidationError as error:
@@ -178,7 +182,7 @@ def _find(name: str) -> Path:
         raise ConfigError(
             f"there is no cluster '{name}'",
             where="--cluster",
-            mend=f"{nearest(name, [*known, 'local'])}, or give the path of a YAML file",
+            hint=f"{nearest(name, [*known, 'local'])}, or give the path of a YAML file",
         )
     # Its lines of `setup` will run, and a name does not say whose file it is.
     require_own(known[name])
@@ -199,7 +203,7 @@ def _expanded(value: Any, *, where: Path) -> Any:
     expanded = os.path.expandvars(value)
     if match := _VARIABLE.search(expanded):
         raise ConfigError(
-            f"'{value}' needs the variable {match[0]}, which is not set", where=where, mend="set it"
+            f"'{value}' needs the variable {match[0]}, which is not set", where=where, hint="set it"
         )
     return expanded
 
@@ -210,8 +214,178 @@ def _first_problem(error: ValidationError, *, where: Path) -> ConfigError:
     if first["type"] == "extra_forbidden":
         fields = Container.model_fields if key.startswith("container.") else Site.model_fields
         return ConfigError(
-            "there is no such fact", where=f"{where}: {key}", mend=nearest(key.rpartition(".")[2], fields)
+            "there is no such fact", where=f"{where}: {key}", hint=nearest(key.rpartition(".")[2], fields)
         )
     problem = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], Mapping | BaseModel) else f" (given: {first['input']!r})"
     return ConfigError(f"{problem}{given}", where=f"{where}: {key}")
+
+
+_NOTICE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Request:
+    """Resources of one job; of an array, those of each element.
+
+    Attributes:
+        nodes: Machines.
+        tasks_per_node: Processes on each; one for each GPU, or one.
+        gpus_per_node: GPUs on each.
+        cpus_per_task: CPU cores of each process.
+        mem_gib: Memory of each node.
+        timeout_min: Time limit.
+        signal_delay_s: How long before the limit the job is told, so that it saves and goes on later.
+    """
+
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_gib: int
+    timeout_min: int
+    signal_delay_s: int
+
+    @property
+    def num_tasks(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.tasks_per_node
+
+
+def make_request(config: Config, *, one_process: bool = False) -> Request:
+    """The request of a preset.
+
+    Args:
+        config: The settings.
+        one_process: For work that one process does, with one GPU where the preset has any.
+    """
+    asked = config.resources
+    gpus = min(1, asked.gpus_per_node) if one_process else asked.gpus_per_node
+    # A delay of most of the limit would end the job as soon as it began.
+    delay = min(asked.signal_delay_s, int(asked.timeout_min * 60 * _NOTICE_SHARE))
+    if delay < asked.signal_delay_s:
+        logger.info("the job is told %d s before its limit of %d min", delay, asked.timeout_min)
+    return Request(
+        nodes=1 if one_process else asked.nodes,
+        tasks_per_node=max(1, gpus),
+        gpus_per_node=gpus,
+        cpus_per_task=asked.cpus_per_task,
+        mem_gib=asked.mem_gib,
+        timeout_min=asked.timeout_min,
+        signal_delay_s=delay,
+    )
+
+
+# Charliecloud shows the host's in every image.
+_SHOWN_ALWAYS = Path("/tmp")
+
+
+def variables_inside(home: Path) -> dict[str, str]:
+    """What a job sets because the image has values of its own, for runs of `docker` with a volume at /data.
+
+    Args:
+        home: The folder of models, runs and caches.
+    """
+    cache = home / "cache"
+    me = getpass.getuser()
+    return {
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "LOGNAME": me,
+        "USER": me,
+    }
+
+
+def mounts(container: Container, *, needs: Sequence[Path]) -> list[str]:
+    """The site's mounts, and what a job needs besides, where no mount shows it yet at its own path.
+
+    Args:
+        container: The site's.
+        needs: Folders and files that the job reads or writes.
+
+    Raises:
+        ConfigError: One has a name that cannot be mounted.
+    """
+    found = list(container.mounts)
+    for path in sorted(set(needs)):
+        shown = [Path(mount) for mount in found if ":" not in mount]
+        if any(path.is_relative_to(place) for place in shown):
+            continue
+        if set(str(path)) & set(":,"):
+            raise ConfigError(
+                "holds a ':' or ',', at which runtimes of containers part their mounts",
+                where=path,
+                hint="rename it, or name a folder above it in container.mounts",
+            )
+        found.append(str(path))
+    return found
+
+
+def interpreter(
+    container: Container, *, needs: Sequence[Path], variables: Mapping[str, str], with_gpus: bool
+) -> str:
+    """The words, quoted for a shell, that stand where `python` would without a container.
+
+    Args:
+        container: The site's, with a runtime.
+        needs: Folders and files that the job reads or writes.
+        variables: The job's environment.
+        with_gpus: Whether the job uses any.
+    """
+    if container.runtime == "pyxis":
+        return shlex.quote(container.python)
+    binds = [word for mount in mounts(container, needs=needs) for word in ("--bind", mount)]
+    if container.runtime == "apptainer":
+        gpus = ["--nv"] if with_gpus else []
+        return shlex.join(["apptainer", "exec", *gpus, *binds, container.image, container.python])
+    # The image's environment (the path of its python), the job's own over it; apptainer does so by itself.
+    words = ["ch-run", *binds, "--env-no-expand", "--set-env"]
+    words += [f"--set-env={name}={value}" for name, value in variables.items()]
+    return shlex.join([*words, container.image, "--", container.python])
+
+
+def srun_options(container: Container, *, needs: Sequence[Path], variables: Mapping[str, str]) -> list[str]:
+    """Options of srun that put its processes into a container: those of pyxis.
+
+    Args:
+        container: The site's.
+        needs: Folders and files that the job reads or writes.
+        variables: The job's environment; without a word, the image's values win over it.
+    """
+    if container.runtime != "pyxis":
+        return []
+    pairs = (m if ":" in m else f"{m}:{m}" for m in mounts(container, needs=needs))
+    return [
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(pairs)}",
+        f"--container-env={','.join(variables)}",
+    ]
+
+
+def check_mount_points(container: Container, *, needs: Sequence[Path]) -> None:
+    """Looks whether an image that is a folder has the places where Charliecloud would mount something.
+
+    Args:
+        container: The site's.
+        needs: Folders and files that the job reads or writes.
+
+    Raises:
+        ConfigError: It lacks one; Charliecloud makes none in an image that it may only read.
+    """
+    image = Path(container.image)
+    if container.runtime != "charliecloud" or not image.is_dir():
+        return
+    inside = [Path(mount.rpartition(":")[2]) for mount in mounts(container, needs=needs)]
+    lacking = [
+        path
+        for path in inside
+        if not path.is_relative_to(_SHOWN_ALWAYS) and not Path(f"{image}/{path}").exists()
+    ]
+    if lacking:
+        places = shlex.join(str(Path(f"{image}/{path}")) for path in lacking)
+        raise ConfigError(
+            f"the image has no place to mount {lacking[0]}",
+            where=str(image),
+            hint=f"mkdir -p {places}, or name a folder above it in container.mounts",
+        )

@@ -5,25 +5,169 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import signal
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from snpdeconv.errors import one_line
-from snpdeconv.launch.leaving import REFUSED
-from snpdeconv.launch.progress import Progress, read_progress
+from snpdeconv.errors import InputError, one_line
+from snpdeconv.files import T, read_record
+from snpdeconv.launch.jobs import REFUSED
 from snpdeconv.launch.records import Outcome, Record, going_on, save, write_outcome
-from snpdeconv.launch.run_ends import end_run
-from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, Told, ask
-from snpdeconv.launch.trials import read_trials, settings_text, tell_lost
+from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, SlurmState, ask
+from snpdeconv.launch.study import read_trials, settings_text, tell_lost
+from snpdeconv.tracking.connection import prepare_environment
+from snpdeconv.tracking.connection import reason as connection_failure
+from snpdeconv.tracking.home import embedded_uri, shown, spool_dir, without_folders
+from snpdeconv.tracking.ship import Shipper
+from snpdeconv.tracking.spool import Spool, read_events
 
 logger = logging.getLogger(__name__)
+
+
+_EPOCH = "train/epoch_lr"
+_TOLD = ("val/loss", "val/auroc", "val/r2", "test/auroc", "test/r2")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        key: The run's key in the spool; "" before it has begun.
+        run_id: MLflow's name of it; None until the server gave one.
+        url: The run's page, where runs are tracked by a server.
+        status: FINISHED, FAILED or KILLED; None while it goes on, or after it died without a word.
+        epochs: Epochs that are done.
+        step: The last step that was told.
+        metrics: The last values of the main metrics.
+    """
+
+    key: str = ""
+    run_id: str | None = None
+    url: str | None = None
+    status: str | None = None
+    epochs: int = 0
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _State:
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    run_id: str | None = None
+    uri: str = ""
+
+
+def read_progress(out: Path) -> Progress:
+    """How far the run in a folder is.
+
+    Args:
+        out: The run's folder; it need not be there yet.
+    """
+    key = _read(out / "run.json", _State(), hint=f"another --out than {out} begins anew").key
+    if not re.fullmatch(r"[0-9a-f]{32}", key):
+        return Progress()
+    folder = spool_folder(key)
+    if folder is None:
+        return Progress(key=key)
+    epoch_steps: set[int] = set()
+    metrics: dict[str, float] = {}
+    step, status = 0, None
+    with contextlib.suppress(FileNotFoundError):  # it is being moved, sent whole
+        for event in read_events(folder / "events.jsonl"):
+            if event.kind == "metrics":
+                values, now = event.data.get("values"), event.data.get("step")
+                if not isinstance(values, dict) or not isinstance(now, int):
+                    continue  # damaged
+                metrics |= {k: v for k, v in values.items() if k in _TOLD and isinstance(v, float | int)}
+                if _EPOCH in values:
+                    epoch_steps.add(now)
+                if any(name.startswith("train/") for name in values):
+                    step = max(step, now)
+            elif event.kind in ("create", "open"):
+                status = None
+            elif event.kind == "status":
+                status = str(event.data.get("status"))
+    sent = _read(folder / "sent.json", _Sent(), hint="`snpdeconv sync` sends the run again")
+    return Progress(
+        key=key,
+        run_id=sent.run_id,
+        url=None if sent.run_id is None else run_url(sent.uri, sent.run_id),
+        status=status,
+        epochs=len(epoch_steps),
+        step=step,
+        metrics=metrics,
+    )
+
+
+def run_url(uri: str, run_id: str) -> str | None:
+    """The page of a run; None where no server shows it."""
+    return f"{shown(uri).rstrip('/')}/#/runs/{run_id}" if uri.startswith("http") else None
+
+
+def spool_folder(key: str) -> Path | None:
+    """Where a run's spool is, sent or not."""
+    places = (spool_dir() / key, spool_dir() / "done" / key)
+    return next((place for place in places if (place / "events.jsonl").exists()), None)
+
+
+def _read(path: Path, otherwise: T, *, hint: str) -> T:
+    """What a file says; `otherwise` if it is not there, or is damaged, with a word."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return read_record(path, type(otherwise), hint=hint)
+        except InputError as error:
+            logger.warning("%s", error)
+    return otherwise
+
+
+def end_run(key: str, *, status: Literal["FAILED", "KILLED"], reason: str) -> bool:
+    """Says how a run ended that could not say it itself; a restart brings it back to RUNNING.
+
+    Args:
+        key: The run's key in the spool.
+        status: FAILED, or KILLED where somebody wanted it.
+        reason: In one line.
+
+    Returns:
+        Whether it was said; not if a process holds the run or it has ended already. If the store does not
+        answer, `snpdeconv sync` sends it later.
+    """
+    prepare_environment()
+    spool = Spool(spool_dir(), key)
+    if not spool.acquire():
+        return False
+    history = spool.history()
+    if not history.created or history.status is not None:
+        spool.release()
+        return False
+    # As of the last that was heard of it, so that the run's duration is right.
+    why = {"tags": {"snpdeconv.failure": without_folders(reason)}}
+    try:
+        spool.append("tags", why, time_ms=history.last_ms)
+        spool.append("status", {"status": status}, time_ms=history.last_ms)
+        Shipper(spool, uri=history.opened["uri"] or embedded_uri()).ship()
+    except Exception as error:
+        # The job is over all the same; what the store says of it can wait.
+        logger.warning(
+            "run %s: its end is not told yet (%s); `snpdeconv sync` tells it", key, connection_failure(error)
+        )
+        spool.release()
+        return True
+    spool.archive()
+    return True
+
 
 JobState = Literal["waiting", "running", "stopping", "done", "failed", "cancelled", "unknown"]
 # What srun says after the line that tells.
@@ -87,7 +231,7 @@ def settle(records: Sequence[Record]) -> None:
             logger.warning("%s: how it ended cannot be written (%s)", record.folder, error.strerror)
 
 
-def _settle(record: Record, told: dict[int | None, Told]) -> None:
+def _settle(record: Record, told: dict[int | None, SlurmState]) -> None:
     lost = []
     for place in record.places:
         state, reason = _settled(record, place, told.get(place) or told[None])
@@ -108,12 +252,12 @@ def tell_end(record: Record, element: int | None, outcome: Outcome) -> None:
         end_run(run.key, status="KILLED" if outcome.end == "cancelled" else "FAILED", reason=outcome.reason)
 
 
-def _asked(records: Sequence[Record]) -> tuple[list[Record], list[dict[int | None, Told]]]:
+def _asked(records: Sequence[Record]) -> tuple[list[Record], list[dict[int | None, SlurmState]]]:
     records, told = ask(records)
     return records, [told[record.id] for record in records]
 
 
-def _one(record: Record, told: dict[int | None, Told]) -> JobStatus:
+def _one(record: Record, told: dict[int | None, SlurmState]) -> JobStatus:
     parts = [_settled(record, place, told.get(place) or told[None]) for place in record.places]
     state, reason = parts[0] if not record.elements else _sum(parts)
     if record.kind == "search":
@@ -156,7 +300,7 @@ def _trials(record: Record, parts: list[tuple[JobState, str]]) -> tuple[list[tup
     return told, best
 
 
-def _settled(record: Record, element: int | None, told: Told) -> tuple[JobState, str]:
+def _settled(record: Record, element: int | None, told: SlurmState) -> tuple[JobState, str]:
     """The state of a job or element, from what it wrote if it has ended, else from the scheduler."""
     if told.state == "running" and record.scheduler == "local" and record.after and not record.num_starts():
         return "waiting", f"after {', '.join(record.after)}"
@@ -170,7 +314,7 @@ def _settled(record: Record, element: int | None, told: Told) -> tuple[JobState,
     return outcome.end, one_line(outcome.reason, _REASON_CHARS)
 
 
-def _death(record: Record, element: int | None, told: Told) -> Outcome:
+def _death(record: Record, element: int | None, told: SlurmState) -> Outcome:
     """How a job ended that did not say so itself, from what SLURM tells and from what it left behind."""
     if told.was_cancelled:
         return Outcome("cancelled", told.reason)
@@ -224,3 +368,110 @@ def _sum(parts: list[tuple[JobState, str]]) -> tuple[JobState, str]:
     told = ", ".join(f"{counts[state]} {state}" for state in reversed(order) if counts[state])
     reasons = [reason for state, reason in parts if state in ("failed", "unknown") and reason]
     return state, f"{told}; {reasons[0]}" if reasons else told
+
+
+_HEADER = ("job", "scheduler", "state", "progress", "last metrics", "reason")
+
+
+def submitted_lines(record: Record) -> list[str]:
+    """What a user needs to know of a job that has just been submitted."""
+    kind = "SLURM" if record.scheduler == "slurm" else "process"
+    where = f"{kind} {record.scheduler_id}" + (
+        f" on partition {record.partition}" if record.partition else ""
+    )
+    return [
+        f"job     {record.id} ({where})",
+        *(
+            [f"{_parts(record):<6}  {len(record.elements)}, one after the other or at once"]
+            if record.elements
+            else []
+        ),
+        f"out     {record.out}",
+        f"log     {record.log_path()}",
+        f"next    snpdeconv status {record.id}  (the run's page, once it has begun)",
+    ]
+
+
+def table_lines(statuses: Sequence[JobStatus]) -> list[str]:
+    """A line for each job."""
+    rows = [_HEADER, *(_row(one) for one in statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
+
+
+def detail_lines(one: JobStatus) -> list[str]:
+    """All about one job."""
+    record = one.record
+    progress = progress_text(one)
+    has_best = record.kind == "search" and bool(one.progress.metrics)
+    return [
+        headline(one),
+        *([f"starts  {one.starts}"] if one.starts > 1 else []),
+        *([f"at      {progress}  {_metrics(one)}".rstrip()] if progress else []),
+        f"out     {record.out}",
+        f"log     {record.log_path()}",
+        *([f"best    {record.out}/settings.yaml"] if has_best else []),
+        *([f"run     {_page(one)}"] if record.kind not in ("predict", "search") else []),
+        *(
+            f"{place:>6}  {state:<9}  {record.elements[place]}  {reason}".rstrip()
+            for place, (state, reason) in enumerate(one.elements)
+        ),
+    ]
+
+
+def headline(one: JobStatus) -> str:
+    """A job's state, and why."""
+    where = f"{one.record.scheduler} {one.record.scheduler_id}"
+    return f"job     {one.record.id} ({where})  {one.state}" + (f": {one.reason}" if one.reason else "")
+
+
+def progress_text(one: JobStatus) -> str:
+    """How far a job is; empty before it has begun."""
+    if one.elements:
+        done = sum(state == "done" for state, _ in one.elements)
+        return f"{done} of {len(one.elements)} {_parts(one.record)}"
+    if one.progress.epochs == 0 and one.progress.step == 0:
+        return ""
+    total = f" of {one.record.epochs}" if one.record.epochs else ""
+    return f"epoch {one.progress.epochs}{total}, step {one.progress.step}"
+
+
+def _parts(record: Record) -> str:
+    return "trials" if record.kind == "search" else "files"
+
+
+def as_dict(one: JobStatus) -> dict[str, Any]:
+    """A status for JSON."""
+    progress = asdict(one.progress)
+    elements = [
+        {"of": of, "state": state, "reason": reason}
+        for of, (state, reason) in zip(one.record.elements, one.elements, strict=True)
+    ]
+    return {
+        **asdict(one.record),
+        "state": one.state,
+        "reason": one.reason,
+        "starts": one.starts,
+        **{name: progress[name] for name in ("run_id", "url", "epochs", "step", "metrics")},
+        "elements": elements,
+    }
+
+
+def _row(one: JobStatus) -> tuple[str, ...]:
+    scheduler = f"{one.record.scheduler} {one.record.scheduler_id}"
+    return one.record.id, scheduler, one.state, progress_text(one), _metrics(one), one.reason
+
+
+def _page(one: JobStatus) -> str:
+    if one.progress.url:
+        return one.progress.url
+    if one.progress.run_id:
+        return f"{one.progress.run_id}  (its page: snpdeconv ui)"
+    return "(not begun)"
+
+
+def _metrics(one: JobStatus) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in one.progress.metrics.items())

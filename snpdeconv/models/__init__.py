@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from snpdeconv.models.factory import GPUOptimizedSNPModel, create_gpu_optimized_model, create_multi_gpu_model
-from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
+from snpdeconv.models.model import (
+    ARCHITECTURES,
+    GPUOptimizedSNPModel,
+    InterpretableSNPModel,
+    create_gpu_optimized_model,
+    create_multi_gpu_model,
+)
 
 __all__ = [
     "ARCHITECTURES",

@@ -14,10 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snpdeconv.models.dropout import Dropout
-from snpdeconv.models.half import GroupNorm, as_computed
-from snpdeconv.models.multiscale import MultiScaleConv
-from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
+from snpdeconv.models.layers import (
+    Dropout,
+    GroupNorm,
+    MultiScaleConv,
+    Pooled,
+    SlotAttention,
+    TokenPool,
+    as_computed,
+)
 
 Norm = Literal["sample", "batch"]
 

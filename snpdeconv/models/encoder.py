@@ -52,7 +52,7 @@ class SlotEncoder(nn.Module):
         for name, values in (("allele_frequency", frequency), ("slot_mask", mask)):
             if values.shape != (n_snps,):
                 raise ConfigError(
-                    f"shape {tuple(values.shape)}", where=name, mend=f"give one value a slot, ({n_snps},)"
+                    f"shape {tuple(values.shape)}", where=name, hint=f"give one value a slot, ({n_snps},)"
                 )
         self.register_buffer("allele_frequency", frequency.detach().float().nan_to_num(0.0).clone())
         self.register_buffer("slot_mask", mask.detach().bool().clone())
@@ -68,7 +68,7 @@ class SlotEncoder(nn.Module):
                 raise InputError(
                     f"shape {tuple(genotypes.shape)} of an encoded array",
                     where="genotypes",
-                    mend=f"the model takes (batch, {self.n_snps}, {self.encoding_dim})",
+                    hint=f"the model takes (batch, {self.n_snps}, {self.encoding_dim})",
                 )
             return genotypes.float() * self.slot_mask.unsqueeze(-1)
         codes = as_codes(genotypes, self.n_snps)

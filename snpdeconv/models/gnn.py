@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snpdeconv.models.dropout import Dropout
-from snpdeconv.models.half import as_computed
-from snpdeconv.models.pooling import Pooled, SlotAttention, TokenPool
+from snpdeconv.models.layers import Dropout, Pooled, SlotAttention, TokenPool, as_computed
 
 NODE_WIDTH = 8
 ROUNDS = 2
@@ -83,7 +81,7 @@ class NodeNorm(nn.Module):
         return h * torch.rsqrt(mean_square + 1e-5).to(h.dtype) * self.weight.to(h.dtype)
 
 
-class Round(nn.Module):
+class MessagePassing(nn.Module):
     """One round of messages: each node adds what it makes of itself and of its neighbours' weighted sum.
 
     Args:
@@ -147,7 +145,9 @@ class GNNBody(nn.Module):
         self.embedding = nn.Parameter(
             torch.randn(encoding_dim, NODE_WIDTH, num_slots, 1) * encoding_dim**-0.5
         )
-        self.rounds = nn.ModuleList(Round(num_slots, neighbors.shape[1], dropout) for _ in range(ROUNDS))
+        self.rounds = nn.ModuleList(
+            MessagePassing(num_slots, neighbors.shape[1], dropout) for _ in range(ROUNDS)
+        )
         self.node_norm = NodeNorm()
         self.node_score = nn.Parameter(torch.zeros(1, NODE_WIDTH))
         self.slot_attention = SlotAttention(num_slots, patch)

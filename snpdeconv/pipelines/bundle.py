@@ -29,15 +29,15 @@ from snpdeconv.errors import InputError, UserError
 from snpdeconv.files import read_record, read_whole, replacing, sync_to_disk, write_json
 from snpdeconv.genetics.covariates import CovariateEncoder
 from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.pca import Components
 from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.samples import HashedSamples, Samples
-from snpdeconv.genetics.structure import Components
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
-from snpdeconv.pipelines.inputs import Inputs, read_held_out
-from snpdeconv.tracking.bundle import MOST_BYTES
-from snpdeconv.training.calibration import Calibration
+from snpdeconv.pipelines.run_folder import Inputs, read_held_out
+from snpdeconv.tracking.artifacts import MOST_BYTES
+from snpdeconv.training.metrics import Calibration
 from snpdeconv.version import __version__
 
 if TYPE_CHECKING:
@@ -228,18 +228,18 @@ def load_bundle(folder: Path) -> Bundle:
         raise
     except Exception as error:  # whatever libraries say of bytes that are none of ours
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise InputError(f"is no model ({reason[:300]})", where=folder, mend=_MEND) from error
+        raise InputError(f"is no model ({reason[:300]})", where=folder, hint=_MEND) from error
 
 
 def _read_bundle(folder: Path) -> Bundle:
     path = folder / _CONFIG
-    if (version := read_record(path, _Format, mend=_MEND)["format"]) != FORMAT:
+    if (version := read_record(path, _Format, hint=_MEND)["format"]) != FORMAT:
         raise InputError(
             f"has format {version}, and this version reads {FORMAT}",
             where=path,
-            mend="use the version of snpdeconv that wrote it, or train again",
+            hint="use the version of snpdeconv that wrote it, or train again",
         )
-    about = read_record(path, _About, mend=_MEND)
+    about = read_record(path, _About, hint=_MEND)
     tensors = _read_tensors(folder / _WEIGHTS, about["model"])
     state = _below("model.", tensors)
     model = _empty_model(about["model"], state)
@@ -324,7 +324,7 @@ def _read_variants(path: Path, *, num_slots: int) -> pd.DataFrame:
     """The table of variants; no larger than a model of so many slots can have."""
     import pandas as pd
 
-    text = read_whole(path, limit=10_000 + 2000 * num_slots, mend=_MEND)
+    text = read_whole(path, limit=10_000 + 2000 * num_slots, hint=_MEND)
     # Names and alleles may look like numbers.
     dtypes: defaultdict[str, Any] = defaultdict(lambda: str, pos=np.int64, frequency=np.float64)
     frame = pd.read_csv(io.BytesIO(text), sep="\t", dtype=dtypes, keep_default_na=False)

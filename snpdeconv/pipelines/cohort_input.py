@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.covariates import complete_people
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait, load_trait
-from snpdeconv.genetics.selection import wanted_samples
-from snpdeconv.genetics.store import Cohort
+from snpdeconv.genetics.qc import wanted_samples
 from snpdeconv.genetics.tables import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
 
@@ -150,7 +150,7 @@ def truth_of(trait: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float64]
         raise InputError(
             f"class '{trait.classes[held[truth < 0].min()]}' of trait '{trait.name}' is unknown to the model",
             where=where,
-            mend=f"it knows {', '.join(bundle.classes)}; write NA for others",
+            hint=f"it knows {', '.join(bundle.classes)}; write NA for others",
         )
     return truth
 
@@ -178,7 +178,7 @@ def usable_rows(
     """
     rows = rows[wanted_samples(cohort.samples, keep=keep, remove=remove)[rows]]
     if not len(rows):
-        raise InputError("nobody is left", where=keep or remove or where, mend="look at the lists of people")
+        raise InputError("nobody is left", where=keep or remove or where, hint="look at the lists of people")
     if bundle.covariate_encoder is None or covariates is None:
         return rows
     return rows[
@@ -236,7 +236,7 @@ def cohort_input(
             raise InputError(
                 f"the model takes covariates ({names})",
                 where=where,
-                mend="give their table with --covariates",
+                hint="give their table with --covariates",
             )
         values.append(
             bundle.covariate_encoder.encode(

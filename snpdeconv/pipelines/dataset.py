@@ -20,19 +20,18 @@ from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
+from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.covariates import CovariateEncoder, complete_people, load_covariates
-from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.leakage import check_covariates, join_copies
+from snpdeconv.genetics.packed import PackedGenotypes
+from snpdeconv.genetics.pca import Components, fit_components
 from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait, tell_classes
-from snpdeconv.genetics.quality import filter_samples, filter_variants
-from snpdeconv.genetics.selection import wanted_samples, wanted_variants
+from snpdeconv.genetics.qc import filter_samples, filter_variants, wanted_samples, wanted_variants
 from snpdeconv.genetics.splits import Split, split, split_beside
-from snpdeconv.genetics.store import Cohort
-from snpdeconv.genetics.structure import Components, fit_components
 from snpdeconv.genetics.variants import Variants, num_autosomes
-from snpdeconv.pipelines.inputs import Inputs, read_held_out
+from snpdeconv.pipelines.run_folder import Inputs, read_held_out
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.training import distributed
 from snpdeconv.version import __version__
@@ -160,7 +159,7 @@ def _check_alike(**seen: tuple[Any, ...]) -> None:
             raise InputError(
                 f"rank {rank} on {host} differs from the first on {first_host} in: {different}",
                 where="the ranks",
-                mend="give all nodes the same files and the same versions of snpdeconv and its libraries",
+                hint="give all nodes the same files and the same versions of snpdeconv and its libraries",
             )
 
 
@@ -297,7 +296,7 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
         raise InputError(
             f"no variant asked for passes the filters ({wanted.sum()} asked for)",
             where=inputs.genotypes,
-            mend="loosen data.maf_min or data.variant_missing_max with --set",
+            hint="loosen data.maf_min or data.variant_missing_max with --set",
         )
     target, scale = _target(trait, parts)
     report = {f"people_{name}": count for name, count in trait.report.items()}
@@ -382,7 +381,7 @@ def _wanted(
         raise InputError(
             f"none of the {len(trait.rows)} people with a trait is asked for",
             where=inputs.keep or inputs.remove,
-            mend="look at the lists of --keep and --remove",
+            hint="look at the lists of --keep and --remove",
         )
     left_out = {"people_not_asked_for": len(trait.rows) - len(rows), "people_missing_covariate": 0}
     if inputs.covariates is not None:
@@ -437,7 +436,7 @@ def _split(
         raise InputError(
             f"names none of the {len(people)} people with a trait in {inputs.genotypes}",
             where=inputs.held_out,
-            mend="are the sample IDs of this cohort?",
+            hint="are the sample IDs of this cohort?",
         )
     return split_beside(held_out, **how)
 

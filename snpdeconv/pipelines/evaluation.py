@@ -17,17 +17,94 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from torch import nn
+from torch import Tensor, nn
 
+from snpdeconv.device import OomSafeBatches, Precision, keep_float32_exact
+from snpdeconv.errors import ResourceError
+from snpdeconv.genetics.gpu import pick_device
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale
-from snpdeconv.pipelines.inference import logits
-from snpdeconv.training.calibration import Calibration, fit_calibration
-from snpdeconv.training.intervals import Interval, bootstrap_intervals, paired_difference
-from snpdeconv.training.metrics import MAIN_METRIC, probabilities
-from snpdeconv.training.precision import Precision
+from snpdeconv.training import distributed
+from snpdeconv.training.metrics import (
+    MAIN_METRIC,
+    Calibration,
+    Interval,
+    bootstrap_intervals,
+    fit_calibration,
+    paired_difference,
+    probabilities,
+)
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module,
+    packed: NDArray[np.uint8],
+    covariates: NDArray[np.float32],
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+) -> NDArray[np.float32]:
+    """The network's outputs in evaluation mode.
+
+    Args:
+        model: On `device`.
+        packed: (N, S / 4) genotypes in slot order.
+        covariates: (N, C); C may be 0.
+        batch_size: Samples at once; fewer where memory runs out.
+        device: Where the model is.
+        precision: Number format of the forward pass.
+
+    Returns:
+        (N, O) float32.
+
+    Raises:
+        ResourceError: There is no memory for a single sample.
+    """
+
+    def outputs(rows: slice) -> Tensor:
+        genotypes = torch.from_numpy(np.ascontiguousarray(packed[rows])).to(device)
+        extra = torch.from_numpy(covariates[rows]).to(device) if covariates.shape[1] else None
+        with precision.autocast():
+            result: Tensor = model(genotypes, extra)
+        return result.float().cpu()
+
+    was_training = model.training
+    model.eval()
+    parts = list(OomSafeBatches(batch_size).each(outputs, num_samples=len(packed)))
+    model.train(was_training)
+    return torch.cat(parts).numpy()
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device that `resources.device` asks for: auto is the GPU where there is one.
+
+    Raises:
+        ResourceError: A GPU is asked for and there is none.
+    """
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "no GPU is visible",
+            where="resources.device",
+            hint="--set resources.device=auto takes the CPU then",
+        )
+    keep_float32_exact()
+    return torch.device("cpu") if requested == "cpu" else distributed.default_device()
+
+
+def statistics_device(genotypes: PackedGenotypes, device: torch.device) -> torch.device:
+    """Where single effects and pairs are computed: on all ranks' GPUs, or on the CPU of each; a collective.
+
+    The two round otherwise. Ranks that took the one here and the other there would compare decoys and folds
+    with a fit of another rounding.
+    """
+    fits = pick_device(genotypes, device)
+    return torch.device("cpu") if distributed.any_rank(fits.type != device.type, device) else fits
+
 
 Figures = dict[str, float | None]
 """Value, low and high of a 95 % interval; None where they are not defined."""
@@ -135,7 +212,7 @@ def _figures(interval: Interval) -> Figures:
 
 
 @contextmanager
-def network_silenced(model: InterpretableSNPModel) -> Iterator[InterpretableSNPModel]:
+def linear_part_only(model: InterpretableSNPModel) -> Iterator[InterpretableSNPModel]:
     """The model as its linear part alone, to see what the network adds; the network comes back afterwards."""
     weight = model.head.out.weight.detach()
     kept = weight.clone()

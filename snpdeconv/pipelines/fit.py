@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,25 +20,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.config import Config
-from snpdeconv.device import deterministic
+from snpdeconv.device import Precision, deterministic
 from snpdeconv.errors import ConfigError
-from snpdeconv.genetics.genotypes import MISSING
 from snpdeconv.genetics.ld import ld_neighbors
-from snpdeconv.models.factory import GPUOptimizedSNPModel
-from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.pipelines.compiled import keep_compiled
+from snpdeconv.genetics.packed import MISSING
+from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, slot_genotypes
 from snpdeconv.pipelines.linear_part import fit_linear_part
+from snpdeconv.tracking.home import cache_dir
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
-from snpdeconv.training.losses import FocalLoss, balanced_class_weights, make_loss
 from snpdeconv.training.memory import GPUMemoryManager
 from snpdeconv.training.metrics import evaluate, probabilities
-from snpdeconv.training.precision import Precision
 from snpdeconv.training.preemption import PreemptionSignal
+from snpdeconv.training.step import FocalLoss, balanced_class_weights, make_loss
 from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
 logger = logging.getLogger(__name__)
+
+
+_FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+_TORCHS_OWN = "torchinductor_"  # and the user's name
+
+
+def set_compile_cache_dir() -> None:
+    """Points torch.compile at the home, where a later run on any machine finds what this one compiled.
+
+    Left to itself it compiles into the machine's temporary folder, which on a cluster is another one for
+    every job. A folder that the user named is left as it is. To be called before anything is compiled.
+    """
+    for variable, folder in _FOLDERS.items():
+        named = os.environ.get(variable)
+        # torch writes its own choice into the environment as soon as it is imported.
+        if named is None or any(part.startswith(_TORCHS_OWN) for part in Path(named).parts):
+            os.environ[variable] = str(cache_dir() / folder)
+
 
 _STEPS_AN_EPOCH = 32
 """A batch that leaves fewer steps than this in an epoch would train a small cohort too little."""
@@ -178,7 +195,7 @@ def fit(
         logger.info("not compiled: on CPUs torch.compile gains nothing here")
     compiles = config.precision.compile and device.type == "cuda"
     if compiles:
-        keep_compiled()
+        set_compile_cache_dir()
     model = GPUOptimizedSNPModel(
         base,
         use_amp=precision.dtype is not None,
@@ -204,7 +221,7 @@ def fit(
         device=device,
         metrics=_metrics(dataset),
         log_metrics=log_metrics,
-        score_start=True,
+        validate_before_training=True,
         log_every=config.tracking.log_every_steps,
         checkpoint_every_steps=config.training.checkpoint_every_steps,
         should_stop=should_stop,
@@ -267,7 +284,7 @@ def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:
         raise ConfigError(
             f"{name} does not fit a {dataset.trait.kind} trait",
             where="training.loss",
-            mend="--set training.loss=auto",
+            hint="--set training.loss=auto",
         )
     if name == "mse":
         return make_loss(name)

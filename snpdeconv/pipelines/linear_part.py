@@ -24,19 +24,19 @@ from torch import Tensor
 
 from snpdeconv.config import Config
 from snpdeconv.console import progress, track
+from snpdeconv.device import or_on_the_cpu
 from snpdeconv.errors import InputError
 from snpdeconv.files import replacing
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.finemapping import Settings
+from snpdeconv.finemapping.joint import Deconvolution, deconvolve
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.terms import Terms
-from snpdeconv.interpret.deconvolution import Deconvolution, deconvolve
-from snpdeconv.interpret.single_effects import Settings
+from snpdeconv.models.layers import SparsePart
 from snpdeconv.models.linear import LinearFit, SparseScores, fit_linear
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart
-from snpdeconv.out_of_memory import or_on_the_cpu
 from snpdeconv.pipelines.dataset import Dataset
-from snpdeconv.pipelines.deconvolution import looks_for_pairs, num_pair_tests, wants_pairs
-from snpdeconv.pipelines.inference import statistics_device
+from snpdeconv.pipelines.evaluation import statistics_device
+from snpdeconv.pipelines.score import looks_for_pairs, num_pair_tests, wants_pairs
 from snpdeconv.training import distributed
 from snpdeconv.version import __version__
 
@@ -236,7 +236,7 @@ class _Fits:
     def terms(self, rows: NDArray[np.int64]) -> Terms:
         """Of the fit to some people, without its crumbs."""
         fit = or_on_the_cpu(lambda device: self._fit(rows, device), self.device, what="single effects")
-        return fit.terms.without_crumbs(self.dataset.frequency)
+        return fit.terms.drop_negligible(self.dataset.frequency)
 
     def _fit(self, rows: NDArray[np.int64], device: torch.device) -> Deconvolution:
         return deconvolve(

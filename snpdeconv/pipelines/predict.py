@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config
+from snpdeconv.device import choose_precision
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import write_json
 from snpdeconv.genetics.phenotypes import Trait
@@ -26,8 +27,14 @@ from snpdeconv.pipelines.cohort_input import (
     usable_rows,
 )
 from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.evaluation import Figures, measured, prediction_table, predictions_from
-from snpdeconv.pipelines.inference import choose_device, logits
+from snpdeconv.pipelines.evaluation import (
+    Figures,
+    choose_device,
+    logits,
+    measured,
+    prediction_table,
+    predictions_from,
+)
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,
@@ -38,10 +45,9 @@ from snpdeconv.pipelines.provenance import (
     tracing,
     tracked_run,
 )
-from snpdeconv.pipelines.results import tracked
+from snpdeconv.pipelines.report import tracked
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.tracking.registry import download, resolve, version_tags
-from snpdeconv.training.precision import choose_precision
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +115,9 @@ def predict(
         UserError: No such model, or a cohort that it cannot be used on.
     """
     if trait is not None and phenotypes is None:
-        raise ConfigError("there is no table", where="--trait", mend="give --phenotypes too")
+        raise ConfigError("there is no table", where="--trait", hint="give --phenotypes too")
     if out.is_dir():
-        raise ConfigError("is a folder", where=out, mend="give the path of the table to write")
+        raise ConfigError("is a folder", where=out, hint="give the path of the table to write")
     with tracing() as trace:
         given = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
         tables = {name: path for name, path in given.items() if path is not None}
@@ -213,7 +219,7 @@ def _predict(
 def _truth(trait: Trait, bundle: Bundle, rows: NDArray[np.int64], *, where: str) -> NDArray[np.float64]:
     """(n,) the trait of some rows of a cohort, classes as the model numbers them; NaN where there is none."""
     if not len(trait.rows):
-        raise InputError("nobody with a trait has a prediction", where=where, mend="leave the table out")
+        raise InputError("nobody with a trait has a prediction", where=where, hint="leave the table out")
     truth = np.full(len(rows), np.nan)
     truth[np.searchsorted(rows, trait.rows)] = truth_of(trait, bundle, where=where)
     return truth

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from snpdeconv.config import Config
 from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.files import private_folder, read_record, write_json
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.home import home
 from snpdeconv.tracking.registry import ModelRef, version_tags
 from snpdeconv.tracking.run import TrackedRun
@@ -32,7 +32,7 @@ from snpdeconv.training.preemption import Preempted, PreemptionSignal
 from snpdeconv.version import __version__, code_version
 
 if TYPE_CHECKING:
-    from snpdeconv.genetics.store import Cohort
+    from snpdeconv.genetics.cohort import Cohort
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Trace:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / (PROVENANCE if stem is None else f"{stem}.{PROVENANCE}")
             if goes_on and self._path.exists():
-                earlier = read_record(self._path, dict[str, Any], mend=_MEND)
+                earlier = read_record(self._path, dict[str, Any], hint=_MEND)
                 self._facts = {**earlier, "resumed": [*earlier.get("resumed", []), self._facts]}
                 for ended in ("ended", "outcome"):
                     self._facts.pop(ended, None)
@@ -246,7 +246,7 @@ def finish_run(run: TrackedRun, config: Config) -> None:
         raise ResourceError(
             f"{unsaid} results of the run, the last ones, cannot be written",
             where=home(),
-            mend="free some disk space and give the same command again: it registers the model",
+            hint="free some disk space and give the same command again: it registers the model",
         )
     shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
     for problem in run.problems:
@@ -266,7 +266,7 @@ def remembered_inputs(reference: ModelRef) -> Inputs | None:
     path = home() / "runs" / f"{key}.json"
     if not re.fullmatch(r"[0-9a-f]{32}", key) or not path.exists():
         return None
-    return read_record(path, Inputs, mend="delete it, and name the cohort")
+    return read_record(path, Inputs, hint="delete it, and name the cohort")
 
 
 def _package() -> logging.Logger:

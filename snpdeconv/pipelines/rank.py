@@ -18,18 +18,21 @@ from snpdeconv.config import Config, Method, NetworkMethod, with_overrides
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import write_json, write_text
 from snpdeconv.genetics.blocks import Blocks
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.cohort import Cohort
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait
-from snpdeconv.genetics.store import Cohort
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.cohort_input import cohort_input, observed_trait, only_rows, truth_of, usable_rows
+from snpdeconv.pipelines.cohort_input import (
+    cohort_input,
+    observed_trait,
+    only_rows,
+    truth_of,
+    usable_rows,
+)
 from snpdeconv.pipelines.dataset import gather, open_cohort
-from snpdeconv.pipelines.deconvolution import TABLES, People, write_tables
-from snpdeconv.pipelines.importance import Network, Scores, score_variants
-from snpdeconv.pipelines.inference import choose_device
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.evaluation import choose_device
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,
@@ -42,9 +45,9 @@ from snpdeconv.pipelines.provenance import (
     tracing,
     tracked_run,
 )
-from snpdeconv.pipelines.report import draw_ranking
-from snpdeconv.pipelines.results import ranking_metrics, tracked
-from snpdeconv.pipelines.run_folder import hold
+from snpdeconv.pipelines.report import draw_ranking, ranking_metrics, tracked
+from snpdeconv.pipelines.run_folder import Inputs, hold
+from snpdeconv.pipelines.score import TABLES, Network, People, Scores, score_variants, write_tables
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.tracking.registry import ModelRef, download, resolve, resolve_run
 from snpdeconv.tracking.run import TrackedRun
@@ -102,7 +105,7 @@ def _rank_cohort(config: Config, trace: Trace, inputs: Inputs, *, method: str, o
         raise ConfigError(
             f"{method} is read off a trained network, and none is given",
             where="--method",
-            mend="give one with --run or --model, or choose single_effects, marginal or ensemble",
+            hint="give one with --run or --model, or choose single_effects, marginal or ensemble",
         )
     cohort = open_cohort(inputs.genotypes, data=config.data)
     study = gather(config, inputs, cohort=cohort, hold_out=False)
@@ -195,7 +198,7 @@ def _rank_with_network(
         raise ConfigError(
             "another cohort needs both its genotypes and its phenotypes",
             where="--genotypes",
-            mend="give both",
+            hint="give both",
         )
     if genotypes is not None:  # with no covariates but its own: others may share the numbers of its people
         source = Inputs(str(Path(genotypes).absolute()), str(phenotypes), trait or bundle.trait)
@@ -205,7 +208,7 @@ def _rank_with_network(
             raise InputError(
                 "the cohort that the model was trained on is not known in this home",
                 where=f"{reference.name}/{reference.version}",
-                mend="give a cohort with --genotypes and --phenotypes",
+                hint="give a cohort with --genotypes and --phenotypes",
             )
         source = replace(known, trait=trait or bundle.trait)
     if covariates is not None:
@@ -220,7 +223,7 @@ def _rank_with_network(
         raise InputError(
             "the phenotype table that the model was trained on is not there any more",
             where=source.phenotypes,
-            mend="give the cohort with --genotypes and --phenotypes",
+            hint="give the cohort with --genotypes and --phenotypes",
         )
     cohort = open_cohort(source.genotypes, data=config.data)
     observed = observed_trait(
@@ -332,12 +335,12 @@ def _log(run: TrackedRun, result: RankResult, scores: Scores, config: Config, tr
 def _check(method: str, out: Path) -> None:
     if method not in get_args(Method):
         raise ConfigError(
-            f"there is no method '{method}'", where="--method", mend=nearest(method, get_args(Method))
+            f"there is no method '{method}'", where="--method", hint=nearest(method, get_args(Method))
         )
     if out.exists() and not out.is_dir():
-        raise ConfigError("is a file", where=out, mend="give a folder")
+        raise ConfigError("is a file", where=out, hint="give a folder")
     if (out / "run.json").exists():
-        raise ConfigError("is the folder of a training run", where=out, mend="choose another --out")
+        raise ConfigError("is the folder of a training run", where=out, hint="choose another --out")
 
 
 def _methods(method: str, configured: Sequence[str]) -> set[str]:
@@ -436,6 +439,6 @@ def _target(observed: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float3
         raise InputError(
             f"nobody is of class '{absent[0]}' of trait '{observed.name}'",
             where=where,
-            mend=f"give people of each of {', '.join(bundle.classes)}",
+            hint=f"give people of each of {', '.join(bundle.classes)}",
         )
     return classes.astype(np.float32) if bundle.kind == "binary" else classes.astype(np.int64)

@@ -6,8 +6,11 @@ A run that was interrupted is found again here; a folder never holds two runs, a
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NotRequired, TextIO
@@ -16,12 +19,12 @@ from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
 
 from snpdeconv.config import Config
-from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.errors import ConfigError, InputError, ResourceError
 from snpdeconv.files import private_folder, read_record, write_json
+from snpdeconv.genetics.samples import HashedSamples, Samples
 
 _STATE = "run.json"
 _LOCK = ".lock"
-
 
 _Metrics = dict[str, FiniteFloat | None]
 _Intervals = dict[str, _Metrics]
@@ -68,14 +71,14 @@ def hold(folder: Path) -> TextIO:
         lock = (folder / _LOCK).open("w")
     except OSError as error:
         raise ResourceError(
-            f"cannot be written ({error.strerror})", where=folder, mend="choose another --out"
+            f"cannot be written ({error.strerror})", where=folder, hint="choose another --out"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
         raise ResourceError(
-            "another process works in this folder", where=folder, mend="wait for it or choose another --out"
+            "another process works in this folder", where=folder, hint="wait for it or choose another --out"
         ) from error
     return lock
 
@@ -107,7 +110,7 @@ class RunFolder:
             private_folder(self.path)
         except OSError as error:
             raise ResourceError(
-                f"cannot be written ({error.strerror})", where=self.path, mend="choose another --out"
+                f"cannot be written ({error.strerror})", where=self.path, hint="choose another --out"
             ) from error
         self._lock = hold(self.path)
         self._refuse_strangers()  # again: what was there before the lock may be another process's by now
@@ -148,21 +151,21 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            state = read_record(self.path / _STATE, _State, mend="choose another --out")
+            state = read_record(self.path / _STATE, _State, hint="choose another --out")
         except FileNotFoundError:
             return None
         return dict(state)
 
     def _refuse_strangers(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError("is a file", where=self.path, mend="choose another --out")
+            raise ConfigError("is a file", where=self.path, hint="choose another --out")
         state = self._read()
         if state is None:
             names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
             # A dot-file is our lock, or what a kill left of a file that was being written.
             if any(not name.startswith(".") for name in names):
                 raise ConfigError(
-                    "holds other files and no run", where=self.path, mend="choose another --out"
+                    "holds other files and no run", where=self.path, hint="choose another --out"
                 )
             return
         self._compare(state["settings"], self.settings, keys=self.settings)
@@ -173,10 +176,132 @@ class RunFolder:
                 raise ConfigError(
                     f"holds a run with {key} = {before[key]}, and now it is {now[key]}",
                     where=self.path,
-                    mend="choose another --out, or the same settings to go on with it",
+                    hint="choose another --out, or the same settings to go on with it",
                 )
 
 
 def run_settings(config: Config, *, model_name: str) -> dict[str, str]:
     """What tells one run from another, besides its input: every setting and the model's name."""
     return {**config.flat(), "model": model_name}
+
+
+_LISTS = ("keep", "remove", "extract", "exclude")
+# Unused, these are no part of a digest: it names a run of the versions before them alike.
+_LATER = (*_LISTS, "chrom", "covariate_columns")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a run's cohort and tables are.
+
+    Attributes:
+        genotypes: A .bed, .pgen or VCF file, a PLINK prefix, or an imported folder.
+        phenotypes: Table with IID (and #FID) and the trait.
+        trait: The trait's column.
+        covariates: Table of covariates.
+        blocks: Table of LD blocks or haploblocks.
+        groups: Column of the phenotype table that names families or other groups.
+        held_out: Table of the people to test on, or their hashes; drawn from the cohort where there is none.
+        covariate_columns: Those of the covariate table that are used, with commas; all by default.
+        keep: List of the only people used.
+        remove: List of people left out.
+        extract: List of the only variants used.
+        exclude: List of variants left out.
+        chrom: The only chromosomes used, such as ``1-4,22,X``.
+    """
+
+    genotypes: str
+    phenotypes: str
+    trait: str
+    covariates: str | None = None
+    blocks: str | None = None
+    groups: str | None = None
+    held_out: str | None = None
+    covariate_columns: str | None = None
+    keep: str | None = None
+    remove: str | None = None
+    extract: str | None = None
+    exclude: str | None = None
+    chrom: str | None = None
+
+    @classmethod
+    def from_paths(
+        cls,
+        *,
+        genotypes: str | Path,
+        phenotypes: str | Path,
+        trait: str,
+        covariates: str | Path | None = None,
+        blocks: str | Path | None = None,
+        groups: str | None = None,
+        held_out: str | Path | None = None,
+        selection: Mapping[str, str | Path | None] | None = None,
+    ) -> Inputs:
+        """Resolves the paths and checks that the tables are there.
+
+        Args:
+            genotypes: The cohort.
+            phenotypes: Its table.
+            trait: The column.
+            covariates: As above.
+            blocks: As above.
+            groups: As above.
+            held_out: As above.
+            selection: The fields from `covariate_columns` on, by name.
+
+        Raises:
+            InputError: A table does not exist.
+        """
+        chosen = dict(selection or {})
+        lists = [chosen.get(name) for name in _LISTS]
+        if chosen.get("covariate_columns") is not None and covariates is None:
+            raise ConfigError("there is no table", where="--covariate-columns", hint="give --covariates too")
+        for table in (phenotypes, covariates, blocks, held_out, *lists):
+            if table is not None and not Path(table).exists():
+                raise InputError("no such file", where=table, hint="check the path")
+            if table is not None and not Path(table).is_file():
+                raise InputError("is not a regular file", where=table, hint="give the path of a table")
+        return cls(
+            genotypes=str(Path(genotypes).absolute()),
+            phenotypes=str(Path(phenotypes).absolute()),
+            trait=trait,
+            covariates=None if covariates is None else str(Path(covariates).absolute()),
+            blocks=None if blocks is None else str(Path(blocks).absolute()),
+            groups=groups,
+            held_out=None if held_out is None else str(Path(held_out).absolute()),
+            **{
+                name: str(Path(value).absolute()) if name in _LISTS else str(value)
+                for name, value in chosen.items()
+                if value is not None
+            },
+        )
+
+    def table_digests(self) -> dict[str, str]:
+        """SHA-256 of each table that there is."""
+        digests = {}
+        for table in ("phenotypes", "covariates", "blocks", "held_out", *_LISTS):
+            if (path := getattr(self, table)) is not None:
+                with Path(path).open("rb") as file:
+                    digests[table] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
+
+    def digest(self, *, genotypes_digest: str) -> str:
+        """Names what the files hold, not where they lie.
+
+        Args:
+            genotypes_digest: The imported cohort's digest.
+        """
+        content = {k: v for k, v in asdict(self).items() if v is not None or k not in _LATER}
+        content |= {"genotypes": genotypes_digest, **self.table_digests()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_held_out(path: Path) -> Samples | HashedSamples:
+    """The people to test on: a table of IDs, or the hashes that a model carries.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if path.suffix != ".json":
+        return Samples.read_tsv(path)
+    return read_record(path, HashedSamples, hint="give a table with the columns #FID IID")

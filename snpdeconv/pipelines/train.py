@@ -15,15 +15,12 @@ from typing import Any
 
 import torch
 
-from snpdeconv.config import Config
+from snpdeconv.config import Config, Stage
+from snpdeconv.device import Precision, choose_precision
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
-from snpdeconv.pipelines.deconvolution import People
-from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, network_silenced
+from snpdeconv.pipelines.evaluation import Evaluation, choose_device, evaluate_test, linear_part_only
 from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, fits_at_once, make_training_loss
-from snpdeconv.pipelines.importance import Network, Scores, score_variants
-from snpdeconv.pipelines.inference import choose_device
-from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.linear_part import searches_pairs
 from snpdeconv.pipelines.provenance import (
     Trace,
@@ -35,15 +32,20 @@ from snpdeconv.pipelines.provenance import (
     tracing,
     tracked_run,
 )
-from snpdeconv.pipelines.results import log_artifacts, ranking_metrics, test_metrics, tracked, write_results
-from snpdeconv.pipelines.run_folder import RunFolder, run_settings
-from snpdeconv.pipelines.stages import Stage
+from snpdeconv.pipelines.report import (
+    log_artifacts,
+    ranking_metrics,
+    test_metrics,
+    tracked,
+    write_results,
+)
+from snpdeconv.pipelines.run_folder import Inputs, RunFolder, run_settings
+from snpdeconv.pipelines.score import Network, People, Scores, score_variants
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
 from snpdeconv.training import distributed
-from snpdeconv.training.placement import place_genotypes
-from snpdeconv.training.precision import Precision, choose_precision
+from snpdeconv.training.data import place_genotypes
 from snpdeconv.training.preemption import PreemptionSignal
 
 logger = logging.getLogger(__name__)
@@ -262,7 +264,7 @@ def _test(
         "seed": config.training.seed,
     }
     evaluation = evaluate_test(fitted.model, dataset, **how)
-    with network_silenced(fitted.model) as linear_part:
+    with linear_part_only(fitted.model) as linear_part:
         linear = evaluate_test(linear_part, dataset, **how)
     assert evaluation.calibration is not None
     # One that an interrupted run has finished stays: it may be registered, and a GPU's rounding would

@@ -3,30 +3,31 @@
 MLflow is imported inside functions: importing this package stays quick.
 """
 
-from snpdeconv.tracking.bundle import seal, verify
+from snpdeconv.tracking.artifacts import verify, write_checksums
 from snpdeconv.tracking.home import cache_dir, home, tracking_uri
-from snpdeconv.tracking.lookup import RunInfo, get_run_info
 from snpdeconv.tracking.registry import (
     ModelRef,
     RegisteredModel,
+    RunInfo,
     check_model_name,
     download,
+    get_run_info,
     list_models,
     resolve,
     resolve_run,
 )
 from snpdeconv.tracking.run import TrackedRun
-from snpdeconv.tracking.server import Ui, serve_ui
-from snpdeconv.tracking.sync import SpoolReport, SyncReport, sync
+from snpdeconv.tracking.server import MlflowUi, serve_ui
+from snpdeconv.tracking.ship import SpoolReport, SyncReport, sync
 
 __all__ = [
+    "MlflowUi",
     "ModelRef",
     "RegisteredModel",
     "RunInfo",
     "SpoolReport",
     "SyncReport",
     "TrackedRun",
-    "Ui",
     "cache_dir",
     "check_model_name",
     "download",
@@ -35,9 +36,9 @@ __all__ = [
     "list_models",
     "resolve",
     "resolve_run",
-    "seal",
     "serve_ui",
     "sync",
     "tracking_uri",
     "verify",
+    "write_checksums",
 ]

@@ -6,7 +6,9 @@ cloud stores and to folders that are plainly a run's, and never with a login to 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,104 @@ from urllib.parse import unquote, urlsplit
 
 from snpdeconv.errors import InputError
 from snpdeconv.files import read_whole
-from snpdeconv.tracking import bundle
 from snpdeconv.tracking.connection import error_code, is_refusal, transfer
 from snpdeconv.tracking.home import address, artifacts_dir, embedded_uri, is_database, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+CHECKSUMS = "SHA256SUMS"
+MEND = "delete a cached copy to fetch it anew, or train the model again"
+MOST_BYTES = 2 * 2**30
+"""Bytes that the files of a model may have together; one of a million SNPs has 100 million."""
+_MOST_FILES = 100
+_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\x00-\x1f\\]{1,300})")
+
+
+def write_checksums(folder: Path) -> str:
+    """Writes the checksums of all files of a folder.
+
+    Returns:
+        The digest of the folder: SHA-256 of its SHA256SUMS, in hexadecimal.
+    """
+    text = _checksums(folder)
+    sums = folder / CHECKSUMS
+    # The sender may be checking a folder that is sealed again: it must never find a half-written list.
+    if not sums.is_file() or sums.read_bytes() != text.encode():
+        sums.write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(folder: Path, *, digest: str) -> None:
+    """Checks that a folder holds exactly the files, byte for byte, that were sealed.
+
+    Args:
+        folder: The model folder.
+        digest: What `write_checksums` gave.
+
+    Raises:
+        InputError: A file is missing, changed or new.
+    """
+    sums = folder / CHECKSUMS
+    text = read_whole(sums, limit=2**20, hint=MEND) if sums.is_file() else b""
+    of_sums = hashlib.sha256(text).hexdigest()
+    listed = _table(text.decode(errors="replace"), where=sums)
+    found = _table(_checksums(folder), where=sums)
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            what = (
+                "is missing"
+                if name not in found
+                else "is not listed"
+                if name not in listed
+                else "has changed"
+            )
+            raise InputError(
+                f"{what}: SHA-256 {found.get(name, 'none')}, in {CHECKSUMS} {listed.get(name, 'none')}",
+                where=folder / name,
+                hint=MEND,
+            )
+    if of_sums != digest:
+        raise _another(sums, digest)
+
+
+def listed(text: bytes, *, where: str, digest: str) -> list[str]:
+    """The names in a list of checksums that came from a store.
+
+    Raises:
+        InputError: It is not the list that was sealed, or names what is no file of a model.
+    """
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise _another(where, digest)
+    return list(_table(text.decode(errors="replace"), where=where))
+
+
+def _another(where: str | Path, digest: str) -> InputError:
+    return InputError(f"is not the one that was registered (digest {digest[:12]})", where=where, hint=MEND)
+
+
+def _checksums(folder: Path) -> str:
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / CHECKSUMS:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    return "".join(lines)
+
+
+def _table(text: str, *, where: str | Path) -> dict[str, str]:
+    table = {}
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line)
+        if match is None or any(part in ("", ".", "..") for part in match["name"].split("/")):
+            raise InputError(f"is no list of checksums ({line[:100]!r})", where=where, hint=MEND)
+        table[match["name"]] = match["digest"]
+    if len(table) > _MOST_FILES:
+        raise InputError(f"lists {len(table)} files", where=where, hint=MEND)
+    return table
+
 
 _CLOUD = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "dbfs", "ftp", "sftp")
 _MEND = "ask whoever runs the server or registered the model"
@@ -50,7 +144,7 @@ def of_run(client: MlflowClient, *, uri: str, run_id: str) -> tuple[str, Any]:
     place = str(client.get_run(run_id).info.artifact_uri)
     local = _local(place, uri=uri, run_id=run_id)
     if local is not None and not (local.name == "artifacts" and run_id in local.parts):
-        raise InputError(f"is no run's folder of artifacts ({place[:200]})", where=shown(uri), mend=_MEND)
+        raise InputError(f"is no run's folder of artifacts ({place[:200]})", where=shown(uri), hint=_MEND)
     return place, _repository(place if local is None else address(local), uri=uri)
 
 
@@ -82,9 +176,9 @@ def fetch_sealed(source: str, *, uri: str, run_id: str | None, digest: str, into
                 _download(repository, name, place)
         return place
 
-    text = read_whole(fetch(bundle.CHECKSUMS, most=_SUMS_BYTES), limit=_SUMS_BYTES, mend=bundle.MEND)
-    for name in bundle.listed(text, where=f"{source}/{bundle.CHECKSUMS}", digest=digest):
-        fetch(name, most=bundle.MOST_BYTES if name.endswith(".safetensors") else bundle.MOST_BYTES // 8)
+    text = read_whole(fetch(CHECKSUMS, most=_SUMS_BYTES), limit=_SUMS_BYTES, hint=MEND)
+    for name in listed(text, where=f"{source}/{CHECKSUMS}", digest=digest):
+        fetch(name, most=MOST_BYTES if name.endswith(".safetensors") else MOST_BYTES // 8)
 
 
 def check_place(place: str, *, uri: str) -> None:
@@ -97,7 +191,7 @@ def check_place(place: str, *, uri: str) -> None:
         there, store = urlsplit(place), urlsplit(uri)
     except ValueError as error:
         raise InputError(
-            f"names no place of files ({place[:200]!r})", where=shown(uri), mend=_MEND
+            f"names no place of files ({place[:200]!r})", where=shown(uri), hint=_MEND
         ) from error
     if there.scheme in ("", "file") or there.scheme in _CLOUD:
         return
@@ -107,7 +201,7 @@ def check_place(place: str, *, uri: str) -> None:
     ):
         return
     raise InputError(
-        f"keeps the files at another host or by an unknown way ({place[:200]})", where=shown(uri), mend=_MEND
+        f"keeps the files at another host or by an unknown way ({place[:200]})", where=shown(uri), hint=_MEND
     )
 
 
@@ -161,5 +255,5 @@ def _copy(source: Path, place: Path) -> None:
     if not source.exists():
         raise FileNotFoundError(2, os.strerror(2), str(source))
     if not source.is_file():
-        raise InputError("is no regular file", where=source, mend=_MEND)
+        raise InputError("is no regular file", where=source, hint=_MEND)
     shutil.copyfile(source, place)

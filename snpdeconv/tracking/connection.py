@@ -11,10 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snpdeconv.console import stand_in_for_passwd
 from snpdeconv.errors import ConfigError, InputError, ResourceError, UserError
-from snpdeconv.startup import stand_in_for_passwd
-from snpdeconv.tracking.home import address, artifacts_dir, home, is_database, shown, sqlite_path, sqlite_uri
-from snpdeconv.tracking.locks import locked
+from snpdeconv.tracking.home import (
+    address,
+    artifacts_dir,
+    home,
+    is_database,
+    shown,
+    sqlite_path,
+    sqlite_uri,
+)
+from snpdeconv.tracking.spool import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,14 +85,14 @@ def prepare_environment() -> None:
             raise ConfigError(
                 f"'{given[:40]}' is no whole number from {low} to {high}",
                 where=name,
-                mend="correct or unset it",
+                hint="correct or unset it",
             )
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
     if registry and registry != os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
             f"models are registered where their runs are tracked, not at {shown(registry)}",
             where="MLFLOW_REGISTRY_URI",
-            mend="unset it",
+            hint="unset it",
         )
     for name, forced in _FORCED.items():
         if forced is None:
@@ -208,7 +216,7 @@ def answering(uri: str) -> Iterator[MlflowClient]:
                 raise InputError(
                     f"the tracking store refuses this ({reason(error)})",
                     where=shown(uri),
-                    mend="see what is there in `snpdeconv ui`",
+                    hint="see what is there in `snpdeconv ui`",
                 ) from error
             raise _no_answer(uri, error) from error
 
@@ -220,7 +228,7 @@ def _no_answer(uri: str, error: Exception) -> ResourceError:
     return ResourceError(
         f"the tracking store {what} ({reason(error)})",
         where=shown(uri),
-        mend="install it, or name a driver that is there"
+        hint="install it, or name a driver that is there"
         if isinstance(error, ImportError)
         else "start it, or point MLFLOW_TRACKING_URI at the right one",
     )

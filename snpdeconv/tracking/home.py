@@ -33,18 +33,18 @@ def home() -> Path:
     Raises:
         ResourceError: The folder cannot be made or written.
     """
-    mend = "set SNPDECONV_HOME to a folder that you may write"
+    hint = "set SNPDECONV_HOME to a folder that you may write"
     given = os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv"
     try:
         root = Path(given).expanduser().absolute()
     except RuntimeError as error:  # a user without HOME and without an entry in passwd, as in a container
-        raise ResourceError("has no home folder", where="this user", mend=mend) from error
+        raise ResourceError("has no home folder", where="this user", hint=hint) from error
     try:
         private_folder(root)
     except OSError as error:
-        raise ResourceError(f"cannot be made ({error.strerror})", where=root, mend=mend) from error
+        raise ResourceError(f"cannot be made ({error.strerror})", where=root, hint=hint) from error
     if not os.access(root, os.W_OK | os.X_OK):
-        raise ResourceError("is not writable", where=root, mend=mend)
+        raise ResourceError("is not writable", where=root, hint=hint)
     _warn_if_shared(root)
     return root
 
@@ -97,7 +97,7 @@ def tracking_uri() -> str:
             if uri.startswith(("file:", ".", "/", "~"))
             else f"'{shown(uri)}' is the address of no tracking server and no database",
             where="MLFLOW_TRACKING_URI",
-            mend=_right_form(uri),
+            hint=_right_form(uri),
         )
     path = sqlite_path(uri)
     return uri if path is None else sqlite_uri(path) + uri.partition("?")[1] + uri.partition("?")[2]
@@ -130,7 +130,7 @@ def sqlite_uri(path: Path) -> str:
         raise ConfigError(
             "MLflow reads '?', and '%' with two digits, in the path of a database as something else",
             where=path,
-            mend="set SNPDECONV_HOME to a folder without them, or MLFLOW_TRACKING_URI to a server",
+            hint="set SNPDECONV_HOME to a folder without them, or MLFLOW_TRACKING_URI to a server",
         )
     return f"sqlite:///{path}"
 

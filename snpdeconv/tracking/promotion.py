@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from snpdeconv.errors import InputError, nearest
 from snpdeconv.tracking.connection import answering
 from snpdeconv.tracking.home import home, tracking_uri
-from snpdeconv.tracking.locks import locked
 from snpdeconv.tracking.registry import find_model, no_champion
+from snpdeconv.tracking.spool import locked
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,12 @@ def rollback(name: str, *, to: int | None = None) -> Promotion:
     """
     model = find_model(name)
     if model is None:
-        raise InputError("has no champion", where=name, mend="train and register it first")
+        raise InputError("has no champion", where=name, hint="train and register it first")
     stands = model.aliases.get("champion")
     if stands is None and to is None:
         raise no_champion(model, where=name)
     if to is not None and to not in model.versions:
-        raise InputError(f"has no version {to}", where=name, mend=nearest(str(to), map(str, model.versions)))
+        raise InputError(f"has no version {to}", where=name, hint=nearest(str(to), map(str, model.versions)))
     with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
         before = to or int(client.get_model_version(name, str(stands)).tags.get(PREVIOUS) or 0)
         if before not in model.versions:
@@ -135,7 +135,7 @@ def rollback(name: str, *, to: int | None = None) -> Promotion:
                 if before
                 else f"no champion is on record before version {stands}",
                 where=name,
-                mend=f"choose one of {', '.join(map(str, model.versions))} with --to",
+                hint=f"choose one of {', '.join(map(str, model.versions))} with --to",
             )
         if stands is not None and to is not None and to != stands:
             # So that a rollback without `to` undoes this one.

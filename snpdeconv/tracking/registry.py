@@ -16,17 +16,104 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from snpdeconv.errors import InputError, UserError, nearest
-from snpdeconv.tracking import artifacts, bundle
-from snpdeconv.tracking.connection import answering, error_code, is_refusal
+from snpdeconv.tracking import artifacts
+from snpdeconv.tracking import artifacts as bundle
+from snpdeconv.tracking.artifacts import MOST_BYTES, of_run
+from snpdeconv.tracking.connection import answering, error_code, is_refusal, transfer
 from snpdeconv.tracking.home import home, shown, tracking_uri
-from snpdeconv.tracking.locks import locked
-from snpdeconv.tracking.lookup import get_run_info
+from snpdeconv.tracking.spool import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the store knows of a run.
+
+    Attributes:
+        run_id: MLflow's name of the run.
+        name: The run's name for people.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: Facts.
+        params: What the run was asked to do.
+        metrics: The last value of each metric.
+        uri: Address of the store.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    uri: str
+
+    def download(self, path: str, *, into: Path) -> Path:
+        """Brings an artifact of the run here.
+
+        Args:
+            path: File or folder among the run's artifacts.
+            into: Local folder, made if need be.
+
+        Returns:
+            The local file or folder.
+
+        Raises:
+            InputError: The run has no such artifact; names the nearest.
+            ResourceError: The store does not answer.
+        """
+        into.mkdir(parents=True, exist_ok=True)
+        with answering(self.uri) as client:
+            _, repository = of_run(client, uri=self.uri, run_id=self.run_id)
+            folder, _, _ = path.rpartition("/")
+            there = [entry.path for entry in repository.list_artifacts(folder or None)]
+            if path not in there:
+                hint = nearest(path, there) if there else "it has none there"
+                raise InputError(f"run {self.run_id} has no such artifact", where=path, hint=hint)
+            with transfer(most=MOST_BYTES):
+                return Path(repository.download_artifacts(path, str(into)))
+
+
+def get_run_info(run_id: str) -> RunInfo:
+    """Finds a run by MLflow's name of it.
+
+    Raises:
+        InputError: There is no such run in the store.
+        ResourceError: The store does not answer.
+    """
+    uri = tracking_uri()
+    with answering(uri) as client:
+        try:
+            run = client.get_run(run_id)
+            return _info(run, run_id=run_id, uri=uri)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            raise InputError(
+                f"there is no run '{run_id}' in {shown(uri)}",
+                where="run",
+                hint="copy the run ID from `snpdeconv train --json` or from `snpdeconv ui`",
+            ) from error
+
+
+def _info(run: Run, *, run_id: str, uri: str) -> RunInfo:
+    if run.info.run_id != run_id:
+        raise ValueError(f"tells of run {run.info.run_id[:100]!r}")
+    return RunInfo(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        uri=uri,
+    )
+
 
 _SPEC = re.compile(r"(?P<name>[^@:/]+)(@(?P<alias>[\w-]+)|[:/](?P<version>\d{1,9}))?")
 _NAME = re.compile(r"\w[\w .+-]{0,199}")
@@ -73,7 +160,7 @@ def check_model_name(name: str) -> None:
         raise InputError(
             f"'{name}' cannot name a model",
             where="model name",
-            mend="use letters, digits, spaces and _ . + - only, a letter or digit first",
+            hint="use letters, digits, spaces and _ . + - only, a letter or digit first",
         )
 
 
@@ -161,7 +248,7 @@ def resolve(spec: str) -> ModelRef:
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise InputError("names no model", where=spec, mend="write NAME, NAME@champion or NAME/3")
+        raise InputError("names no model", where=spec, hint="write NAME, NAME@champion or NAME/3")
     name, alias, number = match["name"], match["alias"], match["version"]
     uri = tracking_uri()
     with answering(uri) as client:
@@ -183,19 +270,19 @@ def _unknown(spec: str, *, name: str, alias: str, number: str | None) -> InputEr
         return InputError(
             f"no model is registered in {shown(tracking_uri())}",
             where=spec,
-            mend="register one with `snpdeconv train --name`",
+            hint="register one with `snpdeconv train --name`",
         )
     if name not in models:
-        return InputError(f"there is no model '{name}'", where=spec, mend=nearest(name, models))
+        return InputError(f"there is no model '{name}'", where=spec, hint=nearest(name, models))
     model = models[name]
     if number is not None:
-        mend = f"choose one of {', '.join(map(str, model.versions))}"
-        return InputError(f"'{name}' has no version {int(number)}", where=spec, mend=mend)
+        hint = f"choose one of {', '.join(map(str, model.versions))}"
+        return InputError(f"'{name}' has no version {int(number)}", where=spec, hint=hint)
     if alias == "champion":
         return no_champion(model, where=spec)
     known = nearest(alias, model.aliases) if model.aliases else "it has no alias"
     return InputError(
-        f"'{name}' has no alias '{alias}'", where=spec, mend=f"{known} (its versions: {_versions(model)})"
+        f"'{name}' has no alias '{alias}'", where=spec, hint=f"{known} (its versions: {_versions(model)})"
     )
 
 
@@ -205,7 +292,7 @@ def no_champion(model: RegisteredModel, *, where: str) -> InputError:
     return InputError(
         f"'{model.name}' has no champion" + (f" (its versions: {_versions(model)})" if newest else ""),
         where=where,
-        mend=f"name one, such as {newest}, or `snpdeconv rollback {model.name} --to {model.versions[-1]}`"
+        hint=f"name one, such as {newest}, or `snpdeconv rollback {model.name} --to {model.versions[-1]}`"
         if newest
         else "train and register it first",
     )
@@ -237,7 +324,7 @@ def resolve_run(run_id: str) -> ModelRef:
     raise InputError(
         f"run {run.run_id} ({run.status}) has registered no model",
         where="run",
-        mend="choose another run, or `snpdeconv sync` if its results are unsent",
+        hint="choose another run, or `snpdeconv sync` if its results are unsent",
     )
 
 
@@ -309,7 +396,7 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
     """
     spec = f"{ref.name}/{ref.version}"
     if ref.sha256 is None:
-        raise InputError("was not registered by snpdeconv", where=spec, mend="choose a version that was")
+        raise InputError("was not registered by snpdeconv", where=spec, hint="choose a version that was")
     place = cache_dir / "models" / quote(ref.name, safe="") / f"{ref.version}-{ref.sha256[:16]}"
     if place.is_dir():
         bundle.verify(place, digest=ref.sha256)
@@ -327,7 +414,7 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
                 if isinstance(error, UserError) or not artifacts.is_missing(error):
                     raise
                 raise InputError(
-                    f"its files are not in the store ({ref.source[:200]})", where=spec, mend="train it again"
+                    f"its files are not in the store ({ref.source[:200]})", where=spec, hint="train it again"
                 ) from error
         bundle.verify(folder, digest=ref.sha256)
         try:

@@ -11,25 +11,158 @@ import math
 import os
 import re
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from snpdeconv.errors import ResourceError
-from snpdeconv.tracking import bundle
-from snpdeconv.tracking.connection import prepare_environment
-from snpdeconv.tracking.home import embedded_uri, home, spool_dir, tracking_uri, without_folders
+from snpdeconv.tracking import artifacts
+from snpdeconv.tracking.connection import prepare_environment, reason
+from snpdeconv.tracking.home import embedded_uri, home, shown, spool_dir, tracking_uri, without_folders
 from snpdeconv.tracking.registry import ModelRef, check_model_name
-from snpdeconv.tracking.sender import Sender
 from snpdeconv.tracking.ship import Shipper
 from snpdeconv.tracking.spool import History, Spool
-from snpdeconv.tracking.system import SystemSampler
 
 logger = logging.getLogger(__name__)
+
+
+_INTERVAL_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+# A flush gives up after so many failures: a dead server is not waited for.
+_FLUSH_PATIENCE = 2
+
+
+class Sender:
+    """Ships a spool about once a second; after a failure again and again, in growing intervals.
+
+    Args:
+        shipper: The way to the store; this thread alone uses it. MLflow is imported here, in the thread.
+    """
+
+    def __init__(self, shipper: Shipper) -> None:
+        self._shipper = shipper
+        self._stopped = threading.Event()
+        self._hurry = threading.Event()
+        self._round_done = threading.Condition()
+        self._failures = 0  # since it last worked
+        self._failures_ever = 0
+        self._thread = threading.Thread(target=self._run, name="tracking-sender", daemon=True)
+        self._thread.start()
+
+    def flush(self, *, timeout_s: float) -> bool:
+        """Waits until all that is in the spool now has been sent.
+
+        Returns:
+            Whether it was; False after `timeout_s` seconds, or sooner when the store does not answer.
+        """
+        target = self._shipper.spool.size
+        deadline = time.monotonic() + timeout_s
+        failures_before = self._failures_ever
+        with self._round_done:
+            while self._shipper.sent.offset < target:
+                failed = self._failures_ever - failures_before
+                if failed >= _FLUSH_PATIENCE or time.monotonic() >= deadline:
+                    return False
+                self._hurry.set()
+                self._round_done.wait(min(0.2, max(0.0, deadline - time.monotonic())))
+        return True
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """Asks the thread to end after the call it is in.
+
+        Returns:
+            Whether it has ended after `timeout_s` seconds.
+        """
+        self._stopped.set()
+        self._hurry.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._hurry.clear()
+            try:
+                self._shipper.ship(stopped=self._stopped.is_set)
+            except Exception as error:
+                # Whatever it is, the run must go on and the results are safe in the spool.
+                self._failed(error)
+            else:
+                self._worked()
+            with self._round_done:
+                self._round_done.notify_all()
+            pause = _INTERVAL_S if self._failures == 0 else min(_LONGEST_PAUSE_S, 2.0**self._failures)
+            self._hurry.wait(pause)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        self._failures_ever += 1
+        logger.debug("sending failed", exc_info=error)
+        if self._failures == 1:
+            logger.warning(
+                "the tracking store %s does not answer (%s): results are kept in %s, "
+                "and `snpdeconv sync` sends them",
+                shown(self._shipper.uri),
+                reason(error),
+                self._shipper.spool.folder,
+            )
+
+    def _worked(self) -> None:
+        if self._failures:
+            logger.info("the tracking store %s answers again", shown(self._shipper.uri))
+        self._failures = 0
+
+
+_GIB = 1024.0**3
+
+
+class SystemSampler:
+    """A thread that reports resident memory, CPU and GPU memory of this process.
+
+    MLflow's own monitor reads every GPU of the node and stops for good after one failed call.
+
+    Args:
+        report: Takes the sample; names end in their unit.
+        every_s: Seconds between samples.
+    """
+
+    def __init__(self, report: Callable[[Mapping[str, float]], None], *, every_s: float) -> None:
+        self._report = report
+        self._every_s = every_s
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only starts the clock
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system-sampler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def sample(self) -> dict[str, float]:
+        """One reading; GPU memory only where torch is in use already and has touched a GPU."""
+        reading = {
+            "system/rss_gib": self._process.memory_info().rss / _GIB,
+            "system/cpu_percent": self._process.cpu_percent(),
+        }
+        # The main thread may be half-way through importing torch.
+        cuda: Any = sys.modules.get("torch.cuda")
+        if getattr(cuda, "is_initialized", bool)():
+            reading["system/gpu_allocated_gib"] = cuda.memory_allocated() / _GIB
+            reading["system/gpu_reserved_gib"] = cuda.memory_reserved() / _GIB
+        return reading
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            self._report(self.sample())
+
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -95,7 +228,7 @@ class TrackedRun:
             raise ResourceError(
                 "another process still writes or sends this run",
                 where=spool.folder,
-                mend="wait for it or end it, then start again",
+                hint="wait for it or end it, then start again",
             )
         # The home's own store is noted without its path, which differs inside and outside a container.
         noted = "" if uri == embedded_uri() else uri
@@ -119,7 +252,7 @@ class TrackedRun:
             raise ResourceError(
                 f"cannot be written ({error.strerror})",
                 where=spool.folder,
-                mend="free some disk space or set SNPDECONV_HOME to another disk",
+                hint="free some disk space or set SNPDECONV_HOME to another disk",
             ) from error
         return cls(spool, history=history, uri=uri, system_every_s=system_every_s)
 
@@ -207,7 +340,7 @@ class TrackedRun:
             {
                 "name": model_name,
                 **_place(folder),
-                "digest": bundle.seal(folder),
+                "digest": artifacts.write_checksums(folder),
                 "tags": _texts(tags or {}, longest=_TAG_CHARS),
                 "champion_if_none": champion_if_none,
             },

@@ -26,7 +26,7 @@ _START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Ui:
+class MlflowUi:
     """Where the UI is.
 
     Attributes:
@@ -66,7 +66,7 @@ class Ui:
             self.process.wait()
 
 
-def serve_ui(port: int) -> Ui:
+def serve_ui(port: int) -> MlflowUi:
     """Starts the UI over the tracking store, or says where it is.
 
     Args:
@@ -80,14 +80,14 @@ def serve_ui(port: int) -> Ui:
     """
     uri = tracking_uri()
     if not is_database(uri):
-        return Ui(shown(uri).rstrip("/"), None)
+        return MlflowUi(shown(uri).rstrip("/"), None)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ResourceError(
-                f"cannot be used ({error.strerror})", where=f"port {port}", mend="choose another with --port"
+                f"cannot be used ({error.strerror})", where=f"port {port}", hint="choose another with --port"
             ) from error
     client = connect(uri)  # two workers that build a fresh database at once would break it
     log = home() / "ui.log"
@@ -102,7 +102,7 @@ def serve_ui(port: int) -> Ui:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ui = Ui(f"http://127.0.0.1:{port}", process, _newest_experiment(client))
+    ui = MlflowUi(f"http://127.0.0.1:{port}", process, _newest_experiment(client))
     try:
         _wait_until_healthy(ui, log=log)
     except BaseException:
@@ -155,7 +155,7 @@ def server_command(*, port: int, artifacts: Path) -> list[str]:
     ]
 
 
-def _wait_until_healthy(ui: Ui, *, log: Path) -> None:
+def _wait_until_healthy(ui: MlflowUi, *, log: Path) -> None:
     assert ui.process is not None
     deadline = time.monotonic() + _START_TIMEOUT_S
     directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's
@@ -165,4 +165,4 @@ def _wait_until_healthy(ui: Ui, *, log: Path) -> None:
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.3)
-    raise ResourceError("the MLflow server did not start", where=log, mend="its last lines say why")
+    raise ResourceError("the MLflow server did not start", where=log, hint="its last lines say why")

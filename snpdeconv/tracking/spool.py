@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,13 +15,83 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snpdeconv.errors import DamagedFile, InputError
+from snpdeconv.errors import DamagedFile, InputError, ResourceError
 from snpdeconv.files import read_record, read_whole
-from snpdeconv.tracking.locks import FileLock
+
+_held: set[Path] = set()
+_held_guard = threading.Lock()
+
+
+class FileLock:
+    """An exclusive lock that the system drops when its process ends, however it ends.
+
+    A POSIX record lock: forked data-loader workers do not inherit it (they would keep an flock after
+    their parent was killed), and network file systems carry it between hosts. Such a lock does not
+    tell threads apart, hence the table of what this process holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._descriptor: int | None = None
+
+    def acquire(self, *, wait_s: float = 0.0) -> bool:
+        """Tries for `wait_s` seconds; returns whether the lock is ours now."""
+        deadline = time.monotonic() + wait_s
+        while not self._try():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _try(self) -> bool:
+        with _held_guard:
+            # Opening and closing the file while this process holds the lock would drop it.
+            if self.path in _held:
+                return False
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return False
+                raise
+            _held.add(self.path)
+            self._descriptor = descriptor
+            return True
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        assert self._descriptor is not None
+        with _held_guard:
+            os.close(self._descriptor)
+            _held.discard(self.path)
+            self._descriptor = None
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float = 120.0) -> Iterator[None]:
+    """Holds the lock on `path` for the block.
+
+    Raises:
+        ResourceError: Another process held it all the while.
+    """
+    lock = FileLock(path)
+    if not lock.acquire(wait_s=wait_s):
+        raise ResourceError(
+            f"still locked by another process after {wait_s:g} s", where=path, hint="see which job hangs"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 KEEP_DONE_DAYS = 30
 _LONGEST_LINE = 16 * 2**20
@@ -153,7 +224,7 @@ class Spool:
     def lost(self) -> int:
         """How many events a full disk has kept out for good."""
         try:
-            return int(read_whole(self.folder / _LOST, limit=100, mend="")[:20])
+            return int(read_whole(self.folder / _LOST, limit=100, hint="")[:20])
         except (FileNotFoundError, InputError, ValueError):
             return 0
 
@@ -168,7 +239,7 @@ class Spool:
     def sent(self, uri: str) -> Sent:
         """How far the store at `uri` has this spool; from the start if it was another store."""
         try:
-            state = read_record(self.folder / "sent.json", Sent, mend="it is written anew")
+            state = read_record(self.folder / "sent.json", Sent, hint="it is written anew")
         except (FileNotFoundError, InputError):
             # Never written, or emptied by a power cut: sending all again changes nothing in the store.
             return Sent(uri)
@@ -236,7 +307,7 @@ def peek(path: Path) -> History:
 
 def _require_regular(descriptor: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise DamagedFile("is no regular file", where=path, mend="remove the folder that it is in")
+        raise DamagedFile("is no regular file", where=path, hint="remove the folder that it is in")
 
 
 def _parse(line: bytes, end: int) -> Event:

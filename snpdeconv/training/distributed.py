@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from snpdeconv.errors import ConfigError, ResourceError
-from snpdeconv.models.factory import in_parallel
+from snpdeconv.models.model import in_parallel
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def _meet(backend: str, *, timeout: timedelta) -> None:
         raise ResourceError(
             f"the ranks cannot meet there ({str(error).splitlines()[0][:200]})",
             where=where,
-            mend="is the port free (MASTER_PORT), and does every node reach the first (GLOO_SOCKET_IFNAME)?",
+            hint="is the port free (MASTER_PORT), and does every node reach the first (GLOO_SOCKET_IFNAME)?",
         ) from error
     store.set_timeout(timeout)
     _meetings.append(store)
@@ -117,7 +117,7 @@ def _check_interface(variable: str) -> None:
         raise ResourceError(
             f"there is no network interface '{value}' on {socket.gethostname()}",
             where=variable,
-            mend=f"it has {', '.join(here)}; set the variable in the cluster's file, or leave it out",
+            hint=f"it has {', '.join(here)}; set the variable in the cluster's file, or leave it out",
         )
 
 
@@ -131,7 +131,7 @@ def default_device() -> torch.device:
 def _number(name: str, *, otherwise: int) -> int:
     text = os.environ.get(name) or str(otherwise)
     if not re.fullmatch(r"[0-9]{1,6}", text):
-        raise ConfigError(f"'{text[:40]}' is no number", where=name, mend="unset it, or start by torchrun")
+        raise ConfigError(f"'{text[:40]}' is no number", where=name, hint="unset it, or start by torchrun")
     return int(text)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from snpdeconv.device import GIB, Allocations, available_bytes, release_memory, used_bytes
+from snpdeconv.device import GIB, Allocations, available_bytes, is_out_of_memory, release_memory, used_bytes
 from snpdeconv.errors import ResourceError
-from snpdeconv.out_of_memory import is_out_of_memory
 from snpdeconv.training.data import Batch
 from snpdeconv.training.distributed import default_device
 
@@ -193,7 +192,7 @@ class GPUMemoryManager:
             raise ResourceError(
                 f"no memory for a batch of {_SMALLEST_BATCH} samples of {n_snps} SNPs on {self.device}",
                 where="memory",
-                mend=_MEND,
+                hint=_MEND,
             )
         line = _line(points)
         logger.info(
@@ -271,7 +270,7 @@ class GPUMemoryManager:
             raise ResourceError(
                 f"one sample needs {need:.2f} GiB, {available / GIB:.2f} GiB are free on {self.device}",
                 where="memory",
-                mend=_MEND,
+                hint=_MEND,
             )
         return _round_down(min(fits, cap))
 

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snpdeconv.device import Precision
 from snpdeconv.errors import ConfigError, TrainingError
 from snpdeconv.training import distributed
-from snpdeconv.training.checkpoint import CheckpointStore
-from snpdeconv.training.loss_meter import LossMeter
-from snpdeconv.training.precision import Precision
+from snpdeconv.training.checkpoint import CheckpointStore, Progress, TrainingState, capture_rng, restore_rng
 from snpdeconv.training.schedules import Direction, Schedule, make_schedule
-from snpdeconv.training.state import Progress, TrainingState, capture_rng, restore_rng
-from snpdeconv.training.window import WindowStep
+from snpdeconv.training.step import AccumulatedStep, LossMeter
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    window: WindowStep
+    window: AccumulatedStep
     meter: LossMeter
     store: CheckpointStore | None
     settings: dict[str, Any]
@@ -125,7 +123,7 @@ class Run:
             raise TrainingError(
                 f"its learning rate is {self.learning_rate:g}, which the schedule cannot have set by then",
                 where=source,
-                mend="remove it, to go on from the one before it",
+                hint="remove it, to go on from the one before it",
             )
         if distributed.is_first():
             self.meter.load_state_dict(state.losses)
@@ -240,7 +238,7 @@ def start_run(
         raise ConfigError(
             f"the ranks have {', '.join(map(str, lengths))} batches an epoch",
             where="train_loader",
-            mend="give each as many: a PackedLoader with rank and world_size, or a DistributedSampler",
+            hint="give each as many: a PackedLoader with rank and world_size, or a DistributedSampler",
         )
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -261,7 +259,7 @@ def start_run(
         plateau_patience=optimization.plateau_patience,
     )
     scaler = precision.make_scaler()
-    window = WindowStep(
+    window = AccumulatedStep(
         parallel,
         loss=loss,
         optimizer=optimizer,
@@ -304,7 +302,7 @@ def _compare_moments(optimizer: Optimizer, source: Path) -> None:
                     f"the checkpoint's '{name}' of the optimiser is {tuple(held[name].shape)}, where it "
                     f"should be {tuple(shape)}",
                     where=source,
-                    mend="remove it, to go on from the one before it",
+                    hint="remove it, to go on from the one before it",
                 )
 
 
@@ -318,18 +316,18 @@ def _compare_settings(saved: dict[str, Any], present: dict[str, Any], source: Pa
         raise TrainingError(
             f"the checkpoint is of a run with other settings: {', '.join(different)}",
             where=source,
-            mend="go on with the same settings, or give another checkpoint folder",
+            hint="go on with the same settings, or give another checkpoint folder",
         )
 
 
 def _compare_shapes(saved: dict[str, Tensor], present: dict[str, Tensor], source: Path) -> None:
-    mend = "go on with the same model, or give another checkpoint folder"
+    hint = "go on with the same model, or give another checkpoint folder"
     if missing := sorted(saved.keys() ^ present.keys()):
         holder = "the checkpoint" if missing[0] in saved else "the model"
         problem = f"the checkpoint is of another model: only {holder} has '{missing[0]}'"
-        raise TrainingError(problem, where=source, mend=mend)
+        raise TrainingError(problem, where=source, hint=hint)
     for name, value in present.items():
         if saved[name].shape != value.shape:
             shapes = f"{tuple(saved[name].shape)} in it and {tuple(value.shape)} here"
             problem = f"the checkpoint is of another model: '{name}' is {shapes}"
-            raise TrainingError(problem, where=source, mend=mend)
+            raise TrainingError(problem, where=source, hint=hint)

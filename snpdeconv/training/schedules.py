@@ -177,12 +177,12 @@ def make_schedule(
             optimizer, direction=direction, factor=plateau_factor, patience=plateau_patience
         )
     if name != "cosine":
-        mend = nearest(name, ["cosine", "plateau", "constant"])
-        raise ConfigError(f"no schedule is called '{name}'", where="schedule", mend=mend)
+        hint = nearest(name, ["cosine", "plateau", "constant"])
+        raise ConfigError(f"no schedule is called '{name}'", where="schedule", hint=hint)
     if total_steps is None:
         raise ConfigError(
             "the cosine needs to know the run's length, and the training loader has none",
             where="schedule",
-            mend="use plateau or constant, or a loader with a length",
+            hint="use plateau or constant, or a loader with a length",
         )
     return CosineSchedule(optimizer, total_steps=total_steps, warmup_fraction=warmup_fraction)

@@ -16,21 +16,93 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snpdeconv.device import GIB, PeakMemory
+from snpdeconv.device import GIB, PeakMemory, choose_precision, requested_precision
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.training import distributed
-from snpdeconv.training.checkpoint import find_checkpoint, made_by_us, read_state
+from snpdeconv.training.checkpoint import History, Progress, find_checkpoint, made_by_us, read_state
 from snpdeconv.training.data import epoch_batches, num_batches, seed_epoch, windows
-from snpdeconv.training.losses import make_loss
-from snpdeconv.training.precision import choose_precision, requested_precision
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.training.run import Optimization, Run, start_run
 from snpdeconv.training.schedules import Direction
-from snpdeconv.training.state import History
-from snpdeconv.training.training_log import TrainingLog
+from snpdeconv.training.step import make_loss
 from snpdeconv.training.validation import Metrics, validate
 
 logger = logging.getLogger(__name__)
+
+
+LogMetrics = Callable[[int, Mapping[str, float]], None]
+
+_LOGGED_AS = {
+    "train_loss": "train/epoch_loss",
+    "lr": "train/epoch_lr",
+    "peak_gib": "memory/peak_gib",
+    "samples_per_second": "throughput/samples_per_second",
+    "seconds": "throughput/epoch_seconds",
+}
+
+
+class TrainingLog:
+    """Hands metrics on.
+
+    Args:
+        log_metrics: Takes a step and numbers by name.
+        monitor: The quantity by which an epoch is the best.
+    """
+
+    def __init__(self, log_metrics: LogMetrics | None, *, monitor: str) -> None:
+        self._log_metrics = log_metrics
+        self._monitor = monitor
+
+    def step(self, progress: Progress, *, loss: float, gradient_norm: Tensor | None) -> None:
+        """Tells the mean loss since the last call, the learning rate and the gradient's norm."""
+        if self._log_metrics is None or not distributed.is_first():
+            return
+        metrics = {"train/loss": loss, "train/lr": progress.learning_rate}
+        if gradient_norm is not None:
+            metrics["train/gradient_norm"] = float(gradient_norm)
+        self._log_metrics(progress.step, metrics)
+
+    def start(self, values: Mapping[str, float]) -> None:
+        """Tells what validation said of the model before the first step, as step 0."""
+        if not distributed.is_first():
+            return
+        logger.info("before the first epoch: validation loss %.4g", values["val_loss"])
+        if self._log_metrics is not None:
+            self._log_metrics(0, _named({"epoch": 0.0, **values}))
+
+    def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Tells an epoch's values, under the names of the history, after it is closed."""
+        if not distributed.is_first():
+            return
+        logger.info(
+            "epoch %d: training loss %.4g, validation loss %.4g, %s best in epoch %s, %.0f samples/s",
+            progress.epoch,
+            values["train_loss"],
+            values["val_loss"],
+            self._monitor,
+            None if progress.best_epoch is None else progress.best_epoch + 1,
+            values["samples_per_second"],
+        )
+        if self._log_metrics is not None:
+            self._log_metrics(progress.step, _named(values))
+
+    def kept(self, progress: Progress) -> None:
+        """Tells the kept epoch's values once more, a step after the last: the last ones are the model's."""
+        if not distributed.is_first() or progress.best_epoch is None:
+            return
+        kept = progress.best_epoch + 1
+        values = progress.start if kept == 0 else {k: v[kept - 1] for k, v in progress.history.items()}
+        why = "" if kept else ", the model before the first epoch: none after it was better"
+        logger.info("epoch %d kept: validation loss %.4g%s", kept, values["val_loss"], why)
+        if self._log_metrics is not None:
+            told = {k: v for k, v in values.items() if k == "train_loss" or k.startswith("val_")}
+            self._log_metrics(progress.step + 1, _named({"epoch": float(kept), **told}))
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    """Quantities of the history under the names that tracking shows."""
+    return {_LOGGED_AS.get(name, name.replace("val_", "val/", 1)): value for name, value in values.items()}
+
 
 # Ranks agree on stopping by a collective that waits for the device; not in every step.
 _STOP_AGREEMENT_STEPS = 10
@@ -100,13 +172,13 @@ class MultiGPUSNPTrainer:
         monitor: str = "val_loss",
         monitor_direction: Direction | None = None,
         log_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
-        score_start: bool = False,
+        validate_before_training: bool = False,
         log_every: int = 50,
         checkpoint_every_steps: int | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         if accumulation < 1 or log_every < 1:
-            raise ConfigError(f"accumulation={accumulation}, log_every={log_every}", mend="use at least 1")
+            raise ConfigError(f"accumulation={accumulation}, log_every={log_every}", hint="use at least 1")
         self.device = distributed.default_device() if device is None else torch.device(device)
         self.precision = choose_precision(
             self.device, requested=requested_precision(use_amp=use_amp, amp_dtype=amp_dtype)
@@ -132,7 +204,7 @@ class MultiGPUSNPTrainer:
         self._micro_batch_size = micro_batch_size
         self._metrics = metrics
         self._log = TrainingLog(log_metrics, monitor=monitor)
-        self._score_start = score_start
+        self._score_start = validate_before_training
         self._log_every = log_every
         self._checkpoint_every_steps = checkpoint_every_steps
         self._should_stop = should_stop
@@ -194,7 +266,7 @@ class MultiGPUSNPTrainer:
     def _score(self, run: Run) -> None:
         """Validates the model as it was given: the best there is until an epoch is better."""
         values = self._validate(run)
-        run.progress.score_start(values, value=values.get(self.optimization.monitor, math.nan))
+        run.progress.validate_before_training(values, value=values.get(self.optimization.monitor, math.nan))
         self._log.start(values)
         run.keep_best()
         run.save_best()
@@ -248,7 +320,7 @@ class MultiGPUSNPTrainer:
         monitor = self.optimization.monitor
         if monitor not in values and progress.epoch == 0:
             raise ConfigError(
-                f"nothing is called '{monitor}'", where="monitor", mend=nearest(monitor, values)
+                f"nothing is called '{monitor}'", where="monitor", hint=nearest(monitor, values)
             )
         value = values.get(monitor, math.nan)
         run.schedule.after_epoch(value)
@@ -333,7 +405,7 @@ class MultiGPUSNPTrainer:
             ("aggregate", aggregate, ("mean", "max")),
         ):
             if word not in known:
-                raise ConfigError(f"no importance by '{word}'", where=where, mend=nearest(word, known))
+                raise ConfigError(f"no importance by '{word}'", where=where, hint=nearest(word, known))
         if method == "integrated_gradients":
             options["kind"] = "multiclass" if model.config["num_outputs"] > 1 else "binary"
             scores = integrated_gradients(model, data_loader, **options).score.tolist()

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snpdeconv.device import OomSafeBatches, Precision
 from snpdeconv.errors import InputError, TrainingError
-from snpdeconv.out_of_memory import Pieces
 from snpdeconv.training import distributed
 from snpdeconv.training.data import Batch, as_batch
-from snpdeconv.training.losses import check_target
-from snpdeconv.training.precision import Precision
+from snpdeconv.training.step import check_target
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 
@@ -59,7 +58,7 @@ def validate(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     logits: list[Tensor] = []
     targets: list[Tensor] = []
-    pieces = Pieces(micro_batch_size)
+    pieces = OomSafeBatches(micro_batch_size)
 
     def look(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         on_device = batch.to(device)
@@ -94,7 +93,7 @@ def validate(
         raise TrainingError(
             "the validation loss is not finite although that of training is",
             where="val_loader",
-            mend="look for NaN in the validation genotypes, covariates and targets, or lower learning_rate",
+            hint="look for NaN in the validation genotypes, covariates and targets, or lower learning_rate",
         )
     results = {"val_loss": loss_sum / num_samples}
     if metrics is not None:

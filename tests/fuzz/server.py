@@ -84,9 +84,8 @@ def serve() -> None:
     import optuna  # noqa: F401
 
     import snpdeconv.cli
-    import snpdeconv.genetics.readers.bed
-    import snpdeconv.genetics.readers.pgen
-    import snpdeconv.genetics.readers.vcf
+    import snpdeconv.genetics.formats.plink
+    import snpdeconv.genetics.formats.vcf
     import snpdeconv.pipelines.predict
     import snpdeconv.pipelines.rank
     import snpdeconv.pipelines.train  # noqa: F401

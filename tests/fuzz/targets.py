@@ -14,7 +14,7 @@ from fuzz.mutate import NASTY, mutate
 from snpdeconv.config import load_config, preset_text
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_bed, write_pgen, write_vcf
+from snpdeconv.simulation.writers import write_bed, write_pgen, write_vcf
 
 PEOPLE, SNPS = 60, 24
 

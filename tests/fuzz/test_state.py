@@ -37,21 +37,18 @@ from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.launch.search_space import Range
-from snpdeconv.launch.study import Study
-from snpdeconv.launch.trials import read_trial, trial_path
+from snpdeconv.launch.study import Range, Study, read_trial, trial_path
+from snpdeconv.models.layers import SparsePart
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Scale
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.run_folder import RunFolder
+from snpdeconv.pipelines.run_folder import Inputs, RunFolder
 from snpdeconv.tracking import download, get_run_info, http_limits, list_models, resolve, resolve_run
 from snpdeconv.tracking.promotion import rollback
 from snpdeconv.tracking.spool import Sent, Spool, peek
-from snpdeconv.training.calibration import Calibration
 from snpdeconv.training.checkpoint import newest_checkpoint
+from snpdeconv.training.metrics import Calibration
 
 INPUTS = int(os.environ.get("SNPDECONV_FUZZ_INPUTS", "8"))
 FRESH = secrets.randbelow(10**6) + 100
@@ -129,7 +126,7 @@ def sound_bundle(folder: Path) -> None:
             )
         )
     )  # fmt: skip
-    from snpdeconv.genetics.structure import Components
+    from snpdeconv.genetics.pca import Components
 
     components = Components(
         loadings=np.ones((3, 1), dtype=np.float32), columns=np.arange(3), frequency=np.full(3, 0.3),
@@ -173,7 +170,7 @@ def sound_run(folder: Path) -> None:
 
 
 def use_run(folder: Path) -> None:
-    from snpdeconv.launch.progress import read_progress
+    from snpdeconv.launch.status import read_progress
     from snpdeconv.pipelines.train import TrainResult
 
     read_progress(folder / "run")

@@ -7,14 +7,12 @@ import pytest
 import torch
 from gpu_work import NUM_SAMPLES, cohort, make_model, make_trainer
 
-from snpdeconv.device import deterministic
+from snpdeconv.device import choose_precision, deterministic
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
-from snpdeconv.models.factory import GPUOptimizedSNPModel
 from snpdeconv.models.linear import fit_linear
-from snpdeconv.models.model import ARCHITECTURES
+from snpdeconv.models.model import ARCHITECTURES, GPUOptimizedSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.precision import choose_precision
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
@@ -43,7 +41,7 @@ def fitted_and_trained(architecture, device, *, epochs=4):
         loss="mse",
         learning_rate=1e-3,
         device=device,
-        score_start=True,
+        validate_before_training=True,
     )
     return model, trainer, trainer.train(epochs)
 

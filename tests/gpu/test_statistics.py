@@ -7,15 +7,14 @@ from gpu_work import cohort as packed_cohort
 from gpu_work import make_model
 from simulated_gpu import simulated_gpu
 
-from snpdeconv.device import available_bytes, with_index
-from snpdeconv.genetics import resident as residence
-from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.interpret.deconvolution import deconvolve
-from snpdeconv.interpret.half_products import bfloat16_terms, product
-from snpdeconv.interpret.single_effects import Settings, fit_single_effects
-from snpdeconv.interpret.single_effects.device_tiles import DeviceTiles
+from snpdeconv.device import available_bytes, or_on_the_cpu, with_index
+from snpdeconv.finemapping import Settings, fit_single_effects
+from snpdeconv.finemapping.joint import deconvolve
+from snpdeconv.finemapping.tiles import DeviceTiles
+from snpdeconv.genetics import gpu as residence
+from snpdeconv.genetics.gpu import bfloat16_terms, product
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.models.linear import SparseScores, fit_linear
-from snpdeconv.out_of_memory import or_on_the_cpu
 
 CODES = (300, 120)
 

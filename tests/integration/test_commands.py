@@ -113,16 +113,16 @@ def test_single_effects_and_their_numbers_are_with_the_run(trained, home):
 
 
 def test_only_what_the_method_needs_is_computed(run, trained, tmp_path, monkeypatch):
-    from snpdeconv.pipelines import importance
+    from snpdeconv.pipelines import score
 
-    monkeypatch.setattr(importance, "integrated_gradients", None)
-    monkeypatch.setattr(importance, "attention_scores", None)
+    monkeypatch.setattr(score, "integrated_gradients", None)
+    monkeypatch.setattr(score, "attention_scores", None)
     for method in ("single_effects", "marginal"):
         done = run("rank", "--model", "height", "--method", method, "--out", tmp_path / method)
         assert done.code == 0, done.err
     ranking = pd.read_csv(tmp_path / "single_effects" / "ranking.tsv", sep="\t")
     assert list(ranking)[-2:] == ["marginal", "single_effects"]
-    monkeypatch.setattr(importance, "deconvolve_people", None)
+    monkeypatch.setattr(score, "fine_map", None)
     done = run("rank", "--model", "height", "--method", "marginal", "--out", tmp_path / "single_effects")
     assert done.code == 0, done.err
     assert not (tmp_path / "single_effects" / "credible_sets.tsv").exists()

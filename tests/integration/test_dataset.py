@@ -11,9 +11,9 @@ import pytest
 from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.writers import write_bed
 from snpdeconv.pipelines.dataset import open_cohort, prepare
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.simulation.writers import write_bed
 
 
 @pytest.fixture

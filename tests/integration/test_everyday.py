@@ -18,7 +18,7 @@ from snpdeconv.config import load_config, preset_text
 from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.writers import write_vcf
+from snpdeconv.simulation.writers import write_vcf
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_json_is_alone_on_standard_output(run, cohort, tmp_path):
 def test_the_page_that_ui_opens_is_that_of_the_runs(cohort, run, home, tmp_path, monkeypatch):
     from snpdeconv.tracking.connection import connect
     from snpdeconv.tracking.home import embedded_uri
-    from snpdeconv.tracking.server import Ui, _newest_experiment, show_page
+    from snpdeconv.tracking.server import MlflowUi, _newest_experiment, show_page
 
     assert run(*train_words(cohort, tmp_path / "run", "--name", "height")).code == 0
     client = connect(embedded_uri())
     experiment = _newest_experiment(client)
     (one,) = client.search_runs([experiment])
     assert re.fullmatch(r"height cnn \d{4}-\d\d-\d\d \d\d:\d\d", one.info.run_name)
-    page = Ui("http://127.0.0.1:5000", None, experiment).page
+    page = MlflowUi("http://127.0.0.1:5000", None, experiment).page
     assert page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning"
     opened = tmp_path / "opened"
     browser = tmp_path / "browser"

@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 from command_line import Ran, train_words
 
-from snpdeconv.tracking import TrackedRun, Ui, download, get_run_info, resolve, serve_ui, sync, tracking_uri
+from snpdeconv.tracking import (
+    MlflowUi,
+    TrackedRun,
+    download,
+    get_run_info,
+    resolve,
+    serve_ui,
+    sync,
+    tracking_uri,
+)
 from snpdeconv.tracking.connection import connect
 from snpdeconv.tracking.server import server_command
 
@@ -251,7 +260,7 @@ def test_the_ui_shows_runs_and_files_of_the_embedded_store(
     run.finish()
     assert run.close(timeout_s=60)
 
-    ui: Ui = serve_ui(free_port())
+    ui: MlflowUi = serve_ui(free_port())
     try:
         assert ui.process is not None
         assert b"<html" in get(ui.url)

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.tracking import TrackedRun, cache_dir, download, get_run_info, resolve, sync, tracking_uri
+from snpdeconv.tracking import (
+    TrackedRun,
+    cache_dir,
+    download,
+    get_run_info,
+    resolve,
+    sync,
+    tracking_uri,
+)
 
 COMMAND = [sys.executable, "-c", "from snpdeconv.cli import main; main()"]
 

@@ -7,7 +7,7 @@ from command_line import train_words
 
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_bed
+from snpdeconv.simulation.writers import write_bed
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from snpdeconv.pipelines.bundle import load_bundle
 from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.retrain import judges, predictions_of
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.home import embedded_uri
 
 

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from snpdeconv.config import load_config
 from snpdeconv.errors import ResourceError
 from snpdeconv.pipelines import train as training
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.pipelines.run_folder import hold
+from snpdeconv.pipelines.run_folder import Inputs, hold
 from snpdeconv.tracking.registry import download, resolve
 
 ID = "QzSample{}xW"

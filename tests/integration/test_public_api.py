@@ -14,7 +14,7 @@ from snpdeconv import (
     create_gpu_optimized_model,
     create_multi_gpu_model,
 )
-from snpdeconv.genetics.genotypes import pack
+from snpdeconv.genetics.packed import pack
 from snpdeconv.training.data import PackedLoader
 
 NUM_SNPS, CAUSAL = 48, 17

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from snpdeconv.genetics.ingest import load_cohort
-from snpdeconv.genetics.simulate import simulate
-from snpdeconv.genetics.writers import write_bed
+from snpdeconv.simulation.simulate import simulate
+from snpdeconv.simulation.writers import write_bed
 
 SIZES = {"num_samples": 300, "num_variants": 300, "num_causal": 4, "pve": 0.8, "seed": 3}
 
@@ -153,11 +153,11 @@ def test_pairs_of_a_cohort_too_large_are_left_out_and_it_is_told(run, interactin
 def test_plain_association_asks_no_single_effects_and_leaves_no_tables_of_others(
     run, additive, tmp_path, monkeypatch
 ):
-    from snpdeconv.pipelines import importance
+    from snpdeconv.pipelines import score
 
     for name in ("credible_sets.tsv", "pairs.tsv", "blocks.tsv", "pairs.png", "blocks.png", "notes.txt"):
         (tmp_path / name).write_text("of an earlier ranking\n")
-    monkeypatch.setattr(importance, "deconvolve_people", None)
+    monkeypatch.setattr(score, "fine_map", None)
     printed = ranked(run, additive, tmp_path, "--method", "marginal")
     assert list(table(tmp_path))[7:] == ["score", "marginal"]
     assert printed["single_effects"] is None

@@ -12,8 +12,8 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.pipelines.bundle import load_bundle
-from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.retrain import retrain
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking import list_models, resolve
 from snpdeconv.tracking.registry import version_tags
 

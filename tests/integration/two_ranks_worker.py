@@ -10,7 +10,7 @@ from snpdeconv import MultiGPUSNPTrainer
 from snpdeconv.config import load_config
 from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.pipelines.dataset import open_cohort_together, prepare
-from snpdeconv.pipelines.inputs import Inputs
+from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.train import _agreed_precision
 from snpdeconv.training import distributed
 from snpdeconv.training.checkpoint import CheckpointStore

@@ -13,12 +13,10 @@ import pytest
 from required import missing
 
 from snpdeconv.config import load_config
-from snpdeconv.launch.queue import launch, make_record
+from snpdeconv.launch.queue import Target, launch, make_record
 from snpdeconv.launch.records import Record, all_records
-from snpdeconv.launch.request import Request
-from snpdeconv.launch.site import Site
+from snpdeconv.launch.site import Request, Site
 from snpdeconv.launch.status import JobStatus, read_status
-from snpdeconv.launch.target import Target
 
 HERE = Path(__file__).parent
 CLUSTER = Path(os.environ.get("SNPDECONV_SLURM", "/tmp/snpdeconv-slurm"))

@@ -12,8 +12,8 @@ from conftest import await_state, await_true, only_run, points, words
 from docker_engine import PROJECT, Engine
 from required import missing
 
-from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import find_record
+from snpdeconv.launch.status import read_progress
 from snpdeconv.version import __version__
 
 pytestmark = [pytest.mark.slurm, pytest.mark.container, pytest.mark.timeout(1800)]

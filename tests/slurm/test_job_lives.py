@@ -7,7 +7,7 @@ from conftest import LIMIT_S, await_state, await_true, control, log_of, nodes_of
 from toy_jobs import Counting, Deaf, Failing, Summing
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.control import cancel
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3 * LIMIT_S)]
 

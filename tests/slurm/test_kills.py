@@ -29,9 +29,8 @@ from conftest import (
 )
 from required import tell
 
-from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import Record, find_record
-from snpdeconv.launch.status import read_status
+from snpdeconv.launch.status import read_progress, read_status
 
 NUM_KILLS = int(os.environ.get("SNPDECONV_KILLS", "4"))
 KILLS_A_RUN = 5

@@ -23,12 +23,11 @@ from toy_jobs import Counting, Failing, Greedy, Summing
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError
-from snpdeconv.launch.cancel import cancel
-from snpdeconv.launch.executor import Unanswered
-from snpdeconv.launch.logs import log_file, read_log
+from snpdeconv.launch.control import cancel, log_file, read_log
+from snpdeconv.launch.queue import choose_target
 from snpdeconv.launch.records import all_records
+from snpdeconv.launch.slurm import Unanswered
 from snpdeconv.launch.status import read_status, settle
-from snpdeconv.launch.target import choose_target
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3 * LIMIT_S)]
 

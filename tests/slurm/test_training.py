@@ -27,8 +27,8 @@ from conftest import (
     words,
 )
 
-from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import Record, find_record
+from snpdeconv.launch.status import read_progress
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from snpdeconv.tracking import resolve, serve_ui
 from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.server import Ui
+from snpdeconv.tracking.server import MlflowUi
 
 WIDTH, HEIGHT = 1400, 1180
 CURVES = "^(train/(epoch_loss|epoch_lr|gradient_norm)|val/(loss|pearson_r|r2))$"
@@ -56,7 +56,7 @@ def take(url: str, *, model: str) -> Shots:
     experiment = connect(champion.uri).get_run(champion.run_id).info.experiment_id
     with open_browser(width=WIDTH, height=HEIGHT) as browser:
         # The page that `snpdeconv ui` opens: the runs, not that for users of language models.
-        browser.open(Ui(url, None, experiment).page)
+        browser.open(MlflowUi(url, None, experiment).page)
         browser.wait_for_text("Run Name", f"{model} ")
         browser.wait(CLOSE_ASSISTANT)
         browser.open(f"{url}/#/experiments/{experiment}/runs/{champion.run_id}/model-metrics")

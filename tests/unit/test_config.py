@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpdeconv.config import load_config, preset_names, preset_text, with_overrides
+from snpdeconv.config import load_config, preset_names, preset_text, read_yaml, with_overrides
 from snpdeconv.errors import ConfigError
-from snpdeconv.yaml_text import read_yaml
 
 PRESETS = ["fast_prototype", "large_multi_gpu", "medium_gpu", "memory_constrained", "production", "small_cpu"]
 

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import atexit, sys, threading, time
-from snpdeconv.startup import end_process_after
+from snpdeconv.console import end_process_after
 
 threading.Thread(target=time.sleep, args=(60,)).start()  # as one of a library: nobody waits for it
 atexit.register(print, "said at the end")

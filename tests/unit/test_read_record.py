@@ -29,7 +29,7 @@ class Outer:
 
 
 def read(path: Path) -> Outer:
-    return read_record(path, Outer, mend="remove it")
+    return read_record(path, Outer, hint="remove it")
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -74,9 +74,9 @@ def test_damage_is_one_line_with_file_and_mend(tmp_path, data, problem):
 
 
 def test_a_line_of_many_is_read_alike():
-    assert parse_record(b'{"end": "failed"}', Inner, where="line 3", mend="cut it off") == Inner("failed")
+    assert parse_record(b'{"end": "failed"}', Inner, where="line 3", hint="cut it off") == Inner("failed")
     with pytest.raises(DamagedFile, match=r"^line 3: is damaged .*; cut it off$"):
-        parse_record(b'{"end": 5}', Inner, where="line 3", mend="cut it off")
+        parse_record(b'{"end": 5}', Inner, where="line 3", hint="cut it off")
 
 
 def test_what_is_missing_is_the_callers_to_judge(tmp_path):
@@ -107,9 +107,9 @@ def test_no_more_than_the_limit_is_taken_in(tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(DamagedFile, match="holds more than 1000 bytes"):
-            read_whole(path, limit=1000, mend="remove it")
+            read_whole(path, limit=1000, hint="remove it")
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
     path.write_bytes(b"x" * 1000)
-    assert read_whole(path, limit=1000, mend="") == b"x" * 1000
+    assert read_whole(path, limit=1000, hint="") == b"x" * 1000

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from snpdeconv.config import read_yaml, read_yaml_file
 from snpdeconv.errors import ConfigError
-from snpdeconv.yaml_text import read_yaml, read_yaml_file
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 

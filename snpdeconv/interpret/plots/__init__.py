@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from snpdeconv.interpret.plots.blocks import block_plot
 from snpdeconv.interpret.plots.genome import association_plot
-from snpdeconv.interpret.plots.methods import importance_by_method
 from snpdeconv.interpret.plots.pairs import pair_map
-from snpdeconv.interpret.plots.performance import calibration_plot, prediction_scatter, roc_plot
-from snpdeconv.interpret.plots.training import training_curves
+from snpdeconv.interpret.plots.performance import (
+    block_plot,
+    calibration_plot,
+    importance_by_method,
+    prediction_scatter,
+    roc_plot,
+    training_curves,
+)
 
 __all__ = [
     "association_plot",

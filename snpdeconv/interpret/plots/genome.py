@@ -5,22 +5,240 @@ Shapes: V variants.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise, permutations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import optimize
 
 from snpdeconv.interpret.plots import style
-from snpdeconv.interpret.plots.axis import GenomeAxis
-from snpdeconv.interpret.plots.labels import label_centres
-from snpdeconv.interpret.plots.sets import DrawnSet, drawn_sets, shaded_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+# In units of the whole width.
+GAP = 0.008
+TICK_SIZE = 8
+LEAST_TICK_INCHES = 0.17
+# A block of 50 kb would be thinner than a pixel of a genome.
+LEAST_SPAN = 0.004
+
+
+@dataclass(frozen=True)
+class GenomeAxis:
+    """Where variants stand, in Mb; a single chromosome keeps its positions.
+
+    Attributes:
+        names: Chromosomes in their order.
+        start: First place of each.
+        stop: Last place of each.
+        number: (V,) chromosome of each variant.
+        places: (V,) place of each variant.
+    """
+
+    names: tuple[str, ...]
+    start: NDArray[np.float64]
+    stop: NDArray[np.float64]
+    number: NDArray[np.int64]
+    places: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, variants: pd.DataFrame) -> GenomeAxis:
+        """Lays out the chromosomes of variants (columns chrom, pos) with a gap between them."""
+        order = {name: rank for rank, name in enumerate((*map(str, range(1, 23)), "X", "Y", "XY", "MT"))}
+        chrom = variants["chrom"].to_numpy()
+        names = sorted(pd.unique(chrom), key=lambda name: (order.get(name, len(order)), name))
+        number = pd.Categorical(chrom, categories=names).codes.astype(np.int64)
+        position = variants["pos"].to_numpy() / 1e6
+        low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        np.minimum.at(low, number, position)
+        np.maximum.at(high, number, position)
+        span = high - low
+        gap = GAP * (float(span.sum()) or 1.0)
+        start = low if len(names) == 1 else np.append(0.0, np.cumsum(span + gap)[:-1])
+        return cls(
+            names=tuple(names),
+            start=start,
+            stop=start + span,
+            number=number,
+            places=position + (start - low)[number],
+        )
+
+    @property
+    def width(self) -> float:
+        """From the first variant to the last; 1 where all share one position."""
+        return float(self.stop[-1] - self.start[0]) or 1.0
+
+    def span(self, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """From the first to the last of some variants, wide enough to be seen."""
+        places = self.places[rows]
+        middle = float(places.min() + places.max()) / 2
+        half = max(float(np.ptp(places)), LEAST_SPAN * self.width) / 2
+        return middle - half, middle + half
+
+    def label(self, axes: Axes, *, along: Literal["x", "y"] = "x") -> None:
+        """Names the axis of a panel: positions, or the chromosomes, of which small ones may go unnamed."""
+        name, set_ticks = (
+            (axes.set_xlabel, axes.set_xticks) if along == "x" else (axes.set_ylabel, axes.set_yticks)
+        )
+        axes.tick_params(axis=along, length=0)
+        if len(self.names) == 1:
+            axes.ticklabel_format(axis=along, useOffset=False)
+            name(f"position on chromosome {self.names[0]} (Mb)")
+            return
+        centres = (self.start + self.stop) / 2
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        # The panel takes some nine tenths of the figure.
+        least = LEAST_TICK_INCHES / (0.9 * figure.get_figwidth()) * self.width
+        shown: list[int] = []
+        for index, centre in enumerate(centres):
+            if not shown or centre - centres[shown[-1]] > least:
+                shown.append(index)
+        set_ticks([float(centres[index]) for index in shown], [self.names[index] for index in shown])
+        axes.tick_params(axis=along, labelsize=TICK_SIZE)
+        name("chromosome")
+
+
+Order = tuple[int, ...]
+
+MOST_PERMUTED = 5
+
+
+def label_centres(
+    points: NDArray[np.float64], *, widths: NDArray[np.float64], low: float, high: float, row: float
+) -> NDArray[np.float64]:
+    """Where to centre each label of a row: in the order with the fewest crossings, then the shortest way.
+
+    Of the first five all orders are tried. Each further label goes where it is best, and then neighbours
+    change places as long as that makes the order better.
+
+    Args:
+        points: (n, 2) horizontal and vertical place of what is labelled.
+        widths: (n,) of the labels, with the gap between them.
+        low: Left end of the row.
+        high: Right end of the row; the labels fit between the two.
+        row: Vertical place of the row, above all points.
+
+    Returns:
+        (n,) horizontal places.
+    """
+
+    def placed(order: Order) -> NDArray[np.float64]:
+        chosen = list(order)
+        return _spread(points[chosen, 0], widths=widths[chosen], low=low, high=high)
+
+    def cost(order: Order) -> tuple[int, float]:
+        chosen, centres = points[list(order)], placed(order)
+        return _crossings(chosen, centres, row=row), float(np.abs(centres - chosen[:, 0]).sum())
+
+    best = min(permutations(range(min(len(points), MOST_PERMUTED))), key=cost)
+    for label in range(MOST_PERMUTED, len(points)):
+        best = min(((*best[:at], label, *best[at:]) for at in range(label + 1)), key=cost)
+    if len(points) > MOST_PERMUTED:
+        while cost(better := min(_with_neighbours_swapped(best), key=cost)) < cost(best):
+            best = better
+    centres = np.empty(len(points))
+    centres[list(best)] = placed(best)
+    return centres
+
+
+def _with_neighbours_swapped(order: Order) -> Iterator[Order]:
+    for left, right in pairwise(range(len(order))):
+        yield (*order[:left], order[right], order[left], *order[right + 1 :])
+
+
+def _crossings(points: NDArray[np.float64], centres: NDArray[np.float64], *, row: float) -> int:
+    """Pairs of lines, from each point up to its label, that change sides."""
+    count = 0
+    for i, j in combinations(range(len(points)), 2):
+        level = max(points[i, 1], points[j, 1])
+        at_level = [
+            points[k, 0] + (centres[k] - points[k, 0]) * (level - points[k, 1]) / (row - points[k, 1])
+            for k in (i, j)
+        ]
+        count += bool((at_level[0] - at_level[1]) * (centres[i] - centres[j]) < 0)
+    return count
+
+
+def _spread(
+    wanted: NDArray[np.float64], *, widths: NDArray[np.float64], low: float, high: float
+) -> NDArray[np.float64]:
+    """Centres nearest to those wanted, in the order given, of intervals in [low, high] that do not overlap.
+
+    Least squares under the order: with the room that each needs taken away, an isotonic regression.
+    """
+    room = np.concatenate([[0.0], np.cumsum((widths[:-1] + widths[1:]) / 2)])
+    fitted = optimize.isotonic_regression(wanted - room).x
+    centres: NDArray[np.float64] = (
+        np.clip(fitted, low + widths[0] / 2, high - widths[-1] / 2 - room[-1]) + room
+    )
+    return centres
+
+
+# Without grey and ink, which mean other things; neighbours along the genome never share one.
+SET_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY)
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """One credible set.
+
+    Attributes:
+        members: (S,) rows of the ranking, best-ranked first.
+        colour: Of its marks.
+    """
+
+    members: NDArray[np.int64]
+    colour: str
+
+    @property
+    def leading(self) -> int:
+        """Row of its best-ranked SNP."""
+        return int(self.members[0])
+
+
+def drawn_sets(ranking: pd.DataFrame, *, axis: GenomeAxis) -> list[DrawnSet]:
+    """Sets of the column ``credible_set``, best-ranked first; a missing name is no set."""
+    if "credible_set" not in ranking:
+        return []
+    by_rank = np.argsort(ranking["rank"].to_numpy(), kind="stable")
+    given = ranking["credible_set"].iloc[by_rank]
+    rows, name = by_rank[given.notna()], given.dropna().to_numpy(dtype=object)
+    members = [rows[name == one] for one in pd.unique(name)]
+    along = np.argsort([axis.places[one[0]] for one in members], kind="stable")
+    colour = {int(index): SET_COLOURS[place % len(SET_COLOURS)] for place, index in enumerate(along)}
+    return [DrawnSet(one, colour[number]) for number, one in enumerate(members)]
+
+
+def shaded_blocks(
+    ranking: pd.DataFrame, marked: list[tuple[NDArray[np.int64], str]], *, axis: GenomeAxis
+) -> list[tuple[float, float, str]]:
+    """Start, end and colour of the LD blocks of marked SNPs; blocks of one colour that touch are one stretch.
+
+    Args:
+        ranking: V rows with a column ``block``.
+        marked: Rows of SNPs and the colour of their blocks; of a block marked twice, the first counts.
+        axis: Where the variants stand.
+    """
+    block = pd.factorize(ranking["block"])[0]
+    colour = {int(one): shade for rows, shade in reversed(marked) for one in np.unique(block[rows])}
+    spans = sorted((*axis.span(np.flatnonzero(block == one)), shade) for one, shade in colour.items())
+    joined: list[tuple[float, float, str]] = []
+    for start, stop, shade in spans:
+        if joined and joined[-1][2] == shade and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]), shade)
+        else:
+            joined.append((start, stop, shade))
+    return joined
+
 
 NUM_LABELLED = 5
 NUM_SETS_LABELLED = 8

@@ -14,8 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.interpret.plots import style
-from snpdeconv.interpret.plots.axis import GenomeAxis
-from snpdeconv.interpret.plots.sets import drawn_sets, shaded_blocks
+from snpdeconv.interpret.plots.genome import GenomeAxis, drawn_sets, shaded_blocks
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -5,11 +5,14 @@ Shapes: N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -183,3 +186,194 @@ def prediction_scatter(predictions: ArrayLike, targets: ArrayLike, *, trait: str
         axes.set(xlabel=f"predicted {name}", ylabel=f"observed {name}")
         axes.set_title(f"Observed and predicted: R² = {r2:.2f}, {len(value):,} samples")
         axes.legend(loc="upper left")
+
+
+def training_curves(
+    *,
+    losses: Mapping[str, Sequence[float]],
+    scores: Mapping[str, Sequence[float]],
+    best_epoch: int,
+    path: Path,
+    first_epoch: int = 1,
+) -> None:
+    """Losses, and beside them scores, after each epoch, with the epoch whose weights were kept.
+
+    Args:
+        losses: By name (such as training, validation), one value an epoch.
+        scores: By name (such as AUROC), one value an epoch; may be empty.
+        best_epoch: The epoch kept, counted from 1; 0 is before the first.
+        path: The PNG.
+        first_epoch: The epoch of the first values.
+    """
+    panels = [("loss", losses), ("score", scores)] if scores else [("loss", losses)]
+    with style.figure_file(path, width=5.6 * len(panels), height=4.0) as figure:
+        from matplotlib.ticker import MaxNLocator
+
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (quantity, curves) in zip(grid, panels, strict=True):
+            for (name, values), colour in zip(curves.items(), cycle(style.CYCLE), strict=False):
+                # A single epoch has no line to draw.
+                marker = "o" if sum(map(math.isfinite, values)) == 1 else None
+                epochs = range(first_epoch, first_epoch + len(values))
+                axes.plot(epochs, values, color=colour, marker=marker, label=name)
+            axes.axvline(best_epoch, color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.margins(x=0.02)
+            one_score = curves is scores and len(curves) == 1
+            axes.set(xlabel="epoch", ylabel=next(iter(curves)) if one_score else quantity)
+            if not one_score:
+                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        kept = f"epoch {best_epoch} kept" if best_epoch else "kept as before the first epoch"
+        grid[0].set_title(f"Loss, {kept} (dashed)")
+        if scores:
+            grid[1].set_title("Scores on the validation samples")
+
+
+def importance_by_method(
+    ranking: pd.DataFrame,
+    *,
+    path: Path,
+    methods: Sequence[str],
+    causal: Collection[str] = (),
+    num_leading: int = 20,
+) -> None:
+    """The rank of each leading SNP under each method, as a table coloured by rank.
+
+    Args:
+        ranking: As `ranking.build_ranking` gives it.
+        path: The PNG.
+        methods: Columns of `ranking` to compare.
+        causal: IDs of planted variants, marked.
+        num_leading: Rows: the first ones of the ranking.
+    """
+    num_variants = len(ranking)
+    leading = ranking.nsmallest(num_leading, "rank").index
+    rank = np.column_stack([stats.rankdata(-ranking[name].to_numpy(), method="min") for name in methods])
+    rank = rank[ranking.index.get_indexer(leading)]
+    surprise = -np.log10(rank / (num_variants + 1))
+    planted = set(causal)
+    names = [
+        f"{style.shortened(name)} ◆" if name in planted else style.shortened(name)
+        for name in ranking.loc[leading, "variant_id"]
+    ]
+    with style.figure_file(path, width=3.4 + 1.25 * len(methods), height=1.5 + 0.29 * len(names)) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(surprise, cmap="Blues", aspect="auto", vmin=0, vmax=np.log10(num_variants + 1))
+        for (row, column), value in np.ndenumerate(rank):
+            dark = surprise[row, column] > 0.6 * np.log10(num_variants + 1)
+            axes.text(
+                column,
+                row,
+                f"{value:,.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else style.INK,
+            )
+        # No further witness: it starts from the variance that the network's fitted part gives each SNP.
+        shown = {"attention": "attention\n(starts from\nthe fit)"}
+        axes.set_xticks(range(len(methods)), [shown.get(name, name.replace("_", "\n")) for name in methods])
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        title = f"Rank of the {len(names)} leading SNPs (of {num_variants:,}) by each method"
+        if "credible_set" in ranking and ranking["credible_set"].isna().all():
+            title += "\nNo credible set: chance would give such an order"
+        figure.suptitle(
+            title + ("\n◆ planted" if planted else ""), fontsize=11, fontweight="bold", x=0.02, ha="left"
+        )
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+        bar.set_label(r"$-\log_{10}$ of the rank as a share")
+        bar.outline.set_visible(False)
+
+
+NUM_SHOWN = 15
+LEAST_SHARE = 5e-4
+"""Blocks that explain less would have no bar to see."""
+
+
+def block_plot(
+    blocks: pd.DataFrame,
+    *,
+    path: Path,
+    trait: str,
+    total: tuple[float, float, float] | None = None,
+) -> None:
+    """The LD blocks that explain most of the trait's variance, with 95 % intervals; none without a set.
+
+    Args:
+        blocks: As `effect_tables.block_table` gives it.
+        path: The PNG.
+        trait: Name of the trait.
+        total: Share of all blocks together, and its interval.
+    """
+    nothing_found = blocks["credible_sets"].isna().all()
+    seen = blocks[(blocks["pve"] >= LEAST_SHARE) & (not nothing_found)].nlargest(NUM_SHOWN, "pve")
+    of_set = seen["credible_sets"].notna().to_numpy()
+    share, low, high = (
+        100 * seen[name].to_numpy(dtype=np.float64) for name in ("pve", "pve_low", "pve_high")
+    )
+    place = np.arange(len(seen))
+    with style.figure_file(path, width=8.2, height=1.9 + 0.4 * max(len(seen), 3)) as figure:
+        from matplotlib.patches import Patch
+
+        axes = figure.subplots()
+        axes.barh(place, share, height=0.62, color=[style.BLUE if one else style.SKY for one in of_set])
+        axes.errorbar(
+            share,
+            place,
+            # The mean of a skewed posterior can lie outside of its own interval.
+            xerr=[np.maximum(share - low, 0), np.maximum(high - share, 0)],
+            fmt="none",
+            ecolor=style.INK,
+            elinewidth=1.2,
+            capsize=3,
+        )
+        names = [
+            f"{style.shortened(str(block), limit=26)}\n{style.shortened(str(snp))}"
+            for block, snp in zip(seen["block"], seen["best_snp"], strict=True)
+        ]
+        axes.set_yticks(place, names, fontsize=8)
+        axes.set_ylim(max(len(seen), 3) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"explained variance of {style.shortened(trait, limit=40)} (%), with 95 % interval")
+        lines = [_headline(len(seen), num_all=int((blocks["pve"] >= LEAST_SHARE).sum()))]
+        if total is not None and len(seen):
+            middle, start, stop = (100 * value for value in total)
+            lines.append(f"All blocks together {middle:.1f} % ({start:.1f} to {stop:.1f})")
+        figure.suptitle("\n".join(lines), fontsize=11, fontweight="bold", x=0.02, ha="left")
+        if not len(seen):
+            axes.set(xticks=[], yticks=[])
+            axes.text(
+                0.5,
+                0.5,
+                "No credible set: what each LD block explains cannot be told from nothing.",
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                fontsize=12,
+            )
+            return
+        handles = [
+            Patch(color=colour, label=label)
+            for colour, label, there in (
+                (style.BLUE, "block with a credible set", of_set.any()),
+                (style.SKY, "block without one", not of_set.all()),
+            )
+            if there
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+
+
+def _headline(num_shown: int, *, num_all: int) -> str:
+    if not num_shown:
+        return "The LD blocks that explain most: none to show"
+    if num_shown < num_all:
+        return f"The {num_shown} LD blocks of {num_all} that explain most, each with its best SNP"
+    if num_shown == 1:
+        return "The LD block that explains a share of the trait, with its best SNP"
+    return f"The {num_shown} LD blocks that explain a share of the trait, each with its best SNP"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.readers import bim
-from snpdeconv.genetics.readers.bim import Bim
+from snpdeconv.genetics.formats import plink
+from snpdeconv.genetics.formats.plink import Bim
 from snpdeconv.genetics.variants import Variants
 
 ROWS = [(str(1 + v // 40), f"rs{v}", "0", str(v * v + 1), "ACGT"[v % 4], "CGTA"[v % 4]) for v in range(100)]
@@ -41,7 +41,7 @@ def check_and_read(path: Path, text: str, *, max_variants: int = 33) -> tuple[Bi
 def test_all_ways_to_write_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, plain: bool, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(bim, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(plink, "_BLOCK_BYTES", block_bytes)
     table, variants = check_and_read(tmp_path / "c.bim", text)
     assert table.plain is plain
     assert variants.variant_id.tolist() == [row[1] for row in ROWS]

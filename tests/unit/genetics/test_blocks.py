@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 
 BlockMaker = Callable[..., NDArray[np.uint8]]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics import harmonise
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.harmonise import VariantMatch, apply_match, match_variants
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 
 COMPLEMENT = dict(zip("ACGT", "TGCA", strict=True))

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snpdeconv.genetics import genotypes, ingest, store_writer, transpose
+from snpdeconv.genetics import cohort, ingest, packed
+from snpdeconv.genetics.formats import plink, vcf
 from snpdeconv.genetics.ingest import import_cohort
-from snpdeconv.genetics.readers import bim, vcf
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_bed, write_vcf
+from snpdeconv.simulation.writers import write_bed, write_vcf
 
 NUM_SAMPLES = 400
 BUFFER = 2**17
@@ -24,24 +24,24 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers that a small cohort fills, so that whatever grows shows."""
     monkeypatch.setattr(ingest, "_CHUNK_BYTES", BUFFER)
     monkeypatch.setattr(ingest, "_HASH_BYTES", BUFFER)
-    monkeypatch.setattr(store_writer, "_BLOCK_BYTES", BUFFER)
-    monkeypatch.setattr(genotypes, "_TURN_BYTES", BUFFER)
-    monkeypatch.setattr(transpose, "_TILE_BYTES", BUFFER)
-    monkeypatch.setattr(bim, "_BLOCK_BYTES", BUFFER // 8)
+    monkeypatch.setattr(cohort, "_BLOCK_BYTES", BUFFER)
+    monkeypatch.setattr(packed, "_TURN_BYTES", BUFFER)
+    monkeypatch.setattr(packed, "_TILE_BYTES", BUFFER)
+    monkeypatch.setattr(plink, "_BLOCK_BYTES", BUFFER // 8)
     monkeypatch.setattr(vcf, "_STAGE_BYTES", BUFFER)
 
 
 def peak_of_import(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Most bytes held before the finished store is opened, whose table belongs to the caller."""
     peaks = []
-    opened = store_writer.open_store
+    opened = cohort.open_store
 
     def open_and_look(path: Path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         return opened(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_writer, "open_store", open_and_look)
+        patch.setattr(cohort, "open_store", open_and_look)
         tracemalloc.start()
         import_cohort(source, out)
         tracemalloc.stop()

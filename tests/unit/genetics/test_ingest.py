@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.genetics import ingest, store_writer
-from snpdeconv.genetics.genotypes import allele_frequency
+from snpdeconv.genetics import cohort as store_writer
+from snpdeconv.genetics import ingest
+from snpdeconv.genetics.cohort import open_store
 from snpdeconv.genetics.ingest import import_cohort, load_cohort
-from snpdeconv.genetics.store import open_store
-from snpdeconv.genetics.writers import write_bed, write_pgen, write_vcf
+from snpdeconv.genetics.packed import allele_frequency
+from snpdeconv.simulation.writers import write_bed, write_pgen, write_vcf
 
 WRITERS = {"bed": write_bed, "pgen": write_pgen, "vcf": write_vcf}
 
@@ -345,7 +346,7 @@ def test_a_sound_store_is_digested_once(written, tmp_path, monkeypatch) -> None:
     store = import_cohort(written("bed"), tmp_path / "store").path
     digested = []
     monkeypatch.setattr(
-        "snpdeconv.genetics.store.hashlib.sha256", lambda: digested.append(1) or hashlib.new("sha256")
+        "snpdeconv.genetics.cohort.hashlib.sha256", lambda: digested.append(1) or hashlib.new("sha256")
     )
     open_store(store)
     assert not digested

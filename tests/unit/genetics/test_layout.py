@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from snpdeconv.genetics.blocks import Blocks, compute_blocks
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.ld import ld_neighbors
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 
 Chromosomes = list[list[int]]

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from snpdeconv.genetics import ld
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.ld import banded_r2, draw_rows, ld_neighbors
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 
 def linked_codes(

@@ -8,8 +8,8 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.covariates import load_covariates
-from snpdeconv.genetics.genotypes import MISSING, PackedGenotypes
 from snpdeconv.genetics.leakage import check_covariates, join_copies, same_genotypes
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.phenotypes import load_trait
 from snpdeconv.genetics.samples import Samples
 

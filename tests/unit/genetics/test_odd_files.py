@@ -14,7 +14,7 @@ from snpdeconv.genetics.harmonise import match_variants
 from snpdeconv.genetics.ingest import import_cohort, load_cohort
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.genetics.writers import write_bed, write_pgen
+from snpdeconv.simulation.writers import write_bed, write_pgen
 
 RNG = np.random.default_rng(8)
 CODES = RNG.integers(0, 3, (21, 10)).astype(np.uint8)

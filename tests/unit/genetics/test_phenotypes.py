@@ -84,7 +84,7 @@ class TestReadTable:
         with pytest.raises(InputError, match=message) as caught:
             read_table(path)
         assert str(caught.value).startswith(f"{path}: ")
-        assert caught.value.mend
+        assert caught.value.hint
         assert "\n" not in str(caught.value)
 
     def test_not_utf8_missing_and_a_folder(self, tmp_path):

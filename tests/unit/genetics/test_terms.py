@@ -5,7 +5,7 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics import terms
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.terms import Terms
 
 

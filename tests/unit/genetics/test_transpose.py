@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from snpdeconv.genetics import transpose
-from snpdeconv.genetics.genotypes import pack
-from snpdeconv.genetics.transpose import transpose_packed
+from snpdeconv.genetics import packed as transpose
+from snpdeconv.genetics.packed import pack, transpose_packed
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=140)
 

@@ -10,8 +10,7 @@ from torch import nn
 from snpdeconv.errors import ResourceError
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients, pooled
 from snpdeconv.models.encoder import SlotEncoder
-from snpdeconv.models.factory import create_gpu_optimized_model
-from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
+from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel, create_gpu_optimized_model
 
 
 class Standin(nn.Module):

@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from snpdeconv.finemapping import CredibleSet, fit_single_effects
+from snpdeconv.finemapping.joint import PairEffects
+from snpdeconv.finemapping.pve import BlockPVE
 from snpdeconv.genetics.blocks import Blocks
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.interpret.block_pve import BlockPVE
-from snpdeconv.interpret.deconvolution import PairEffects
-from snpdeconv.interpret.effect_tables import (
+from snpdeconv.interpret.ranking import (
     block_table,
     credible_set_table,
     effect_kind,
     pair_table,
     partner_of_variant,
     set_of_variant,
+    write_tsv,
 )
-from snpdeconv.interpret.ranking import write_tsv
-from snpdeconv.interpret.single_effects import CredibleSet, fit_single_effects
 
 VARIANTS = Variants.build(
     variant_id=[f"rs{i}" for i in range(6)],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.interpret.ensemble import combine
+from snpdeconv.interpret.ranking import combine
 
 
 def test_one_method_is_its_own_ranks_as_p_values():

@@ -16,9 +16,7 @@ from matplotlib.image import imread
 
 from snpdeconv.interpret import plots
 from snpdeconv.interpret.plots import style
-from snpdeconv.interpret.plots.axis import GenomeAxis
-from snpdeconv.interpret.plots.labels import label_centres
-from snpdeconv.interpret.plots.sets import drawn_sets, shaded_blocks
+from snpdeconv.interpret.plots.genome import GenomeAxis, drawn_sets, label_centres, shaded_blocks
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.launch.containers import check_mount_points, interpreter, mounts
-from snpdeconv.launch.site import Container
+from snpdeconv.launch.site import Container, check_mount_points, interpreter, mounts
 
 NEEDS = (Path("/scratch/me/run"), Path("/data/cohort"), Path("/scratch/me/run/log"))
 

@@ -24,8 +24,7 @@ from snpdeconv.launch.records import (
     save,
     write_outcome,
 )
-from snpdeconv.launch.status import read_status, settle
-from snpdeconv.launch.table import as_dict, detail_lines, table_lines
+from snpdeconv.launch.status import as_dict, detail_lines, read_status, settle, table_lines
 
 NUM_DAMAGED = 640
 KEY = "0" * 32

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from command_line import FAST_WORDS
 
-from snpdeconv.launch.progress import read_progress
 from snpdeconv.launch.records import find_record
 from snpdeconv.launch.scheduler import find_process
+from snpdeconv.launch.status import read_progress
 from snpdeconv.launch.submit import _tables
 
 HERE = ("--cluster", "local")

@@ -16,17 +16,14 @@ from toy_jobs import Counting, Deaf, Failing, Summing
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError, DamagedFile, ResourceError
-from snpdeconv.launch.cancel import cancel
+from snpdeconv.launch.control import cancel, log_file, read_log
 from snpdeconv.launch.entry import load_job
-from snpdeconv.launch.jobs import InTurn
-from snpdeconv.launch.logs import log_file, read_log
-from snpdeconv.launch.queue import launch, make_record, still_to_wait_for
+from snpdeconv.launch.jobs import SequentialJobs
+from snpdeconv.launch.queue import Target, launch, make_record, still_to_wait_for
 from snpdeconv.launch.records import Record, save
-from snpdeconv.launch.request import Request
 from snpdeconv.launch.scheduler import find_process
-from snpdeconv.launch.site import Site
+from snpdeconv.launch.site import Request, Site
 from snpdeconv.launch.status import JobStatus, read_status, settle
-from snpdeconv.launch.target import Target
 
 TESTS = Path(__file__).parents[2]
 SITE = Site(name="local", scheduler="local", environment={"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"})
@@ -202,7 +199,7 @@ class _Touch:
 def test_a_pickle_names_jobs_of_ours_and_nothing_else(tmp_path):
     job = Counting(record="r", settings="s", notice_s=1, in_container=False, out="o")
     good, bad, torn = (tmp_path / f"{name}.pkl" for name in ("good", "bad", "torn"))
-    cloudpickle_dump(DelayedSubmission(InTurn((job,))), good)
+    cloudpickle_dump(DelayedSubmission(SequentialJobs((job,))), good)
     cloudpickle_dump(DelayedSubmission(_Touch(tmp_path / "ran")), bad)
     torn.write_bytes(good.read_bytes()[:50])
     tmp_path.chmod(0o700)
@@ -294,7 +291,7 @@ def test_sites_choose_where_ranks_meet(start):
 def test_a_taken_port_is_passed_over(monkeypatch):
     import socket
 
-    from snpdeconv.launch import rendezvous
+    from snpdeconv.launch import jobs as rendezvous
 
     first = rendezvous._free_port("17")
     second = rendezvous._free_port("17")  # another job of that number, of another cluster

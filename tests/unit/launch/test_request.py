@@ -4,10 +4,9 @@ import pytest
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError
-from snpdeconv.launch.inventory import minutes
-from snpdeconv.launch.request import make_request
-from snpdeconv.launch.site import LOCAL
-from snpdeconv.launch.target import choose_target
+from snpdeconv.launch.queue import choose_target
+from snpdeconv.launch.scheduler import minutes
+from snpdeconv.launch.site import LOCAL, make_request
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.launch import scheduler, status
-from snpdeconv.launch.progress import read_progress, run_url
 from snpdeconv.launch.records import (
     Outcome,
     Record,
@@ -21,7 +20,8 @@ from snpdeconv.launch.records import (
     save,
     write_outcome,
 )
-from snpdeconv.launch.scheduler import Told, parse_accounting, parse_queue
+from snpdeconv.launch.scheduler import SlurmState, parse_accounting, parse_queue
+from snpdeconv.launch.status import read_progress, run_url
 
 # squeue --noheader --array --states=all --format='%i|%T|%r|%j', recorded.
 SQUEUE = """\
@@ -71,16 +71,16 @@ def slurm(monkeypatch):
 
 def test_the_queue_is_read():
     told = parse_queue(SQUEUE)
-    assert told["12"] == Told("running", "RUNNING", "", "snpdeconv-a")
-    assert told["13"] == Told("waiting", "PENDING", "Resources", "snpdeconv-b")
+    assert told["12"] == SlurmState("running", "RUNNING", "", "snpdeconv-a")
+    assert told["13"] == SlurmState("waiting", "PENDING", "Resources", "snpdeconv-b")
     assert (told["15"].state, told["15"].name) == ("stopping", "x|y")
-    assert told["16_1"] == Told("ended", "FAILED", "failed", "snpdeconv-d")
+    assert told["16_1"] == SlurmState("ended", "FAILED", "failed", "snpdeconv-d")
     assert told["17"].was_cancelled
 
 
 def test_the_accounting_is_read():
     told = parse_accounting(SACCT)
-    assert told["21"] == Told("ended", "COMPLETED", "", "snpdeconv-g")
+    assert told["21"] == SlurmState("ended", "COMPLETED", "", "snpdeconv-g")
     assert (told["22"].was_cancelled, told["22"].reason) == (True, "cancelled by 1000")
     assert told["23"].reason == "killed for memory; raise resources.mem_gib"
     assert told["24"].reason == "failed, killed by signal 9"

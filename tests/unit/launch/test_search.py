@@ -14,14 +14,12 @@ from command_line import FAST, FAST_WORDS
 from snpdeconv.config import load_config, preset_names
 from snpdeconv.errors import ConfigError, InputError, ResourceError, TrainingError
 from snpdeconv.launch import status
-from snpdeconv.launch.data_folder import find_inputs
 from snpdeconv.launch.records import find_record, save
-from snpdeconv.launch.scheduler import Told
+from snpdeconv.launch.scheduler import SlurmState
 from snpdeconv.launch.search import TrialJob, submit_search
-from snpdeconv.launch.search_space import Choice, Range, apply, read_space
 from snpdeconv.launch.site import Site
-from snpdeconv.launch.study import Study
-from snpdeconv.launch.trials import study_path
+from snpdeconv.launch.study import Choice, Range, Study, apply, read_space, study_path
+from snpdeconv.launch.submit import find_inputs
 from snpdeconv.pipelines import train as pipeline
 from snpdeconv.pipelines.train import TrainResult
 from snpdeconv.tracking import list_models
@@ -183,7 +181,11 @@ def test_a_trial_that_died_without_a_word_is_told_to_the_study(trial, monkeypatc
     ends(Preempted(step=1, checkpoint=None))
     with pytest.raises(Preempted):
         first.work(CONFIG)
-    dead = {0: Told("ended", "NODE_FAIL", "its node failed"), 1: Told("waiting"), None: Told("unknown")}
+    dead = {
+        0: SlurmState("ended", "NODE_FAIL", "its node failed"),
+        1: SlurmState("waiting"),
+        None: SlurmState("unknown"),
+    }
     monkeypatch.setattr(status, "ask", lambda records: (records, {record.id: dead}))
     (now,) = status.read_status([record])
     assert [one.state.name for one in finished(study_path(record.folder))] == ["RUNNING"]  # it only reads

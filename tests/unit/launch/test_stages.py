@@ -12,12 +12,12 @@ from command_line import FAST, FAST_WORDS
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import ResourceError
-from snpdeconv.launch import executor, submit
-from snpdeconv.launch.data_folder import find_inputs
+from snpdeconv.launch import slurm as executor
+from snpdeconv.launch import submit
+from snpdeconv.launch.queue import Target
 from snpdeconv.launch.records import all_records, find_record
 from snpdeconv.launch.site import Site
-from snpdeconv.launch.submit import submit_train
-from snpdeconv.launch.target import Target
+from snpdeconv.launch.submit import find_inputs, submit_train
 from snpdeconv.pipelines.train import train
 from snpdeconv.tracking import list_models
 
@@ -63,7 +63,7 @@ def slurm(monkeypatch):
 
     def take(jobs, plan):
         if len(queue) == take.room:
-            raise ResourceError("SLURM does not take the job", where="cluster test", mend="")
+            raise ResourceError("SLURM does not take the job", where="cluster test", hint="")
         queue.append((jobs[0], plan))
         return str(len(queue))
 

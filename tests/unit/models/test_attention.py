@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from snpdeconv.models.layers import masked_softmax
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.pooling import masked_softmax
 
 Make = Callable[..., Any]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snpdeconv.models.cnn_transformer import TransformerLayer
 from snpdeconv.models.gnn import GatherNeighbors, chain_neighbors
+from snpdeconv.models.layers import KERNELS, MultiScaleConv
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.multiscale import KERNELS, MultiScaleConv
+from snpdeconv.models.transformer import TransformerLayer
 
 Make = Callable[..., Any]
 

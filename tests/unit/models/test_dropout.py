@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from snpdeconv.models.dropout import Dropout
+from snpdeconv.models.layers import Dropout
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.9])

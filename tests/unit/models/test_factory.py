@@ -146,7 +146,7 @@ def test_each_process_takes_the_gpu_of_its_local_rank(
     moved: list[torch.device] = []
     monkeypatch.setattr(model, "to", lambda device: moved.append(torch.device(device)) or model)
     monkeypatch.setattr(
-        "snpdeconv.models.factory.DistributedDataParallel",
+        "snpdeconv.models.model.DistributedDataParallel",
         lambda m, device_ids, broadcast_buffers: (m, device_ids, broadcast_buffers),
     )
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from snpdeconv.genetics.genotypes import PackedGenotypes
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.terms import Terms
+from snpdeconv.models.layers import SparsePart
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart
 
 Make = Callable[..., Any]
 SNPS = 40
@@ -148,7 +148,7 @@ def test_crumbs_are_left_out_and_change_nothing_that_matters(codes):
         second_value=np.ones((SNPS, 4)), weight=weight, intercept=np.zeros(1),
         covariate_weight=np.empty((1, 0)),
     )  # fmt: skip
-    few = many.without_crumbs(codes.double().mean(0).numpy() / 2)
+    few = many.drop_negligible(codes.double().mean(0).numpy() / 2)
     assert few.first.tolist() == many.first[[3, 8]].tolist()
     change = expected(few, codes) - expected(many, codes)
     assert change.std() < 0.01 * expected(many, codes).std()

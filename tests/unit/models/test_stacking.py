@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from snpdeconv.models.stacking import stack
+from snpdeconv.models.linear import stack
 
 
 @pytest.fixture

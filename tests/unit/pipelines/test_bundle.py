@@ -14,12 +14,12 @@ from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.genetics.variants import Variants
+from snpdeconv.models.layers import SparsePart
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.models.sparse import SparsePart
 from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Scale
-from snpdeconv.pipelines.inputs import Inputs
-from snpdeconv.training.calibration import Calibration
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.training.metrics import Calibration
 
 
 @pytest.fixture

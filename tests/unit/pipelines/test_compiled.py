@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from snpdeconv.pipelines.compiled import keep_compiled
+from snpdeconv.pipelines.fit import set_compile_cache_dir
 
 TRAIN_COMPILED = """
 import json
 import torch
 from torch._dynamo.utils import counters
-from snpdeconv.models.factory import create_gpu_optimized_model
-from snpdeconv.pipelines.compiled import keep_compiled
+from snpdeconv.models.model import create_gpu_optimized_model
+from snpdeconv.pipelines.fit import keep_compiled
 
 keep_compiled()
 torch.manual_seed(0)
@@ -36,7 +36,7 @@ def environment(monkeypatch) -> None:
 
 
 def test_compiled_code_goes_to_the_home(environment, home):
-    keep_compiled()
+    set_compile_cache_dir()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "cache" / "torchinductor")
     assert os.environ["TRITON_CACHE_DIR"] == str(home / "cache" / "triton")
 
@@ -46,7 +46,7 @@ def test_what_torch_chose_by_itself_gives_way_and_what_the_user_named_stays(envi
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", torchs.default_cache_dir())
     monkeypatch.setenv("TRITON_CACHE_DIR", "/scratch/triton")
-    keep_compiled()
+    set_compile_cache_dir()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "cache" / "torchinductor")
     assert os.environ["TRITON_CACHE_DIR"] == "/scratch/triton"
 

@@ -5,16 +5,15 @@ import pytest
 import torch
 
 from snpdeconv.config import load_config
+from snpdeconv.device import OomSafeBatches
 from snpdeconv.genetics.blocks import compute_blocks
-from snpdeconv.genetics.genotypes import PackedGenotypes
 from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 from snpdeconv.models.model import InterpretableSNPModel
-from snpdeconv.out_of_memory import Pieces
-from snpdeconv.pipelines import importance
-from snpdeconv.pipelines.deconvolution import People
-from snpdeconv.pipelines.importance import Network, score_variants
+from snpdeconv.pipelines import score
+from snpdeconv.pipelines.score import Network, People, score_variants
 
 GPU = torch.device("cuda", 0)
 METHODS = ("attention", "integrated_gradients")
@@ -52,7 +51,7 @@ def full_on_a_gpu(look):
         def work(rows):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return list(Pieces().each(work, num_samples=1))
+        return list(OomSafeBatches().each(work, num_samples=1))
 
     return looked
 
@@ -66,9 +65,9 @@ def test_what_no_gpu_holds_is_looked_at_on_the_cpu(people, monkeypatch, caplog):
     expected = score_variants(people, device=torch.device("cpu"), **how)
     moved = []
     monkeypatch.setattr(model, "to", lambda device: moved.append(device.type) or model)
-    monkeypatch.setattr(importance, "people_at_once", lambda *_, device, safety: 8)
+    monkeypatch.setattr(score, "attribution_batch_size", lambda *_, device, safety: 8)
     for look in (attention_scores, integrated_gradients):
-        monkeypatch.setattr(importance, look.__name__, full_on_a_gpu(look))
+        monkeypatch.setattr(score, look.__name__, full_on_a_gpu(look))
     found = score_variants(people, device=GPU, **how)
     for method in METHODS:
         np.testing.assert_allclose(found.by_method[method], expected.by_method[method], rtol=1e-4)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from snpdeconv.device import choose_precision
 from snpdeconv.errors import ResourceError
-from snpdeconv.pipelines.inference import logits
-from snpdeconv.training.precision import choose_precision
+from snpdeconv.pipelines.evaluation import logits
 
 CPU = torch.device("cpu")
 

@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 
 from snpdeconv import device as device_module
 from snpdeconv.config import Config, load_config
-from snpdeconv.genetics.genotypes import PackedGenotypes
-from snpdeconv.genetics.simulate import simulate
+from snpdeconv.device import choose_precision
+from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
-from snpdeconv.pipelines.deconvolution import looks_for_pairs
 from snpdeconv.pipelines.fit import build_model, choose_batch_size, fits_at_once
-from snpdeconv.pipelines.inputs import Inputs
 from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
-from snpdeconv.training.precision import choose_precision
+from snpdeconv.pipelines.run_folder import Inputs
+from snpdeconv.pipelines.score import looks_for_pairs
+from snpdeconv.simulation.simulate import simulate
 
 CPU = torch.device("cpu")
 SIZES = ("model.width=8", "model.channels=4,4", "model.patch=16", "model.num_heads=2")

@@ -14,7 +14,15 @@ import pytest
 from hostile_server import RUN, Hostile, drip, endless, hostile_server, status
 
 from snpdeconv.errors import UserError
-from snpdeconv.tracking import TrackedRun, download, get_run_info, list_models, resolve, resolve_run, sync
+from snpdeconv.tracking import (
+    TrackedRun,
+    download,
+    get_run_info,
+    list_models,
+    resolve,
+    resolve_run,
+    sync,
+)
 from snpdeconv.tracking import http_limits as limits
 from snpdeconv.tracking.promotion import promote, rollback
 

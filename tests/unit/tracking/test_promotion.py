@@ -7,7 +7,7 @@ import os
 import pytest
 
 from snpdeconv.errors import InputError
-from snpdeconv.tracking import resolve, seal, tracking_uri
+from snpdeconv.tracking import resolve, tracking_uri, write_checksums
 from snpdeconv.tracking.connection import connect, experiment_id
 from snpdeconv.tracking.promotion import champion_of, note, promote, rollback
 from snpdeconv.tracking.registry import register_bundle, version_tags
@@ -29,7 +29,7 @@ def versions(model_folder):
             key="k",
             name="height",
             folder=model_folder,
-            digest=seal(model_folder),
+            digest=write_checksums(model_folder),
             tags={},
             champion_if_none=True,
         )

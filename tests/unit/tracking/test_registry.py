@@ -15,9 +15,9 @@ from snpdeconv.tracking import (
     list_models,
     resolve,
     resolve_run,
-    seal,
     tracking_uri,
     verify,
+    write_checksums,
 )
 from snpdeconv.tracking.connection import connect, experiment_id
 from snpdeconv.tracking.registry import register_bundle
@@ -41,7 +41,7 @@ def register(
         key="k",
         name=name,
         folder=folder,
-        digest=seal(folder),
+        digest=write_checksums(folder),
         tags={},
         champion_if_none=champion,
     )
@@ -60,17 +60,17 @@ def _store(tracking_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seal_is_what_sha256sum_reads(model_folder: Path) -> None:
     (model_folder / "sub").mkdir()
     (model_folder / "sub" / "x").write_text("x")
-    digest = seal(model_folder)
+    digest = write_checksums(model_folder)
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=model_folder, check=True)
     assert digest == hashlib.sha256((model_folder / "SHA256SUMS").read_bytes()).hexdigest()
     verify(model_folder, digest=digest)
-    assert seal(model_folder) == digest
+    assert write_checksums(model_folder) == digest
     (model_folder / "SHA256SUMS").write_bytes(b"\xff\xfe damaged")
-    assert seal(model_folder) == digest
+    assert write_checksums(model_folder) == digest
 
 
 def test_verify_names_the_file_and_what_is_wrong(model_folder: Path) -> None:
-    digest = seal(model_folder)
+    digest = write_checksums(model_folder)
     (model_folder / "new").write_text("")
     with pytest.raises(InputError, match=r"/new: is not listed"):
         verify(model_folder, digest=digest)
@@ -78,7 +78,7 @@ def test_verify_names_the_file_and_what_is_wrong(model_folder: Path) -> None:
     (model_folder / "config.json").rename(model_folder.parent / "config.json")
     with pytest.raises(InputError, match=r"config.json: is missing"):
         verify(model_folder, digest=digest)
-    seal(model_folder)
+    write_checksums(model_folder)
     with pytest.raises(InputError, match=r"SHA256SUMS: is not the one that was registered"):
         verify(model_folder, digest=digest)
     (model_folder / "SHA256SUMS").unlink()
@@ -219,10 +219,10 @@ def test_the_version_of_a_run(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_sealing_again_does_not_touch_the_list(model_folder: Path) -> None:
-    seal(model_folder)
+    write_checksums(model_folder)
     before = (model_folder / "SHA256SUMS").stat().st_mtime_ns
     (model_folder / "SHA256SUMS").chmod(0o400)
-    seal(model_folder)
+    write_checksums(model_folder)
     assert (model_folder / "SHA256SUMS").stat().st_mtime_ns == before
 
 

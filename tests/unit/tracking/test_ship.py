@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.tracking.bundle import seal
+from snpdeconv.tracking.artifacts import write_checksums
 from snpdeconv.tracking.connection import connect, is_refusal, reason
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.ship import Shipper
@@ -56,7 +56,7 @@ def test_a_kill_between_sending_and_noting_it_doubles_nothing(
     spool.append("tags", {"tags": {"late": "1"}})
     (tmp_path / "report.txt").write_text("fine")
     spool.append("artifact", {"path": str(tmp_path / "report.txt"), "folder": "reports"})
-    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    model = {"name": "height", "path": str(model_folder), "digest": write_checksums(model_folder)}
     spool.append("register", model | {"tags": {"trait": "height"}, "champion_if_none": True})
     spool.append("open", {**PROCESS, "pid": 2})
     spool.append("metrics", {"step": 3, "values": {"loss": 1.0}}, time_ms=9000)
@@ -130,7 +130,7 @@ def test_what_the_store_refuses_for_good_does_not_hold_up_the_rest(
     create(spool)
     spool.append("artifact", {"path": str(tmp_path / "gone.txt"), "folder": ""})
     spool.append("metrics", {"step": 0, "values": {"not@allowed": 1.0}})
-    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    model = {"name": "height", "path": str(model_folder), "digest": write_checksums(model_folder)}
     spool.append("register", model | {"tags": {}, "champion_if_none": True})
     (model_folder / "config.json").write_text("changed")
     spool.append("nonsense", {})
@@ -175,7 +175,7 @@ def test_a_run_deleted_in_the_page_comes_back_with_all_it_said(
         connect(tracking_uri()).delete_run(run.info.run_id)
     if when == "in training":
         spool.append("metrics", {"step": 1, "values": {"loss": 1.0}}, time_ms=7)
-    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    model = {"name": "height", "path": str(model_folder), "digest": write_checksums(model_folder)}
     spool.append("register", model | {"tags": {}, "champion_if_none": True})
     spool.append("status", {"status": "FINISHED"}, time_ms=9)
     shipper.ship()
@@ -277,7 +277,7 @@ def test_a_registry_that_cannot_be_addressed_is_no_verdict_on_the_model(
     spool: Spool, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(spool)
-    model = {"name": "height", "path": str(model_folder), "digest": seal(model_folder)}
+    model = {"name": "height", "path": str(model_folder), "digest": write_checksums(model_folder)}
     spool.append("register", model | {"tags": {}, "champion_if_none": True})
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "foo://x")
     shipper = Shipper(spool, uri=tracking_uri())

@@ -19,9 +19,8 @@ from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.tracking import TrackedRun, get_run_info, sync, tracking_uri
 from snpdeconv.tracking import run as run_module
 from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.run import _clean
+from snpdeconv.tracking.run import SystemSampler, _clean
 from snpdeconv.tracking.spool import Spool
-from snpdeconv.tracking.system import SystemSampler
 
 
 def open_run(key: str | None = None, **more: object) -> TrackedRun:

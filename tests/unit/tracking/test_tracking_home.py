@@ -11,7 +11,14 @@ from command_line import Ran
 from snpdeconv.errors import ConfigError, ResourceError
 from snpdeconv.tracking import home, tracking_uri
 from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.home import artifacts_dir, cache_dir, is_database, shown, spool_dir, without_folders
+from snpdeconv.tracking.home import (
+    artifacts_dir,
+    cache_dir,
+    is_database,
+    shown,
+    spool_dir,
+    without_folders,
+)
 
 
 def test_home_is_made_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.tracking.locks import FileLock, locked
+from snpdeconv.tracking.spool import FileLock, locked
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from snpdeconv.tracking.locks import FileLock
+from snpdeconv.tracking.spool import FileLock
 assert FileLock(Path(sys.argv[1])).acquire()
 worker = os.fork()
 if worker:
@@ -66,7 +66,7 @@ def test_a_failed_try_does_not_drop_what_this_process_holds(tmp_path: Path) -> N
     with locked(path):
         assert not FileLock(path).acquire()
         code = (
-            "import sys; from pathlib import Path; from snpdeconv.tracking.locks import FileLock;"
+            "import sys; from pathlib import Path; from snpdeconv.tracking.spool import FileLock;"
             "print(FileLock(Path(sys.argv[1])).acquire())"
         )
         done = subprocess.run(

@@ -11,11 +11,11 @@ from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.training.checkpoint import (
     CheckpointStore,
     DamagedCheckpoint,
+    TrainingState,
     find_checkpoint,
     read_checkpoint,
     read_state,
 )
-from snpdeconv.training.state import TrainingState
 
 
 def state(step, size=100):

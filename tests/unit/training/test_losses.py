@@ -5,7 +5,7 @@ from scipy.special import expit, log_softmax
 from torch.utils.data import DataLoader, TensorDataset
 
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.training.losses import (
+from snpdeconv.training.step import (
     CrossEntropyLoss,
     FocalLoss,
     SquaredErrorLoss,

@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from scipy import special
 from sklearn.metrics import log_loss, roc_auc_score
 
-from snpdeconv.training.calibration import Calibration, fit_calibration
-from snpdeconv.training.intervals import _weighted_metrics, bootstrap_intervals, paired_difference
-from snpdeconv.training.metrics import calibration_error, equal_mass_bins, evaluate, probabilities
+from snpdeconv.training.metrics import (
+    Calibration,
+    _weighted_metrics,
+    bootstrap_intervals,
+    calibration_error,
+    equal_mass_bins,
+    evaluate,
+    fit_calibration,
+    paired_difference,
+    probabilities,
+)
 
 
 def binary_case(num=200, *, seed=0, decimals=2):
@@ -149,7 +157,7 @@ def test_intervals_surround_the_value_are_seeded_and_shrink_with_more_samples(mo
         assert large[name].high - large[name].low < 0.6 * (interval.high - interval.low)
     assert bootstrap_intervals("binary", *binary_case(200), seed=1) == small
     assert bootstrap_intervals("binary", *binary_case(200), seed=2) != small
-    monkeypatch.setattr("snpdeconv.training.intervals.CHUNK_ELEMENTS", 200 * 300)
+    monkeypatch.setattr("snpdeconv.training.metrics.CHUNK_ELEMENTS", 200 * 300)
     in_chunks = bootstrap_intervals("binary", *binary_case(200), seed=1)
     assert in_chunks["auroc"].low == pytest.approx(small["auroc"].low, abs=0.02)
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from snpdeconv.training import placement
-from snpdeconv.training.data import Batch, PackedLoader
-from snpdeconv.training.placement import place_genotypes, sent_ahead
+from snpdeconv.training import data
+from snpdeconv.training.data import Batch, PackedLoader, place_genotypes, sent_ahead
 
 CPU = torch.device("cpu")
 
@@ -63,7 +62,7 @@ def test_a_loader_sends_from_where_genotypes_are_to_where_batches_are_wanted(tmp
 
 @pytest.mark.parametrize("free, expected", [(1000, "meta"), (799, "cpu")])
 def test_genotypes_live_on_a_device_that_holds_twice_their_bytes(monkeypatch, free, expected):
-    monkeypatch.setattr(placement, "available_bytes", lambda device: free)
+    monkeypatch.setattr(data, "available_bytes", lambda device: free)
     packed = np.zeros((100, 4), dtype=np.uint8)
     assert place_genotypes(packed, device=torch.device("meta")).device.type == expected
 

@@ -3,8 +3,8 @@ import logging
 import pytest
 import torch
 
+from snpdeconv.device import choose_precision, requested_precision
 from snpdeconv.errors import ConfigError
-from snpdeconv.training.precision import choose_precision, requested_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -145,13 +145,13 @@ def test_stopped_on_request_at_every_third_step(kind, tmp_path):
 
 def test_the_start_is_scored_once(tmp_path):
     """A run stopped in its first epoch remembers how good it was before."""
-    whole = make_trainer("data_loader", score_start=True)
+    whole = make_trainer("data_loader", validate_before_training=True)
     history = whole.train(3, 10)
     scored = []
     for _ in range(20):
         trainer = make_trainer(
             "data_loader",
-            score_start=True,
+            validate_before_training=True,
             should_stop=lambda: True,
             log_metrics=lambda step, values: scored.append(values["val/loss"]) if step == 0 else None,
         )

@@ -9,14 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from snpdeconv.device import GIB
-from snpdeconv.models.factory import GPUOptimizedSNPModel
-from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
+from snpdeconv.device import GIB, choose_precision
+from snpdeconv.models.model import ARCHITECTURES, GPUOptimizedSNPModel, InterpretableSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
-from snpdeconv.training.losses import make_loss
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.precision import choose_precision
-from snpdeconv.training.window import WindowStep
+from snpdeconv.training.step import AccumulatedStep, make_loss
 
 CPU = torch.device("cpu")
 SMALL = {"encoding_dim": 2, "width": 32, "num_layers": 2, "num_heads": 4, "patch": 16}
@@ -40,7 +37,7 @@ def make_step(architecture, num_snps, *, batch, requested="bf16"):
     model = GPUOptimizedSNPModel(base, use_amp=precision.dtype is not None).train()
     packed = torch.zeros(2 * batch, math.ceil(num_snps / 4), dtype=torch.uint8)
     loader = PackedLoader(packed, torch.zeros(2 * batch), batch_size=batch, shuffle=True)
-    window = WindowStep(
+    window = AccumulatedStep(
         model,
         loss=make_loss("mse"),
         optimizer=torch.optim.AdamW(model.parameters(), fused=True),

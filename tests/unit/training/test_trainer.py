@@ -89,7 +89,7 @@ def test_the_start_may_be_the_best_and_comes_back(tmp_path):
         model,
         metrics=lambda *_: {"score": next(values)},
         monitor="val_score",
-        score_start=True,
+        validate_before_training=True,
         log_metrics=lambda step, values: logged.append((step, dict(values))),
     )
     history = trainer.train(50, 2, tmp_path)
@@ -105,7 +105,7 @@ def test_the_start_may_be_the_best_and_comes_back(tmp_path):
 
 
 def test_an_epoch_that_is_better_than_the_start_is_kept():
-    trainer = make_trainer(data=loaders(num_samples=200), score_start=True)
+    trainer = make_trainer(data=loaders(num_samples=200), validate_before_training=True)
     history = trainer.train(3)
     assert trainer.best_epoch == 1 + history["val_loss"].index(min(history["val_loss"]))
     assert min(history["val_loss"]) < trainer.start["val_loss"]

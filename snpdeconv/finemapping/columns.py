@@ -1,0 +1,390 @@
+"""The columns that compete for the trait: dosage and dominance of every SNP, and extra ones.
+
+Owns decoding, standardisation, mean imputation and projection off the covariates; knows no trait.
+Shapes: N samples, V variants, P columns ([dosage V | dominance V | extra E]), Q covariates and intercept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.finemapping.tiles import DeviceTiles, Tiles
+from snpdeconv.genetics.gpu import resident
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
+
+
+class KeptRows:
+    """Rows (width,) of float32 by keys 0 to num_keys - 1.
+
+    Args:
+        num_keys: Keys there can be.
+        width: Numbers in a row.
+        most: Most rows.
+        device: Where they are.
+    """
+
+    def __init__(self, num_keys: int, *, width: int, most: int, device: torch.device) -> None:
+        self.most = most
+        self._row_of = np.full(num_keys, -1)
+        self._rows = torch.empty((0, width), dtype=torch.float32, device=device)
+        self._num_rows = 0
+
+    def absent(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Keys of an index (up to `most`) whose rows have to be added; all of them where room was lacking."""
+        index = np.unique(index)
+        absent = index[self._row_of[index] < 0]
+        if self._num_rows + len(absent) <= self.most:
+            return absent
+        # All that the last effects used comes again within a sweep; older rows are unlikely to.
+        self._row_of[:] = -1
+        self._num_rows = 0
+        return index
+
+    def has(self, index: NDArray[np.int64]) -> bool:
+        """Whether all these rows are there."""
+        return bool((self._row_of[index] >= 0).all())
+
+    def of(self, index: NDArray[np.int64]) -> Tensor:
+        """(S, width) of keys that are there."""
+        return self._rows[torch.from_numpy(self._row_of[index]).to(self._rows.device)]
+
+    def add(self, index: NDArray[np.int64], rows: Tensor) -> None:
+        """Takes rows (S, width) of :meth:`absent` keys."""
+        needed = self._num_rows + len(index)
+        if needed > len(self._rows):
+            capacity = min(max(2 * len(self._rows), needed, 64), max(self.most, needed))
+            grown = torch.empty((capacity, rows.shape[1]), dtype=torch.float32, device=rows.device)
+            grown[: self._num_rows] = self._rows[: self._num_rows]
+            self._rows = grown
+        self._rows[self._num_rows : needed] = rows
+        self._row_of[index] = np.arange(self._num_rows, needed)
+        self._num_rows = needed
+
+
+# A column that the covariates (or being constant) explain up to this share has nothing left to test; float32
+# products cannot tell a smaller share from none.
+COLLINEAR = 1e-5
+# Elements of columns made at once, in float64 64 MiB.
+TAKEN_ELEMENTS = 2**23
+# Most memory for columns that are asked for again and again, as those that carry effects are.
+KEPT_BYTES = 2**27
+# With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single people.
+DOMINANCE_MIN_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class ExtraColumns:
+    """Columns that join those of single SNPs, such as products of two standardised dosages.
+
+    Attributes:
+        values: (N, E) float32, in any unit; covariates are projected out and the variance set to 1.
+        variants: (E, 2) the SNPs that take part in each column, -1 where there is only one.
+        weight: (E,) prior weight in the unit in which the dosages of all SNPs together weigh 1.
+    """
+
+    values: NDArray[np.float32]
+    variants: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What turns genotype codes into columns; learnt on the samples of the fit, used for any other.
+
+    Attributes:
+        dosage_mean: (V,) mean dosage of the called genotypes, which a missing one gets.
+        dosage_sd: (V,) standard deviation that the covariates leave; infinite where there is none.
+        het_mean: (V,) share of heterozygotes among the called genotypes.
+        het_slope: (V,) regression of the heterozygote indicator on the dosage, given the covariates.
+        het_sd: (V,) standard deviation that dosage and covariates leave of the indicator; infinite where the
+            column is left out.
+        extra_sd: (E,) the same of the extra columns.
+    """
+
+    dosage_mean: NDArray[np.float64]
+    dosage_sd: NDArray[np.float64]
+    het_mean: NDArray[np.float64]
+    het_slope: NDArray[np.float64]
+    het_sd: NDArray[np.float64]
+    extra_sd: NDArray[np.float64]
+
+    def coefficients(
+        self, index: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Weights of columns as weights of dosage (V,), heterozygote indicator (V,) and extra values (E,)."""
+        num = len(self.dosage_mean)
+        dense = np.bincount(index, weight, minlength=2 * num + len(self.extra_sd))
+        het = dense[num : 2 * num] / self.het_sd
+        return dense[:num] / self.dosage_sd - self.het_slope * het, het, dense[2 * num :] / self.extra_sd
+
+
+class Columns:
+    """Standardised, projected columns of a cohort, as products with them; made tile by tile.
+
+    Args:
+        genotypes: The samples of the fit.
+        basis: (N, Q) orthonormal basis of the intercept, its first column, and covariates.
+        extra: Extra columns, if any.
+        dominance: Whether SNPs have a dominance column.
+        without_dominance: (V,) SNPs that have none all the same.
+        device: Where tiles are multiplied.
+        tile_variants: Variants in a tile of a CPU; chosen by size where None.
+    """
+
+    def __init__(
+        self,
+        genotypes: PackedGenotypes,
+        *,
+        basis: NDArray[np.float64],
+        extra: ExtraColumns | None = None,
+        dominance: bool = True,
+        without_dominance: NDArray[np.bool_] | None = None,
+        device: str = "cpu",
+        tile_variants: int | None = None,
+    ) -> None:
+        self.num_samples, self.num_variants = genotypes.num_samples, genotypes.num_variants
+        self.dominance = dominance
+        self._without_dominance = False if without_dominance is None else without_dominance
+        self.device = torch.device(device)
+        self.basis = self._send(basis)
+        self._tiles: Tiles | DeviceTiles
+        if self.device.type == "cpu":
+            self._tiles = Tiles(genotypes, tile_variants=tile_variants)
+        else:
+            self._tiles = DeviceTiles.of(
+                resident(genotypes, self.device), num_variants=genotypes.num_variants
+            )
+        mean, het_mean = self._tiles.dosage_mean, self._tiles.het_mean
+        self._mean, self._het_mean = self._send(mean), self._send(het_mean)
+        self.scaling, self._extra = self._standardise(mean, het_mean, extra)
+        self._sd, self._het_sd, self._slope = (
+            self._send(value)
+            for value in (self.scaling.dosage_sd, self.scaling.het_sd, self.scaling.het_slope)
+        )
+        self.variants = self._taking_part(extra)
+        self.usable = np.isfinite(self._by_column(self.scaling))
+        self.num_columns = len(self.usable)
+        most = KEPT_BYTES // (4 * self.num_samples)
+        self._kept = KeptRows(self.num_columns, width=self.num_samples, most=most, device=self.device)
+
+    def correlate(self, vectors: Tensor) -> Tensor:
+        """Products of every column with vectors over the samples; one pass.
+
+        Args:
+            vectors: (N, K).
+
+        Returns:
+            (P, K) float64.
+        """
+        return self._standardised(self._tiles.products(vectors, het=self.dominance), vectors)
+
+    def gram_times(self, weight: Tensor) -> Tensor:
+        """Products of every column with a weighted sum of all; one pass.
+
+        Args:
+            weight: (P,) float64.
+
+        Returns:
+            (P,) float64.
+        """
+        beside = (self._extra @ weight[self._first_extra :].float()).double()
+        score, found = self._tiles.gram_times(self._of_genotypes(weight), beside=beside)
+        return self._standardised(found, score[:, None])[:, 0]
+
+    def _standardised(self, found: Tensor, vectors: Tensor) -> Tensor:
+        """(P, K) products of columns with vectors (N, K), of those (1 or 2, V, K) of the genotypes."""
+        seen = self.basis.T @ vectors.double()
+        dosage = found[0] - self._basis_dosage.T @ seen
+        parts = [dosage / self._sd[:, None]]
+        if self.dominance:
+            het = found[1] - self._basis_het.T @ seen
+            parts.append((het - self._slope[:, None] * dosage) / self._het_sd[:, None])
+        parts.append((self._extra.T @ vectors.float()).double())
+        return torch.cat(parts)
+
+    def combine(self, weight: Tensor) -> Tensor:
+        """Weighted sum of all columns; one pass.
+
+        Args:
+            weight: (P,) float64.
+
+        Returns:
+            (N,) float64.
+        """
+        total = self._tiles.combine(self._of_genotypes(weight))
+        total -= self.basis @ (self.basis.T @ total)
+        return total + (self._extra @ weight[self._first_extra :].float()).double()
+
+    def score(self, of_dosage: NDArray[np.float64], of_het: NDArray[np.float64]) -> Tensor:
+        """Weighted sum of the genotypes less their means, covariates left in; one pass.
+
+        Args:
+            of_dosage: (V,).
+            of_het: (V,).
+
+        Returns:
+            (N,) float64.
+        """
+        weight = torch.stack([self._send(of_dosage), self._send(of_het)])
+        return self._tiles.combine(weight) - (weight * torch.stack([self._mean, self._het_mean])).sum()
+
+    def take(self, index: NDArray[np.int64], *, again: bool = False) -> Tensor:
+        """Some columns by themselves.
+
+        Args:
+            index: (S,) columns.
+            again: Whether they will be asked for again, so that they are worth keeping.
+
+        Returns:
+            (N, S) float32.
+        """
+        if not again or len(index) > self._kept.most:
+            return self._made(index)
+        absent = self._kept.absent(index)
+        if len(absent):
+            self._kept.add(absent, self._made(absent).T)
+        return self._kept.of(index).T
+
+    def _made(self, index: NDArray[np.int64]) -> Tensor:
+        out = torch.empty((self.num_samples, len(index)), dtype=torch.float32, device=self.device)
+        step = max(1, TAKEN_ELEMENTS // max(1, self.num_samples))
+        for start in range(0, len(index), step):
+            piece = slice(start, start + step)
+            out[:, piece] = self._take(index[piece])
+        return out
+
+    def weighted_squares(self, weight: Tensor, *, cross: Tensor, inverse: Tensor) -> Tensor:
+        """Weighted sum of squares of every column after weighted projection off the covariates; two passes.
+
+        Args:
+            weight: (N,) of the samples.
+            cross: (N, Q) the basis times the weights.
+            inverse: (Q, Q) inverse of the basis' weighted Gram matrix and its coefficients' precision.
+
+        Returns:
+            (P,) float64.
+        """
+        squares = self._tiles.squares(weight)
+        along = self._tiles.products(cross, het=self.dominance)
+        known = self.basis.T @ cross
+        basis_dosage, basis_het = self._basis_dosage.T, self._basis_het.T
+        # Columns come without their part in the basis; under a prior of the covariates that is not the same.
+        of_dosage = along[0] - basis_dosage @ known
+        both = squares[0] - _dots(basis_dosage, along[0]) - _dots(of_dosage, basis_dosage)
+        both -= _dots(of_dosage @ inverse, of_dosage)
+        parts = [both / self._sd**2]
+        if self.dominance:
+            of_het = along[1] - basis_het @ known
+            product = squares[1] - _dots(basis_dosage, along[1]) - _dots(of_dosage, basis_het)
+            product -= _dots(of_dosage @ inverse, of_het)
+            own = squares[2] - _dots(basis_het, along[1]) - _dots(of_het, basis_het)
+            own -= _dots(of_het @ inverse, of_het)
+            parts.append((own - 2 * self._slope * product + self._slope**2 * both) / self._het_sd**2)
+        of_extra = (self._extra.T @ cross.float()).double()
+        square = (self._extra**2).T.double() @ weight
+        parts.append(square - _dots(of_extra @ inverse, of_extra))
+        return torch.cat(parts)
+
+    def _of_genotypes(self, weight: Tensor) -> Tensor:
+        """(1 or 2, V) weights of dosages and heterozygote indicators, of weights (P,) of columns."""
+        num = self.num_variants
+        of_dosage = weight[:num] / self._sd
+        if not self.dominance:
+            return of_dosage[None]
+        of_het = weight[num : 2 * num] / self._het_sd
+        return torch.stack([of_dosage - self._slope * of_het, of_het])
+
+    @property
+    def _first_extra(self) -> int:
+        return self.num_variants * (1 + self.dominance)
+
+    def _by_column(self, scaling: Scaling) -> NDArray[np.float64]:
+        het = scaling.het_sd if self.dominance else np.empty(0)
+        return np.concatenate([scaling.dosage_sd, het, scaling.extra_sd])
+
+    def _taking_part(self, extra: ExtraColumns | None) -> NDArray[np.int64]:
+        """(P, 2) SNPs of each column, -1 where there is only one."""
+        own = np.tile(np.arange(self.num_variants), 1 + self.dominance)
+        single = np.stack([own, np.full(len(own), -1)], axis=1)
+        return single if extra is None else np.concatenate([single, extra.variants])
+
+    def _standardise(
+        self, mean: NDArray[np.float64], het_mean: NDArray[np.float64], extra: ExtraColumns | None
+    ) -> tuple[Scaling, Tensor]:
+        """Moments from the counts, which are exact, less what the covariates explain."""
+        ones = self.basis.sum(dim=0)
+        means = torch.stack([self._mean, self._het_mean])[:, :, None] * ones
+        # Products with the intercept are the means; a pass is for the covariates.
+        of_basis = means.clone()
+        if len(ones) > 1:
+            of_basis[:, :, 1:] = self._tiles.products(self.basis[:, 1:], het=True)
+        self._basis_dosage, self._basis_het = of_basis.transpose(1, 2)
+        seen_dosage, seen_het = (of_basis - means).transpose(1, 2).cpu().numpy()
+        counts = self._tiles.counts
+        one, two, called = counts[1], counts[2], counts[:MISSING].sum(axis=0)
+        dosage_square = one + 4 * two - called * mean**2
+        left = dosage_square - np.sum(seen_dosage**2, axis=0)
+        varies = left > COLLINEAR * np.maximum(dosage_square, 1.0)
+        product = one - called * mean * het_mean - np.sum(seen_dosage * seen_het, axis=0)
+        slope = np.divide(product, left, out=np.zeros_like(left), where=varies)
+        het_square = one - called * het_mean**2
+        het_left = het_square - np.sum(seen_het**2, axis=0) - slope * product
+        rarest = counts[:MISSING].min(axis=0)
+        has_dominance = varies & (rarest >= DOMINANCE_MIN_SAMPLES) & (het_left > COLLINEAR * het_square)
+        has_dominance &= ~np.asarray(self._without_dominance)
+        values, extra_sd = self._project_extra(extra)
+        scaling = Scaling(
+            dosage_mean=mean,
+            dosage_sd=np.sqrt(np.where(varies, left / self.num_samples, np.inf)),
+            het_mean=het_mean,
+            het_slope=slope,
+            het_sd=np.sqrt(np.where(has_dominance, het_left / self.num_samples, np.inf)),
+            extra_sd=extra_sd,
+        )
+        return scaling, values
+
+    def _project_extra(self, extra: ExtraColumns | None) -> tuple[Tensor, NDArray[np.float64]]:
+        if extra is None:
+            empty = torch.zeros((self.num_samples, 0), dtype=torch.float32, device=self.device)
+            return empty, np.empty(0)
+        values = self._send(extra.values)
+        total = (values - values.mean(dim=0)).square().sum(dim=0)
+        values = values - self.basis @ (self.basis.T @ values)
+        left = values.square().sum(dim=0)
+        varies = left > COLLINEAR * total
+        sd = torch.where(varies, (left / self.num_samples).sqrt(), torch.inf)
+        return (values / sd).float(), sd.cpu().numpy()
+
+    def _take(self, index: NDArray[np.int64]) -> Tensor:
+        num = self.num_variants
+        is_extra = index >= self._first_extra
+        variant = np.where(is_extra, -1, index % max(num, 1))
+        codes = self._tiles.codes(self._send(variant))
+        at = self._send(variant).clamp(min=0)
+        missing = codes == MISSING
+        dosage = torch.where(missing, 0.0, codes.double() - self._mean[at])
+        is_het = self._send((index >= num) & ~is_extra)
+        if bool(is_het.any()):
+            het = torch.where(missing, 0.0, (codes == 1).double() - self._het_mean[at])
+            het = (het - self._slope[at] * dosage) / self._het_sd[at]
+        else:
+            het = dosage
+        value = torch.where(is_het, het, dosage / self._sd[at])
+        value = (value - self.basis @ (self.basis.T @ value)).float()
+        extra = np.flatnonzero(is_extra)
+        value[:, self._send(extra)] = self._extra[:, self._send(index[extra] - self._first_extra)]
+        return value
+
+    def _send(self, values: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.array(values))
+        return tensor.to(self.device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+def _dots(first: Tensor, second: Tensor) -> Tensor:
+    """Products of rows (V, Q) with rows, (V,)."""
+    return (first * second).sum(dim=1)

@@ -1,0 +1,435 @@
+"""Single effects of dosage, dominance and pairs, fitted as one sum, in one call.
+
+Owns the order of fits and scans and the prior of pairs; knows no file and no name.
+Shapes: N samples, V variants, P pairs, O outputs, C covariates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from snpdeconv.epistasis import PairScan, scan_pairs
+from snpdeconv.epistasis.dosages import Dosages, products
+from snpdeconv.errors import InputError
+from snpdeconv.finemapping import (
+    ExtraColumns,
+    Settings,
+    SingleEffectsFit,
+    fit_one_against_rest,
+    fit_single_effects,
+    joint_pip,
+)
+from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, snp_weights
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
+from snpdeconv.genetics.terms import NUM_CODES, Terms
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """Columns of pairs, with what makes them of genotypes.
+
+    Attributes:
+        pairs: (P, 2) variants.
+        num_tested: Pairs that they were chosen from.
+        values: (N, P) float32 of the samples of the fit.
+        mean: (V,) mean dosage.
+        inverse_sd: (V,) of the dosage.
+        offset: (P,) mean product of the standardised dosages.
+        along: (P, 2) regression of the product on its members.
+        scale: (P,) inverse standard deviation of what that leaves.
+    """
+
+    pairs: NDArray[np.int64]
+    num_tested: int
+    values: NDArray[np.float32]
+    mean: Floats
+    inverse_sd: Floats
+    offset: Floats
+    along: Floats
+    scale: Floats
+
+    @classmethod
+    def of(
+        cls, genotypes: PackedGenotypes, pairs: NDArray[np.int64], *, num_tested: int, device: str
+    ) -> PairColumns:
+        """Makes them over all samples of the genotypes."""
+        dosages = Dosages.of(genotypes, device=device)
+        made = products(dosages, pairs)
+        offset, on_first, on_second, scale = (
+            values.double().cpu().numpy()
+            for values in (made.offset, made.on_first, made.on_second, made.inverse_sd)
+        )
+        return cls(
+            pairs=pairs,
+            num_tested=num_tested,
+            values=made.values.cpu().numpy(),
+            mean=dosages.mean,
+            inverse_sd=dosages.inverse_sd,
+            offset=offset,
+            along=np.column_stack([on_first, on_second]),
+            scale=scale,
+        )
+
+    def extra(self, weight: Floats) -> ExtraColumns:
+        """The columns as the fit takes them, with their (P,) prior weights."""
+        return ExtraColumns(values=self.values, variants=self.pairs, weight=weight)
+
+
+def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) -> Terms:
+    """Terms of which the linear predictors of fits to the same samples are made.
+
+    A SNP has a term of its standardised dosage and one of its dominance, a pair one of the product of both
+    standardised dosages; what the dosages explain of the product is taken out of their own terms and of the
+    intercept.
+
+    Args:
+        fits: O fits that share columns.
+        pairs: Their extra columns, if any.
+    """
+    scaling = fits[0].scaling
+    dosage, het, extra = (np.stack(parts) for parts in zip(*map(_standardised, fits), strict=True))
+    intercept = np.array([fit.intercept for fit in fits])
+    if pairs is None:
+        paired, product = np.empty((0, 2), dtype=np.int64), np.empty((len(fits), 0))
+        z_value = np.empty((0, 2, NUM_CODES))
+    else:
+        kept = np.flatnonzero(extra.any(axis=0))
+        paired, product = pairs.pairs[kept], extra[:, kept] * pairs.scale[kept]
+        intercept = intercept - product @ pairs.offset[kept]
+        for side, variant in enumerate(paired.T):
+            # The pair's dosages are in another unit than those of single SNPs where there are covariates.
+            unit = pairs.inverse_sd[variant] * scaling.dosage_sd[variant]
+            np.add.at(dosage.T, variant, -(product * pairs.along[kept, side] * unit).T)
+        z_value = _values(0, 1, mean=pairs.mean[paired], het_mean=0.0, scale=pairs.inverse_sd[paired])
+    own = np.flatnonzero(dosage.any(axis=0))
+    dominant = np.flatnonzero(het.any(axis=0))
+    mean, het_mean = scaling.dosage_mean, scaling.het_mean
+    first_value = [
+        _values(0, 1, mean=mean[own], het_mean=0.0, scale=1 / scaling.dosage_sd[own]),
+        _values(
+            1,
+            -scaling.het_slope[dominant],
+            mean=mean[dominant],
+            het_mean=het_mean[dominant],
+            scale=1 / scaling.het_sd[dominant],
+        ),
+    ]
+    num_single = len(own) + len(dominant)
+    return Terms(
+        first=np.concatenate([own, dominant, paired[:, 0]]),
+        second=np.concatenate([np.full(num_single, -1), paired[:, 1]]),
+        first_value=np.concatenate([*first_value, z_value[:, 0]]),
+        second_value=np.concatenate([np.ones((num_single, NUM_CODES)), z_value[:, 1]]),
+        weight=np.hstack([dosage[:, own], het[:, dominant], product]),
+        intercept=intercept,
+        covariate_weight=np.stack([fit.covariate_coefficients for fit in fits]),
+    )
+
+
+def pair_part(fit: SingleEffectsFit, pairs: PairColumns) -> Floats:
+    """(N,) what the pairs contribute to the linear predictor of the samples of the fit."""
+    return np.asarray(pairs.values @ _standardised(fit)[2], dtype=np.float64)
+
+
+def _standardised(fit: SingleEffectsFit) -> tuple[Floats, Floats, Floats]:
+    """Posterior mean weight of dosage (V,) and dominance (V,), standardised, and of extra values (E,)."""
+    num = len(fit.pip)
+    size = 2 * num + len(fit.scaling.extra_sd)
+    total = np.zeros(size)
+    for effect in fit.effects:
+        total[effect.columns] += effect.alpha * effect.mean
+    return total[:num], total[num : 2 * num], total[2 * num :] / fit.scaling.extra_sd
+
+
+def _values(
+    of_het: float, of_dosage: float | Floats, *, mean: Floats, het_mean: float | Floats, scale: Floats
+) -> Floats:
+    """(..., 4) values of the codes of a SNP's column; a missing genotype is at the mean, 0."""
+    codes = np.arange(NUM_CODES)
+    heterozygote, slope = (codes == 1) * of_het, np.asarray(of_dosage)[..., None]
+    value = heterozygote - np.asarray(het_mean)[..., None] + slope * (codes - mean[..., None])
+    value[..., MISSING] = 0.0
+    return np.asarray(value * scale[..., None])
+
+
+# Prior weight that a SNP of a sure pair gains, those of all dosages being 1.
+FROM_PAIRS = 0.05
+
+
+def inherited(fit: SingleEffectsFit, pairs: PairColumns) -> NDArray[np.float64]:
+    """Prior weights to add: a SNP that acts in a pair likelier acts by itself as well.
+
+    Among SNPs in LD, that a pair rests on one of them says which of them another signal nearby is of. Single
+    SNPs pass nothing on to pairs.
+
+    Args:
+        fit: Of the columns of single SNPs and of the pairs.
+        pairs: Its extra columns.
+
+    Returns:
+        (V,) of dosages, and of dominance.
+    """
+    paired = fit.column_pip[2 * len(fit.pip) :]
+    missed = np.ones(len(fit.pip))
+    for variants in pairs.pairs.T:
+        np.multiply.at(missed, variants, 1 - paired)
+    return np.asarray(FROM_PAIRS * (1 - missed))
+
+
+Kind = Literal["quantitative", "binary", "multiclass"]
+
+# Men have one copy, or nobody has two: a heterozygote tells the sex, or is an error.
+HAPLOID = ("X", "Y", "MT")
+# Prior weight of all pairs tested together; the dosages of all SNPs together weigh 1.
+PAIRS_WEIGHT = 1.0
+# A pair whose Bayes factor is below this share of what its prior asks for cannot act.
+WEAK = 0.3
+# Share of the residual's variance by which single SNPs have to give way to pairs for a second scan.
+GIVEN_WAY = 0.05
+
+
+@dataclass(frozen=True)
+class PairEffects:
+    """Pairs of SNPs that joined the last fit, most probable first.
+
+    Attributes:
+        first: (P,) variant, smaller than `second`.
+        second: (P,) variant.
+        effect: (P,) posterior mean coefficient of the standardised product, in the trait's unit or log odds,
+            0 where the pair does not act.
+        pip: (P,) probability that the pair acts.
+        neg_log10_p: (P,) -log10 p-value of the exact test, not corrected for the number of pairs.
+        q_value: (P,) false discovery rate of the clump of linked pairs that this one belongs to.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    effect: Floats
+    pip: Floats
+    neg_log10_p: Floats
+    q_value: Floats
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+@dataclass(frozen=True)
+class Deconvolution:
+    """A trait taken apart.
+
+    Attributes:
+        kind: Of the trait.
+        fits: One, or one a class, that class against the rest.
+        pairs: Pairs that joined the fit.
+        pip: (V,) probability that a SNP takes part in any effect.
+        effect: (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN
+            where no effect may rest on it.
+        strongest: (V,) which of `fits` a SNP most probably acts in, which is the one that `effect` is of.
+        score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
+        terms: What predicts the trait of other samples.
+        fitted: (N, O) linear predictor of the samples of the fit.
+    """
+
+    kind: Kind
+    fits: tuple[SingleEffectsFit, ...]
+    pairs: PairEffects
+    pip: Floats
+    effect: Floats
+    strongest: NDArray[np.int64]
+    score: Floats
+    terms: Terms
+    fitted: Floats
+
+
+def deconvolve(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    kind: Kind,
+    chrom: NDArray[np.object_],
+    position_bp: NDArray[np.int64],
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    pairs: bool = True,
+    settings: Settings | None = None,
+) -> Deconvolution:
+    """Takes a trait apart into effects of single SNPs, their dominance and pairs of SNPs.
+
+    Dosages and dominance columns are fitted first; all pairs are scanned on what they leave, and the pairs
+    found join the fit. Where single SNPs that had stood for pairs gave way to them, the scan is made once
+    more on what dosages and dominance columns alone now leave, and its pairs replace the first ones. In a
+    last fit the prior of the SNPs of pairs is larger
+    (:func:`~snpdeconv.finemapping.joint.inherited`).
+
+    Args:
+        genotypes: The cohort.
+        target: (N,) values of the samples in `rows`; zeros and ones, or class indices, of classes.
+        kind: Kind of the trait; one of classes is fitted class against the rest, without pairs.
+        chrom: (V,) chromosomes; SNPs of X, Y and MT have no dominance.
+        position_bp: (V,) places.
+        rows: (N,) samples fitted; all by default.
+        covariates: (N, C) of these samples, without an intercept.
+        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
+        pairs: Whether to look for pairs.
+        settings: How to fit.
+
+    Raises:
+        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    """
+    cohort = genotypes if rows is None else genotypes.take(rows=rows)
+    how = settings or Settings()
+    if len(chrom) != cohort.num_variants:
+        raise InputError(
+            f"{len(chrom)} values for {cohort.num_variants} variants",
+            where="chrom",
+            hint="give one value a variant",
+        )
+    if kind == "multiclass":
+        fits = fit_one_against_rest(
+            cohort,
+            target,
+            covariates=covariates,
+            prior_weights=prior_weights,
+            without_dominance=np.isin(chrom, HAPLOID),
+            settings=how,
+        )
+        return _joined(kind, fits, columns=None, found=None)
+    study = _Study(
+        cohort=cohort,
+        truth=np.asarray(target, dtype=np.float64),
+        kind=kind,
+        chrom=chrom,
+        position_bp=position_bp,
+        covariates=covariates,
+        prior_weights=snp_weights(prior_weights, num_variants=cohort.num_variants),
+        settings=how,
+    )
+    if not pairs:
+        return _joined(kind, (study.fit(None),), columns=None, found=None)
+    single = study.fit(None, refine=False).fitted
+    found, columns = study.scan(single)
+    weights = None
+    # Pairs too weak to act in any fit need none to tell.
+    if (found.t**2).max(initial=0.0) / 2 > np.log(WEAK * max(1, found.num_tested) / PAIRS_WEIGHT):
+        earlier = study.fit(columns, refine=False)
+        left = earlier.fitted - pair_part(earlier, columns)
+        if np.var(left - single) > GIVEN_WAY * study.noise(left):
+            found, columns = study.scan(left)
+            earlier = study.fit(columns, refine=False)
+        weights = study.inherited(earlier, columns)
+    fit = study.fit(columns, prior_weights=weights)
+    return _joined(kind, (fit,), columns=columns, found=found)
+
+
+@dataclass(frozen=True)
+class _Study:
+    cohort: PackedGenotypes
+    truth: Floats
+    kind: Literal["quantitative", "binary"]
+    chrom: NDArray[np.object_]
+    position_bp: NDArray[np.int64]
+    covariates: ArrayLike | None
+    prior_weights: Floats
+    settings: Settings
+
+    def inherited(self, earlier: SingleEffectsFit, columns: PairColumns) -> Floats:
+        """(V,) prior weights after a fit of single SNPs and of the columns."""
+        return self.prior_weights + inherited(earlier, columns) * (self.prior_weights > 0)
+
+    def fit(
+        self, columns: PairColumns | None, *, prior_weights: Floats | None = None, refine: bool = True
+    ) -> SingleEffectsFit:
+        """Fits all columns; only the last fit has to look for a better optimum than the first one.
+
+        Args:
+            columns: The pairs that join, if any.
+            prior_weights: (V,); those of the study by default.
+            refine: Whether to look.
+        """
+        weights = self.prior_weights if prior_weights is None else prior_weights
+        extra = None
+        if columns is not None:
+            # The fit takes a SNP's weights relative to the sum of their dosages.
+            each = PAIRS_WEIGHT / max(1, columns.num_tested) / weights.sum()
+            extra = columns.extra(np.full(len(columns.pairs), each))
+        return fit_single_effects(
+            self.cohort,
+            self.truth,
+            kind=self.kind,
+            covariates=self.covariates,
+            prior_weights=weights,
+            without_dominance=np.isin(self.chrom, HAPLOID),
+            extra=extra,
+            settings=replace(self.settings, refine=refine and self.settings.refine),
+        )
+
+    def scan(self, linear: Floats) -> tuple[PairScan, PairColumns]:
+        """Scans what a linear predictor without pairs leaves of the trait."""
+        mean = special.expit(linear) if self.kind == "binary" else None
+        found = scan_pairs(
+            self.cohort,
+            self.truth - (linear if mean is None else mean),
+            chrom=self.chrom,
+            position_bp=self.position_bp,
+            mean=mean,
+            covariates=self.covariates,
+            device=self.settings.device,
+        )
+        columns = PairColumns.of(
+            self.cohort, found.pairs, num_tested=found.num_tested, device=self.settings.device
+        )
+        return found, columns
+
+    def noise(self, linear: Floats) -> float:
+        """Variance that a linear predictor leaves, on its own scale."""
+        return LOGISTIC_VARIANCE if self.kind == "binary" else float(np.var(self.truth - linear))
+
+
+def _joined(
+    kind: Kind,
+    fits: tuple[SingleEffectsFit, ...],
+    *,
+    columns: PairColumns | None,
+    found: PairScan | None,
+) -> Deconvolution:
+    pip = joint_pip(fits)
+    strongest = np.argmax([fit.pip for fit in fits], axis=0)
+    effects = np.array([fit.column_effect[: len(pip)] for fit in fits])
+    further = 1 - np.prod([1 - fit.next_effect for fit in fits], axis=0)
+    return Deconvolution(
+        kind=kind,
+        fits=fits,
+        pairs=_pair_effects(fits[0], columns, found),
+        pip=pip,
+        effect=effects[strongest, np.arange(len(pip))],
+        strongest=strongest,
+        score=1 - (1 - pip) * (1 - 0.5 * further),
+        terms=fitted_terms(fits, columns),
+        fitted=np.column_stack([fit.fitted for fit in fits]),
+    )
+
+
+def _pair_effects(fit: SingleEffectsFit, columns: PairColumns | None, found: PairScan | None) -> PairEffects:
+    if columns is None or found is None:
+        nothing, none = np.empty(0), np.empty(0, dtype=np.int64)
+        return PairEffects(none, none, nothing, nothing, nothing, nothing)
+    first_extra = len(fit.column_pip) - len(found)
+    pip = fit.column_pip[first_extra:]
+    of_clump = found.q_value[found.leads]
+    order = np.lexsort((-found.neg_log10_p, -pip))
+    return PairEffects(
+        first=found.i[order],
+        second=found.j[order],
+        effect=fit.column_effect[first_extra:][order],
+        pip=pip[order],
+        neg_log10_p=found.neg_log10_p[order],
+        q_value=of_clump[found.clump][order],
+    )

@@ -1,0 +1,493 @@
+"""How a trait comes out of the sum of effects: normal with estimated variance, or logistic.
+
+Owns the order in which a likelihood's climb is made; knows no variants.
+Shapes: N samples, P columns, Q covariates and intercept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snpdeconv.finemapping.columns import Columns
+from snpdeconv.finemapping.effects import Effect, SingleEffectSum
+from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, fitted_anew
+
+logger = logging.getLogger(__name__)
+
+
+# Gain of the bound at which, where passes are dear, effects spread over very many columns are left alone:
+# they creep on for many sweeps, each of which takes two passes an effect.
+SPREAD_TOLERANCE = 0.02
+# Gain of the bound for which another solution is taken, and sweeps in which it has to show.
+REFINED_GAIN = 0.5
+NORMAL_SWEEPS = 12
+REFINED_TOLERANCE = 0.05
+MOST_REFINEMENTS = 10
+# Sweeps after which a trial that has lost so much of the bound is given up.
+FIRST_SWEEPS = 2
+HOPELESS = 20.0
+# Of the trait's variance: single precision cannot tell less noise from none, which has no Bayes factors.
+LEAST_NOISE = 1e-6
+
+
+@dataclass
+class NormalClimb:
+    """Effects of a linear regression on their way up.
+
+    Attributes:
+        effects: The posterior.
+        noise: Residual variance.
+        total: Sum of squares of the trait.
+        df: Degrees of freedom of the residual variance.
+        elbo: The bound after each sweep.
+    """
+
+    effects: SingleEffectSum
+    noise: float
+    total: float
+    df: int
+    elbo: list[float]
+
+    def run(self, *, max_sweeps: int, tolerance: float, spread: bool, never_spread: bool = False) -> bool:
+        """Sweeps until the bound stands still; the residual variance is set to its best value after each.
+
+        Args:
+            max_sweeps: Most sweeps in all.
+            tolerance: Gain of the bound at which to stop.
+            spread: Whether effects spread over very many columns take part from the first sweep on; else they
+                do whenever the others have settled.
+            never_spread: Whether they stay as they are.
+
+        Returns:
+            Whether the bound stands still.
+        """
+        always = spread
+        while len(self.elbo) < max_sweeps:
+            self.effects.sweep(self.noise, spread=spread)
+            squares = self.effects.expected_squares(self.total)
+            likelihood = self.df * math.log(2 * math.pi * self.noise) + squares / self.noise
+            self.elbo.append(-0.5 * likelihood - self.effects.divergence())
+            expensive = spread and self.effects.limit_passes
+            settled = has_converged(self.elbo, max(tolerance, SPREAD_TOLERANCE) if expensive else tolerance)
+            if settled and (spread or never_spread):
+                return True
+            spread = not never_spread and (settled or always)
+            self.noise = max(squares, LEAST_NOISE * self.total) / self.df
+        return False
+
+
+def refined_normal(climb: NormalClimb, *, tolerance: float) -> NormalClimb:
+    """Leaves a local optimum for a higher one, if taking an effect's columns away for a while leads there.
+
+    Coordinate ascent is caught where one column stands in for two that it is linked to. As in susieR's
+    ``refine``, the columns of one effect are forbidden, the other effects settle without them, and all settle
+    again with them; the first solution whose bound is higher is taken, until there is none.
+
+    Args:
+        climb: At its top.
+        tolerance: Gain of the bound at which to stop.
+
+    Returns:
+        The highest found.
+    """
+    tried: set[bytes] = set()
+    for _ in range(MOST_REFINEMENTS):
+        better = next(_higher_normal(climb, tried), None)
+        if better is None:
+            return climb
+        sweeps = len(better.elbo)
+        better.effects.reactivate()
+        better.run(max_sweeps=sweeps + 50, tolerance=tolerance, spread=not climb.effects.limit_passes)
+        climb = better
+    return climb
+
+
+def _higher_normal(climb: NormalClimb, tried: set[bytes]) -> Iterator[NormalClimb]:
+    for index in climb.effects.correlated_effects():
+        if index.tobytes() in tried:
+            continue
+        tried.add(index.tobytes())
+        trial = NormalClimb(
+            effects=climb.effects.without(index), noise=climb.noise, total=climb.total, df=climb.df, elbo=[]
+        )
+        trial.run(max_sweeps=FIRST_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
+        # Where two columns lie behind the one taken away, they are there by now; nothing else replaces it.
+        if trial.elbo[-1] < climb.elbo[-1] - HOPELESS:
+            continue
+        trial.run(max_sweeps=NORMAL_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
+        trial.effects.allow_all_of(climb.effects)
+        trial.elbo.clear()
+        trial.run(max_sweeps=NORMAL_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
+        if trial.elbo[-1] > climb.elbo[-1] + REFINED_GAIN:
+            trial.elbo[:] = [*climb.elbo, trial.elbo[-1]]
+            yield trial
+
+
+def has_converged(elbo: list[float], tolerance: float) -> bool:
+    """Whether the last sweep gained less than the tolerance."""
+    return len(elbo) > 1 and elbo[-1] - elbo[-2] < tolerance
+
+
+# Part of new pseudo-observations under which rounds end, and fall of the bound for which one is taken back.
+LEAST_MIXED = 1 / 4
+LARGEST_FALL = 1.0
+MOST_NULL_ROUNDS = 200
+# With a single one the bound may stand still before effects that start out small have grown.
+SWEEPS_A_ROUND = 3
+# Standard deviation of what each direction of the covariates adds to the log odds, before the data; large,
+# as in Gelman et al. 2008 (Ann Appl Stat 2:1360), beside what covariates do that part no cases from controls.
+COVARIATE_SD = 2.5
+LOGISTIC_SWEEPS = 6
+
+
+@dataclass(frozen=True)
+class _IrlsStep:
+    weight: Tensor
+    product: Tensor
+    effects: list[Effect]
+    predictor: Predictor
+
+
+@dataclass
+class LogisticClimb:
+    """Effects of a logistic regression on their way up.
+
+    Attributes:
+        columns: The columns.
+        case: (N,) zeros and ones.
+        precision: (Q,) of the prior of the coefficients of the covariates' basis.
+        gram_bytes: Most memory for products among columns.
+        effects: The posterior.
+        best: The highest round so far.
+        elbo: The bound after each round that raised it.
+        most: What the log likelihood of covariates alone leaves to be gained.
+        num_sweeps: Sweeps over the effects.
+        num_passes: Passes over the genotypes.
+    """
+
+    columns: Columns
+    case: Tensor
+    precision: Tensor
+    gram_bytes: int
+    effects: SingleEffectSum
+    best: _IrlsStep
+    elbo: list[float]
+    most: float = math.inf
+    num_sweeps: int = 0
+    num_passes: int = 0
+
+    @classmethod
+    def start(
+        cls, columns: Columns, case: Tensor, effects: SingleEffectSum, *, gram_bytes: int
+    ) -> LogisticClimb:
+        """At the foot: covariates alone."""
+        precision = torch.full_like(columns.basis[0], 1 / (COVARIATE_SD**2 * len(case)))
+        precision[0] = 0.0
+        constant = torch.full_like(case, float(torch.logit(case.mean())))
+        null = Predictor(constant, torch.zeros_like(case), torch.zeros_like(precision))
+        null = fitted_anew(null, case, basis=columns.basis, precision=precision)
+        return cls(
+            columns=columns,
+            case=case,
+            precision=precision,
+            gram_bytes=gram_bytes,
+            effects=effects,
+            best=_IrlsStep(*null.pseudo_observations(case), effects.effects, null),
+            elbo=[],
+        )
+
+    def settle_covariates(self, *, tolerance: float) -> None:
+        """Fits the covariates by themselves, which may take many rounds but needs no genotypes.
+
+        Args:
+            tolerance: Gain of the bound at which to stop.
+        """
+        self.run(max_sweeps=MOST_NULL_ROUNDS, tolerance=tolerance, sweeps_a_round=0)
+        # What effects have to surpass: a first round whose bound is lower is none.
+        del self.elbo[:-1]
+        self.num_sweeps = 0
+        self.most = -float(
+            torch.nn.functional.logsigmoid((2 * self.case - 1) * self.best.predictor.mean).sum()
+        )
+
+    def run(self, *, max_sweeps: int, tolerance: float, sweeps_a_round: int = SWEEPS_A_ROUND) -> bool:
+        """Rounds until the bound stands still.
+
+        After a round that lowers it the next pseudo-observations are mixed half with the last ones, and one
+        that lowers it by much is taken back; the effects end as they were where the bound was highest.
+
+        Args:
+            max_sweeps: Most sweeps in all.
+            tolerance: Gain of the bound at which to stop.
+            sweeps_a_round: Sweeps on the same pseudo-observations; none leaves the effects as they are.
+
+        Returns:
+            Whether the bound stands still.
+        """
+        mixed, gained, settled, refused = 1.0, 0.0, False, False
+        weight, product = self.best.weight, self.best.product
+        if self.elbo:
+            # An earlier run has got all there was to gain on those it ended with.
+            weight, product = self.best.predictor.pseudo_observations(self.case)
+        while not settled and self.num_sweeps < max_sweeps:
+            bound, now = self._round(weight, product, sweeps=sweeps_a_round)
+            self.num_sweeps += max(1, sweeps_a_round)
+            gained = bound - self.elbo[-1] if self.elbo else math.inf
+            if gained >= 0:
+                self.elbo.append(bound)
+                self.best = _IrlsStep(weight, product, list(self.effects.effects), now)
+                settled = gained < tolerance
+            else:
+                mixed /= 2
+                settled = mixed < LEAST_MIXED
+                refused |= bool(self.effects.effects) and not self.best.effects
+            if gained < -LARGEST_FALL:
+                weight, product, now = self.best.weight, self.best.product, self.best.predictor
+                self.effects.effects = list(self.best.effects)
+            new_weight, new_product = now.pseudo_observations(self.case)
+            weight = weight + mixed * (new_weight - weight)
+            product = product + mixed * (new_product - product)
+        if refused and not self.best.effects:
+            logger.info(
+                "single effects: refused effects under which the data are less likely than without any"
+            )
+        if sweeps_a_round and gained < 0:
+            self.effects.effects = list(self.best.effects)
+            self._regress(self.best.weight, self.best.product)
+        return settled
+
+    def elsewhere(self, effects: SingleEffectSum) -> LogisticClimb:
+        """The same regression about to go on from other effects."""
+        effects.effects = [replace(effect) for effect in effects.effects]
+        return replace(self, effects=effects, elbo=[])
+
+    def _round(self, weight: Tensor, product: Tensor, *, sweeps: int) -> tuple[float, Predictor]:
+        """Sweeps over a regression on pseudo-observations; the bound and what it then says of each sample."""
+        gram, offset = self._regress(weight, product, rebase=sweeps > 0)
+        for number in range(sweeps):
+            self.effects.sweep(1.0, spread=number == sweeps - 1)
+        self.num_passes += gram.num_passes
+        now = self._predictor(offset)
+        entropy = 0.5 * float(torch.logdet(2 * math.pi * math.e * gram.inverse))
+        prior = 0.5 * float(torch.log(self.precision[1:] / (2 * math.pi)).sum())
+        return self._expected(now) + prior + entropy - self.effects.divergence(), now
+
+    def _regress(self, weight: Tensor, product: Tensor, *, rebase: bool = True) -> tuple[LazyGram, Tensor]:
+        """Takes up pseudo-observations; their products, and the covariates' coefficients without effects."""
+        gram = LazyGram(self.columns, weight=weight, precision=self.precision, cache_bytes=self.gram_bytes)
+        offset = gram.inverse @ (self.columns.basis.T @ product)
+        if rebase:
+            left = product - gram.cross @ offset
+            profile = LogisticProfile(
+                self.columns, gram, case=self.case, base=self.columns.basis @ offset, most=self.most
+            )
+            self.effects.rebase(gram, gram.correlate(left[:, None])[:, 0], profile=profile)
+        self._gram = gram
+        return gram, offset
+
+    def _expected(self, predictor: Predictor) -> float:
+        """Expected log likelihood and, up to a constant, log prior of the covariates' coefficients."""
+        return predictor.expected_log_likelihood(self.case) - 0.5 * float(self.precision @ predictor.squares)
+
+    def _predictor(self, offset: Tensor) -> Predictor:
+        basis = self.columns.basis
+        mean = basis @ offset
+        variance = ((basis @ self._gram.inverse) * basis).sum(dim=1)
+        spread = self._gram.inverse.diagonal().clone()
+        for part in self._contributions():
+            mean, variance, spread = mean + part.mean, variance + part.variance, spread + part.squares
+        return Predictor(mean, variance, (basis.T @ mean) ** 2 + spread)
+
+    def _contributions(self) -> Iterator[Predictor]:
+        """What each effect adds to the linear predictor; its squares are the variances of coefficients."""
+        gram, basis = self._gram, self.columns.basis
+        effects = self.effects.effects
+        supports = [self.effects.support(effect, noise=1.0) for effect in effects]
+        index = _union([support for support in supports if len(support) <= MOST_FETCHED])
+        taken = gram.project(self.columns.take(index, again=True))
+        along = basis.T @ taken
+        for effect, support in zip(effects, supports, strict=True):
+            contribution, second = effect.alpha * effect.mean, effect.alpha * effect.second
+            if len(support) > MOST_FETCHED:
+                # Spread over so many columns, each of mean square 1, the variance is the same for all.
+                score = gram.project(self.columns.combine(contribution)[:, None])[:, 0]
+                yield Predictor(score, second.sum(), torch.zeros_like(basis[0]))
+                continue
+            place = torch.from_numpy(np.searchsorted(index, support)).to(taken.device)
+            chosen = torch.from_numpy(support).to(taken.device)
+            mean, square = contribution[chosen], second[chosen]
+            score = taken[:, place] @ mean
+            rest = (second.sum() - square.sum()).clamp(min=0)
+            variance = (taken[:, place].square() @ square + rest - score**2).clamp(min=0)
+            squares = along[:, place].square() @ square - (along[:, place] @ mean) ** 2
+            yield Predictor(score, variance, squares.clamp(min=0))
+
+
+def refined_logistic(climb: LogisticClimb, *, tolerance: float) -> LogisticClimb:
+    """Leaves a local optimum as a normal climb does, by trials on the last pseudo-observations."""
+    tried: set[bytes] = set()
+    for _ in range(MOST_REFINEMENTS):
+        better = next(_higher_logistic(climb, tried, tolerance=tolerance), None)
+        if better is None:
+            return climb
+        climb = better
+    return climb
+
+
+def _higher_logistic(climb: LogisticClimb, tried: set[bytes], *, tolerance: float) -> Iterator[LogisticClimb]:
+    reached = _working_bound(climb.effects)
+    most = climb.num_sweeps + 50
+    for index in climb.effects.correlated_effects():
+        if index.tobytes() in tried:
+            continue
+        tried.add(index.tobytes())
+        trial = climb.effects.without(index)
+        _settle(trial)
+        # What stands in for the columns taken away is there by now.
+        if _working_bound(trial) < reached - HOPELESS:
+            continue
+        trial.allow_all_of(climb.effects)
+        _settle(trial)
+        if _working_bound(trial) < reached + REFINED_GAIN:
+            continue
+        trial.reactivate()
+        other = climb.elsewhere(trial)
+        other.run(max_sweeps=most, tolerance=REFINED_TOLERANCE)
+        if other.elbo[-1] > climb.elbo[-1] + REFINED_GAIN:
+            other.run(max_sweeps=most, tolerance=tolerance)
+            other.elbo[:] = [*climb.elbo, other.elbo[-1]]
+            yield other
+
+
+def _settle(effects: SingleEffectSum) -> None:
+    """Sweeps until the regression on the last pseudo-observations has about come to rest."""
+    bound = -math.inf
+    for _ in range(LOGISTIC_SWEEPS):
+        effects.sweep(1.0)
+        before, bound = bound, _working_bound(effects)
+        if bound - before < REFINED_TOLERANCE:
+            break
+
+
+def _working_bound(effects: SingleEffectSum) -> float:
+    """Of the linear regression on the last pseudo-observations, up to a constant."""
+    return -0.5 * effects.expected_squares(0.0) - effects.divergence()
+
+
+def _union(supports: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *supports]))
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """A fit that has come to rest.
+
+    Attributes:
+        effects: The posterior.
+        noise: Residual variance; 1 for a logistic likelihood.
+        response: (N,) what effects and covariates explain by least squares.
+        elbo: The bound after each sweep, or round of a logistic likelihood.
+        num_passes: Passes over the genotypes.
+    """
+
+    effects: SingleEffectSum
+    noise: float
+    response: Tensor
+    elbo: tuple[float, ...]
+    num_passes: int
+
+
+def fit_normal(
+    columns: Columns,
+    target: Tensor,
+    effects: SingleEffectSum,
+    *,
+    max_sweeps: int,
+    tolerance: float,
+    gram_bytes: int,
+    refine: bool,
+) -> Ascent:
+    """Linear regression; the residual variance is set to its best value after each sweep.
+
+    Args:
+        columns: Columns, projected off the covariates.
+        target: (N,) float64 trait.
+        effects: To be fitted.
+        max_sweeps: Most sweeps.
+        tolerance: Gain of the bound at which to stop.
+        gram_bytes: Most memory for products among columns.
+        refine: Whether to look for a higher bound beyond the first one, unless passes are dear.
+    """
+    gram = LazyGram(columns, cache_bytes=gram_bytes)
+    residual = gram.project(target[:, None])
+    total = float(residual.square().sum())
+    effects.rebase(gram, gram.correlate(residual)[:, 0])
+    # The mean takes no degree of freedom, as in the reference implementation; every covariate takes one.
+    df = len(target) - (columns.basis.shape[1] - 1)
+    climb = NormalClimb(effects=effects, noise=total / df, total=total, df=df, elbo=[])
+    if not climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.limit_passes):
+        _warn_of_stop(max_sweeps)
+    if refine and not effects.limit_passes:
+        climb = refined_normal(climb, tolerance=tolerance)
+    return Ascent(
+        effects=climb.effects,
+        noise=climb.noise,
+        response=target,
+        elbo=tuple(climb.elbo),
+        num_passes=gram.num_passes,
+    )
+
+
+def fit_logistic(
+    columns: Columns,
+    case: Tensor,
+    effects: SingleEffectSum,
+    *,
+    max_sweeps: int,
+    tolerance: float,
+    gram_bytes: int,
+    refine: bool,
+) -> Ascent:
+    """Logistic regression by variational inference with each sample's predictor taken as normal.
+
+    Each round is a linear regression on pseudo-observations, whose weight is the expected curvature of the
+    log likelihood and whose residual its expected slope (conjugate-computation variational inference, Khan
+    and Lin 2017); the covariates' coefficients are integrated out of it. The intercept has a flat prior, the
+    other coefficients a weak normal one, as covariates that part cases from controls have no best ones
+    (Gelman et al. 2008). The quadratic bound of Jaakkola and Jordan is not used: among few cases its
+    curvature is twice the real one, which halves every chi-square.
+
+    Args:
+        columns: Columns.
+        case: (N,) float64 zeros and ones.
+        effects: To be fitted.
+        max_sweeps: Most sweeps.
+        tolerance: Gain of the bound at which to stop.
+        gram_bytes: Most memory for products among columns.
+        refine: Whether to look for a higher bound beyond the first one, unless passes are dear.
+    """
+    climb = LogisticClimb.start(columns, case, effects, gram_bytes=gram_bytes)
+    climb.settle_covariates(tolerance=tolerance)
+    if not climb.run(max_sweeps=max_sweeps, tolerance=tolerance):
+        _warn_of_stop(climb.num_sweeps)
+    if refine and not effects.limit_passes:
+        climb = refined_logistic(climb, tolerance=tolerance)
+    return Ascent(
+        effects=climb.effects,
+        noise=1.0,
+        response=climb.best.predictor.mean,
+        elbo=tuple(climb.elbo),
+        num_passes=climb.num_passes,
+    )
+
+
+def _warn_of_stop(num_sweeps: int) -> None:
+    logger.warning("single effects: the bound still rises after %d sweeps", num_sweeps)

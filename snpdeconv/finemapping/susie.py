@@ -1,0 +1,526 @@
+"""Fits a sum of single effects to a trait, straight from packed genotypes.
+
+Owns the settings, the prior and the way from arrays to a result; knows no file and no name.
+Shapes: N samples, V variants, P columns, C covariates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+from torch import Tensor
+
+from snpdeconv.console import track
+from snpdeconv.errors import InputError
+from snpdeconv.finemapping.columns import Columns, ExtraColumns, Scaling
+from snpdeconv.finemapping.effects import Effect, SingleEffectSum
+from snpdeconv.finemapping.likelihoods import Ascent, fit_logistic, fit_normal
+from snpdeconv.finemapping.tiles import CODES_A_BYTE, CODES_OF_BYTE
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes, row_bytes
+from snpdeconv.stats.common import covariate_basis
+
+Floats = NDArray[np.float64]
+
+# More look-ups at a time would leave the processor's cache.
+BYTES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class SingleEffect:
+    """One effect: which column acts, and how strongly.
+
+    Attributes:
+        columns: (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first.
+        alpha: (S,) probability that each acts; what is left out sums to less than 1e-6.
+        beside: (S,) of a dominance column, the part of `alpha` in which the dosage of its SNP acts as well;
+            0 of other columns, and of traits of classes, where one column acts.
+        mean: (S,) posterior mean of the effect of one standard deviation of the column, given that it acts.
+        variance: (S,) posterior variance of the same.
+        variants: (S, 2) SNPs that take part in each column, -1 where there is only one.
+        prior_variance: Of the effect.
+        log_bayes_factor: Natural logarithm, of this effect against none given the others.
+        pve: Share of the trait's variance (of a binary trait, of its logistic liability) beside covariates.
+    """
+
+    columns: NDArray[np.int64]
+    alpha: Floats
+    beside: Floats
+    mean: Floats
+    variance: Floats
+    variants: NDArray[np.int64]
+    prior_variance: float
+    log_bayes_factor: float
+    pve: float
+
+    @property
+    def share(self) -> Floats:
+        """(S,) probabilities that sum to 1: a SNP of which both columns act counts by its dosage."""
+        return self.alpha - self.beside
+
+
+@dataclass(frozen=True)
+class SingleEffectsFit:
+    """A sum of single effects fitted to one trait.
+
+    Attributes:
+        pip: (V,) probability that the SNP takes part in any effect, by any of its columns.
+        next_effect: (V,) probability that a further effect, did one exist, were this SNP's; it orders the
+            SNPs whose `pip` says nothing.
+        column_pip: (P,) the same as `pip` of each column in [dosage V | dominance V | extra E].
+        effects: The effects that are not zero, in the order found.
+        noise: Residual variance; 1 of a binary trait.
+        fitted: (N,) linear predictor of the samples of the fit, covariates included.
+        elbo: Lower bound on the log marginal likelihood after each sweep.
+        num_passes: Passes over the genotypes.
+        scaling: What turns genotypes into columns.
+        intercept: Of the linear predictor.
+        covariate_coefficients: (C,) of the covariates as they were given.
+    """
+
+    pip: Floats
+    next_effect: Floats
+    column_pip: Floats
+    effects: tuple[SingleEffect, ...]
+    noise: float
+    fitted: Floats
+    elbo: tuple[float, ...]
+    num_passes: int
+    scaling: Scaling
+    intercept: float
+    covariate_coefficients: Floats
+
+    @property
+    def column_effect(self) -> Floats:
+        """(P,) posterior mean effect of a standard deviation of each column, given that it acts; NaN where
+        no effect may rest on it."""
+        weight, total = np.zeros_like(self.column_pip), np.zeros_like(self.column_pip)
+        for one in self.effects:
+            weight[one.columns] += one.alpha
+            total[one.columns] += one.alpha * one.mean
+        return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+    @property
+    def prior_variances(self) -> Floats:
+        """Prior variance of each effect."""
+        return np.array([effect.prior_variance for effect in self.effects])
+
+    def predict(
+        self,
+        genotypes: PackedGenotypes,
+        covariates: ArrayLike | None = None,
+        *,
+        extra: ArrayLike | None = None,
+    ) -> Floats:
+        """Linear predictor of other samples: the trait's mean, or its log odds.
+
+        Args:
+            genotypes: The variants of the fit in its order; missing dosages count as the mean of the fit.
+            covariates: (n, C) as given to the fit.
+            extra: (n, E) values of the extra columns of the fit, made in the same way.
+
+        Raises:
+            InputError: Variants, covariates or extra columns are not those of the fit.
+        """
+        self._check_width("genotypes", genotypes.num_variants, expected=len(self.pip))
+        given = np.empty((genotypes.num_samples, 0)) if covariates is None else np.asarray(covariates)
+        self._check_width("covariates", given.shape[1], expected=len(self.covariate_coefficients))
+        beside = np.empty((genotypes.num_samples, 0)) if extra is None else np.asarray(extra)
+        self._check_width("extra", beside.shape[1], expected=len(self.scaling.extra_sd))
+        score = genotype_score(genotypes, effects=self.effects, scaling=self.scaling, extra=beside)
+        return self.intercept + given @ self.covariate_coefficients + score
+
+    def _check_width(self, what: str, width: int, *, expected: int) -> None:
+        if width != expected:
+            raise InputError(
+                f"{width} columns, but the fit had {expected}",
+                where=what,
+                hint="give those of the fit in its order",
+            )
+
+
+def weights_of(effects: tuple[SingleEffect, ...]) -> tuple[NDArray[np.int64], Floats]:
+    """Columns of all effects and the expected coefficient that each adds to its own."""
+    index = np.concatenate([np.empty(0, dtype=np.int64), *(effect.columns for effect in effects)])
+    return index, np.concatenate([np.empty(0), *(effect.alpha * effect.mean for effect in effects)])
+
+
+def genotype_score(
+    genotypes: PackedGenotypes,
+    *,
+    effects: tuple[SingleEffect, ...],
+    scaling: Scaling,
+    extra: NDArray[np.generic],
+) -> Floats:
+    """Expected sum of all effects, up to a constant and the covariates.
+
+    Args:
+        genotypes: N samples.
+        effects: The effects.
+        scaling: What turns genotypes into columns.
+        extra: (N, E) values of the extra columns.
+
+    Returns:
+        (N,) scores.
+    """
+    of_dosage, of_het, of_extra = scaling.coefficients(*weights_of(effects))
+    means = of_dosage * scaling.dosage_mean + of_het * scaling.het_mean
+    # The value of each code, a missing one at the mean; no SNP stands behind the last slots.
+    value = np.zeros((CODES_A_BYTE * row_bytes(genotypes.num_variants), MISSING + 1))
+    value[: len(means)] = np.column_stack([0 * means, of_dosage + of_het, 2 * of_dosage, means])
+    by_byte = value.reshape(-1, CODES_A_BYTE, MISSING + 1)
+    score: Floats = extra.astype(np.float64) @ of_extra - means.sum()
+    used = np.flatnonzero(by_byte.any(axis=(1, 2)))
+    for start in range(0, len(used), BYTES_AT_ONCE):
+        chosen = used[start : start + BYTES_AT_ONCE]
+        # (b, 256) what each value of a byte adds, so that one look-up serves four SNPs.
+        of_byte = sum(by_byte[chosen, slot][:, codes] for slot, codes in enumerate(CODES_OF_BYTE.T))
+        place = genotypes.packed[:, chosen] + 256 * np.arange(len(chosen))
+        score += np.take(of_byte, place).sum(axis=1)
+    return score
+
+
+def joint_pip(fits: tuple[SingleEffectsFit, ...]) -> Floats:
+    """(V,) probability that a SNP takes part in any of several fits, as of each class against the rest.
+
+    The best prior variance of an effect is positive now and then by chance, and of more fits more often: an
+    effect counts by its Bayes factor at prior odds of 1 to the number of other fits. Of one fit it is `pip`.
+    """
+    if len(fits) == 1:
+        return fits[0].pip
+    missed = np.ones_like(fits[0].pip)
+    for effect in (effect for fit in fits for effect in fit.effects):
+        exists = special.expit(effect.log_bayes_factor - np.log(len(fits) - 1))
+        for variants in effect.variants.T:
+            taking_part = variants >= 0
+            held = np.bincount(variants[taking_part], effect.share[taking_part], minlength=len(missed))
+            missed *= 1 - exists * np.clip(held, 0.0, 1.0)
+    return np.asarray(1 - missed)
+
+
+# Columns of an effect that are kept; the rest together weighs less.
+ALPHA_LEFT_OUT = 1e-6
+# Of a binary trait, dominance columns compete with dosages for effects of their own, and seldom win rightly.
+DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.1}
+LOGISTIC_VARIANCE = np.pi**2 / 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How single effects are fitted.
+
+    Attributes:
+        max_effects: Most effects; they are added while new ones are not zero.
+        entry: Natural logarithm of the Bayes factor from which on a further effect is added. At zero, effects
+            that are spread over all SNPs and say nothing take most of the time.
+        dominance_weight: Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By
+            default 1, of a binary trait 0.1.
+        max_sweeps: Most sweeps over all effects.
+        tolerance: Gain of the evidence bound at which to stop.
+        refine: Whether to look for a better solution beyond the first; in cohorts of less than
+            ``dear_genotypes``.
+        dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
+        gram_bytes: Most memory for products among columns.
+        tile_variants: Variants decoded at once on a CPU; chosen by size where None.
+        device: Where to compute.
+    """
+
+    max_effects: int = 20
+    entry: float = 0.02
+    dominance_weight: float | None = None
+    max_sweeps: int = 100
+    tolerance: float = 1e-3
+    refine: bool = True
+    dear_genotypes: int = 2**27
+    gram_bytes: int = 2**29
+    tile_variants: int | None = None
+    device: str = "cpu"
+
+
+def fit_single_effects(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    kind: Literal["binary", "quantitative"],
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    without_dominance: NDArray[np.bool_] | None = None,
+    extra: ExtraColumns | None = None,
+    settings: Settings | None = None,
+) -> SingleEffectsFit:
+    """Finds the SNPs that a trait rests on, as a sum of effects each of which one SNP or pair carries.
+
+    The model is SuSiE (Wang et al. 2020, JRSS B 82:1273) over dosages and dominance columns, the prior
+    variance of each effect and the residual variance by maximum marginal likelihood; a binary trait has a
+    logistic likelihood. An effect on a quantitative trait is a SNP's dosage with its dominance or without:
+    being orthogonal they fit into one effect, and together tell of its place what neither does alone. Under
+    the weights of a logistic likelihood they are not, and an effect is one of the two. Missing genotypes
+    count as the mean of their SNP; covariates are projected out.
+
+    Args:
+        genotypes: The cohort.
+        target: (n,) values, or zeros and ones, of the samples in `rows`.
+        kind: Kind of the trait.
+        rows: (n,) samples fitted, the training samples as a rule; all by default. They are copied, packed.
+        covariates: (n, C) of the samples in `rows`, without an intercept.
+        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
+        without_dominance: (V,) SNPs that act by their dosage alone, such as those of which men have one copy:
+            among these, a heterozygote is a woman.
+        extra: Columns of the samples in `rows` that join those of the SNPs.
+        settings: How to fit.
+
+    Raises:
+        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    """
+    how = settings or Settings()
+    truth = np.asarray(target, dtype=np.float64)
+    cohort = genotypes if rows is None else genotypes.take(rows=rows)
+    given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+    basis = covariate_basis(given, num_samples=len(given))
+    _check(cohort, truth, basis=basis, kind=kind)
+    dominance_weight = DOMINANCE_WEIGHT[kind] if how.dominance_weight is None else how.dominance_weight
+    columns = Columns(
+        cohort,
+        basis=basis,
+        extra=extra,
+        dominance=dominance_weight > 0,
+        without_dominance=without_dominance,
+        device=how.device,
+        tile_variants=how.tile_variants,
+    )
+    prior, prior_both = _prior(
+        columns,
+        prior_weights,
+        extra=extra,
+        dominance_weight=dominance_weight,
+        together=kind == "quantitative",
+    )
+    effects = SingleEffectSum(
+        log_prior=torch.from_numpy(prior).to(columns.device).log(),
+        log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
+        max_effects=how.max_effects,
+        entry=how.entry,
+        limit_passes=columns.num_samples * columns.num_variants > how.dear_genotypes,
+    )
+    trait = torch.from_numpy(truth).to(columns.device)
+    ascend = fit_normal if kind == "quantitative" else fit_logistic
+    ascent = ascend(
+        columns,
+        trait,
+        effects,
+        max_sweeps=how.max_sweeps,
+        tolerance=how.tolerance,
+        gram_bytes=how.gram_bytes,
+        refine=how.refine,
+    )
+    beside = np.empty((len(truth), 0)) if extra is None else extra.values
+    return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)
+
+
+def fit_one_against_rest(
+    genotypes: PackedGenotypes,
+    target: ArrayLike,
+    *,
+    rows: NDArray[np.integer] | None = None,
+    covariates: ArrayLike | None = None,
+    prior_weights: ArrayLike | None = None,
+    without_dominance: NDArray[np.bool_] | None = None,
+    extra: ExtraColumns | None = None,
+    settings: Settings | None = None,
+) -> tuple[SingleEffectsFit, ...]:
+    """Fits each class of a trait against all others; `joint_pip` joins their inclusion probabilities.
+
+    Args:
+        genotypes: As in :func:`fit_single_effects`.
+        target: (n,) class indices 0 to K - 1.
+        rows: As above.
+        covariates: As above.
+        prior_weights: As above.
+        without_dominance: As above.
+        extra: As above.
+        settings: As above.
+
+    Returns:
+        K fits.
+    """
+    classes = np.asarray(target)
+    return tuple(
+        fit_single_effects(
+            genotypes,
+            classes == one,
+            kind="binary",
+            rows=rows,
+            covariates=covariates,
+            prior_weights=prior_weights,
+            without_dominance=without_dominance,
+            extra=extra,
+            settings=settings,
+        )
+        for one in track(range(int(classes.max()) + 1), "single effects, class by class")
+    )
+
+
+def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) -> None:
+    if cohort.num_samples != len(truth):
+        raise InputError(
+            f"{len(truth)} values for {cohort.num_samples} samples",
+            where="target",
+            hint="give one value a sample",
+        )
+    if kind == "binary" and set(np.unique(truth)) != {0.0, 1.0}:
+        raise InputError(
+            f"values {sorted(set(truth))[:4]}", where="target", hint="give zeros and ones, and both of them"
+        )
+    centred = truth - truth.mean()
+    left = centred - basis @ (basis.T @ centred)
+    if left @ left <= 1e-9 * (truth @ truth) or len(truth) <= basis.shape[1] + 1:
+        raise InputError(
+            f"the {basis.shape[1] - 1} covariates leave nothing of the trait of {len(truth)} samples",
+            where="covariates",
+            hint="leave some out, or give more samples",
+        )
+
+
+def snp_weights(prior_weights: ArrayLike | None, *, num_variants: int) -> Floats:
+    """Relative prior weights (V,) that sum to 1.
+
+    Raises:
+        InputError: They are not one a SNP, or not finite and positive.
+    """
+    given = np.ones(num_variants) if prior_weights is None else np.asarray(prior_weights, dtype=np.float64)
+    if not (
+        given.shape == (num_variants,) and np.isfinite(given).all() and given.min() >= 0 and given.sum() > 0
+    ):
+        raise InputError(
+            f"prior weights of shape {given.shape} for {num_variants} SNPs, or not all finite and positive",
+            where="prior_weights",
+            hint="give one weight a SNP, none below zero",
+        )
+    return np.asarray(given / given.sum())
+
+
+def _prior(
+    columns: Columns,
+    prior_weights: ArrayLike | None,
+    *,
+    extra: ExtraColumns | None,
+    dominance_weight: float,
+    together: bool,
+) -> tuple[Floats, Floats]:
+    """Prior weights of columns alone (P,) and of both columns of a SNP, which sum to 1 over what varies.
+
+    The second is (V,) where dominance acts `together` with the dosage, else (0,).
+    """
+    num = columns.num_variants
+    own = snp_weights(prior_weights, num_variants=num)
+    parts = [own, dominance_weight * own] if columns.dominance else [own]
+    weight = np.concatenate([*parts, np.empty(0) if extra is None else extra.weight]) * columns.usable
+    if not weight.sum() > 0:
+        raise InputError("no SNP varies", where="genotypes", hint="give SNPs with more than one genotype")
+    weight /= weight.sum()
+    if not (columns.dominance and together):
+        return weight, np.empty(0)
+    both = weight[num : 2 * num].copy()
+    weight[num : 2 * num] = 0.0
+    return weight, both
+
+
+def _result(
+    ascent: Ascent,
+    columns: Columns,
+    cohort: PackedGenotypes,
+    *,
+    covariates: Floats,
+    extra: NDArray[np.generic],
+    kind: str,
+) -> SingleEffectsFit:
+    found = ascent.effects.effects
+    explained = [float((effect.alpha * effect.mean**2).sum()) for effect in found]
+    response = ascent.response.cpu().numpy()
+    left = response - columns.basis.cpu().numpy() @ (columns.basis.cpu().numpy().T @ response)
+    total = float(left @ left) / len(left) if kind == "quantitative" else sum(explained) + LOGISTIC_VARIANCE
+    effects = tuple(
+        _sparse(effect, columns, pve=variance / total)
+        for effect, variance in zip(found, explained, strict=True)
+    )
+    missed = np.ones(columns.num_variants)
+    column_missed = np.ones(columns.num_columns)
+    for effect in found:
+        missed *= 1 - _by_snp(effect.alpha, effect.both, columns)
+        column_missed *= 1 - effect.alpha.cpu().numpy()
+    score = _score(columns, cohort, effects=effects, extra=extra)
+    design = np.hstack([np.ones((len(score), 1)), covariates])
+    coefficients = np.asarray(np.linalg.lstsq(design, response - score, rcond=None)[0], dtype=np.float64)
+    return SingleEffectsFit(
+        pip=1 - missed,
+        next_effect=_by_snp(*ascent.effects.next_effect(noise=ascent.noise), columns),
+        column_pip=1 - (column_missed if columns.dominance else _with_dominance(column_missed, columns)),
+        effects=effects,
+        noise=ascent.noise,
+        fitted=design @ coefficients + score,
+        elbo=ascent.elbo,
+        num_passes=ascent.num_passes,
+        scaling=columns.scaling,
+        intercept=float(coefficients[0]),
+        covariate_coefficients=coefficients[1:],
+    )
+
+
+def _score(
+    columns: Columns,
+    cohort: PackedGenotypes,
+    *,
+    effects: tuple[SingleEffect, ...],
+    extra: NDArray[np.generic],
+) -> Floats:
+    """(N,) what the effects add up to; on a device in a pass, which there takes less than looking up."""
+    if columns.device.type == "cpu":
+        return genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
+    of_dosage, of_het, of_extra = columns.scaling.coefficients(*weights_of(effects))
+    return columns.score(of_dosage, of_het).cpu().numpy() + extra.astype(np.float64) @ of_extra
+
+
+def _with_dominance(missed: Floats, columns: Columns) -> Floats:
+    """(V + E,) of a fit without dominance columns as (2V + E,): they are certainly not effects."""
+    return np.insert(missed, columns.num_variants, np.ones(columns.num_variants))
+
+
+def _beside(both: Tensor, columns: Columns) -> Floats:
+    """(P,) part of each dominance column's probability in which the dosage of its SNP acts as well."""
+    beside = np.zeros(columns.num_columns)
+    beside[len(both) : 2 * len(both)] = both.cpu().numpy()
+    return beside
+
+
+def _by_snp(alpha: Tensor, both: Tensor, columns: Columns) -> Floats:
+    """(V,) probability that a SNP takes part in an effect, by any of its columns."""
+    weight, variants = alpha.cpu().numpy() - _beside(both, columns), columns.variants
+    paired = variants[:, 1] >= 0
+    taking_part = np.concatenate([variants[:, 0], variants[paired, 1]])
+    total = np.bincount(taking_part, np.concatenate([weight, weight[paired]]), minlength=columns.num_variants)
+    return np.clip(total, 0.0, 1.0)
+
+
+def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
+    alpha, mean, second = (values.cpu().numpy() for values in (effect.alpha, effect.mean, effect.second))
+    order = np.argsort(-alpha, kind="stable")
+    held = np.cumsum(alpha[order])
+    chosen = order[: int(np.searchsorted(held, held[-1] - ALPHA_LEFT_OUT)) + 1]
+    return SingleEffect(
+        columns=chosen
+        if columns.dominance
+        else chosen + columns.num_variants * (chosen >= columns.num_variants),
+        alpha=alpha[chosen],
+        beside=_beside(effect.both, columns)[chosen],
+        mean=mean[chosen],
+        variance=second[chosen] - mean[chosen] ** 2,
+        variants=columns.variants[chosen],
+        prior_variance=effect.prior_variance,
+        log_bayes_factor=effect.log_bayes_factor,
+        pve=pve,
+    )

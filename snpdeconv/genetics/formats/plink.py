@@ -1,0 +1,413 @@
+"""PLINK 2 .pgen with its .pvar and .psam (https://www.cog-genomics.org/plink/2.0/formats#pgen).
+
+Counts ALT; takes hard calls. Sites with several ALT alleles are split or skipped.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pgenlib
+from numpy.typing import NDArray
+
+from snpdeconv.errors import InputError
+from snpdeconv.genetics.formats import ALT_REPORT, Multiallelic, VariantChunk, split_id, usable_alts
+from snpdeconv.genetics.formats.tables import (
+    bad_columns,
+    numbered_lines,
+    parse_positions,
+    read_fam,
+    read_psam,
+    read_pvar,
+    refuse_quotes,
+)
+from snpdeconv.genetics.packed import MISSING, pack, row_bytes
+from snpdeconv.genetics.variants import Variants
+
+_PGEN_MAGIC = b"\x6c\x1b"
+_PLINK1_MODE = b"\x01"
+_STAGE_BYTES = 4 * 2**20
+
+
+class PgenReader:
+    """Streams a PLINK 2 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`.
+
+    Args:
+        pgen: The genotypes.
+        pvar: The sites.
+        psam: The samples.
+        multiallelic: What to do with sites of several ALT alleles.
+        autosomes: How many the species has: what PLINK's codes mean.
+
+    Raises:
+        InputError: A table is malformed, or its length is not what the .pgen says.
+    """
+
+    def __init__(
+        self, pgen: Path, pvar: Path, psam: Path, *, multiallelic: Multiallelic, autosomes: int = 22
+    ) -> None:
+        self._pgen = pgen
+        self.samples = read_psam(psam)
+        self.report = dict.fromkeys(ALT_REPORT, 0)
+        sites = read_pvar(pvar)
+        self._num_sites = len(sites.ref)
+        _check_counts(pgen, pvar, psam, num_sites=self._num_sites, num_samples=len(self.samples))
+        # Storage modes below 16 (0x10) are without dosages but for 3 and 4; the variable one may have them.
+        self._may_hold_dosages = pgen.open("rb").read(3)[2:] not in (b"\x01", b"\x02")
+        self._num_alleles = np.array([1 + len(alts) for alts in sites.alts], dtype=np.int64)
+        wanted = [
+            (site, allele)
+            for site, alts in enumerate(sites.alts)
+            for allele in usable_alts(alts, multiallelic=multiallelic, report=self.report)
+        ]
+        self._site = np.array([site for site, _ in wanted], dtype=np.uint32)
+        self._allele = np.array([allele for _, allele in wanted], dtype=np.int64)
+        self._variants = Variants.build(
+            variant_id=[split_id(sites.variant_id[s], alts=sites.alts[s], allele=a) for s, a in wanted],
+            chrom=[sites.chrom[s] for s, _ in wanted],
+            position_bp=sites.position_bp[self._site],
+            counted_allele=[sites.alts[s][a - 1] for s, a in wanted],
+            other_allele=[sites.ref[s] for s, _ in wanted],
+            autosomes=autosomes,
+        )
+        self.num_variants: int | None = len(wanted)
+
+    def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
+        """Yields the variants in the order of the .pvar, ``max_variants`` at a time."""
+        if not len(self._site):
+            return
+        try:
+            file = self._open()
+            for start in range(0, len(self._site), max_variants):
+                piece = slice(start, start + max_variants)
+                packed = self._read(file, site=self._site[piece], allele=self._allele[piece])
+                yield VariantChunk(self._variants.take(piece), packed, len(self.samples))
+            file.close()
+        except RuntimeError as error:  # All that pgenlib raises for a file that it cannot decode.
+            reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+            raise InputError(
+                f"damaged or cut off ({reason.strip()})", where=self._pgen, hint="copy the three files again"
+            ) from error
+
+    def _open(self) -> pgenlib.PgenReader:
+        offsets = None
+        if self._num_alleles.max() > 2:
+            offsets = np.concatenate([[0], np.cumsum(self._num_alleles)]).astype(np.uintp)
+        return pgenlib.PgenReader(
+            bytes(self._pgen),
+            raw_sample_ct=len(self.samples),
+            variant_ct=self._num_sites,
+            allele_idx_offsets=offsets,
+        )
+
+    def _read(
+        self, file: pgenlib.PgenReader, *, site: NDArray[np.uint32], allele: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        num_samples = len(self.samples)
+        packed = np.empty((len(site), row_bytes(num_samples)), dtype=np.uint8)
+        step = max(1, _STAGE_BYTES // num_samples)
+        for start in range(0, len(site), step):
+            stage = slice(start, start + step)
+            dosage = np.empty((len(site[stage]), num_samples), dtype=np.int8)
+            file.read_list(site[stage], dosage, allele_idx=1)
+            for row in np.flatnonzero(allele[stage] > 1):
+                file.read(site[start + row], dosage[row], allele_idx=allele[start + row])
+            self._refuse_lost_dosages(file, site[stage], dosage)
+            codes: NDArray[np.uint8] = dosage.view(np.uint8)
+            # Missing is -9, which as an unsigned byte is the only value above 2.
+            packed[stage] = pack(np.minimum(codes, MISSING, out=codes))
+        return packed
+
+    def _refuse_lost_dosages(
+        self, file: pgenlib.PgenReader, site: NDArray[np.uint32], calls: NDArray[np.int8]
+    ) -> None:
+        """Refuses a file that has dosages where calls are missing."""
+        for row in np.flatnonzero((calls < 0).any(axis=1)) if self._may_hold_dosages else ():
+            dosage = np.empty(calls.shape[1], dtype=np.float32)
+            file.read_dosages(site[row], dosage)
+            lost = (calls[row] < 0) & (dosage >= 0)
+            if lost.any():
+                raise InputError(
+                    f"variant {site[row] + 1} has dosages for {lost.sum()} samples without a call, "
+                    "which would be lost",
+                    where=self._pgen,
+                    hint="dosages are not read yet; make calls of them, e.g. with `plink2 --pfile FILE "
+                    "--hard-call-threshold 0.499 --make-bed --out FILE`",
+                )
+
+
+def _check_counts(pgen: Path, pvar: Path, psam: Path, *, num_sites: int, num_samples: int) -> None:
+    with pgen.open("rb") as file:
+        header = file.read(11)
+    if (
+        header[:3] == _PGEN_MAGIC + _PLINK1_MODE
+    ):  # A renamed .bed; it has no counts, and pgenlib checks its size.
+        return
+    if header[:2] != _PGEN_MAGIC or len(header) < 11:
+        raise InputError(f"not a PLINK 2 .pgen (starts with {header[:2].hex() or 'nothing'})", where=pgen)
+    has_sites, has_samples = struct.unpack("<II", header[3:])
+    for table, what, listed, held in (
+        (pvar, "variants", num_sites, has_sites),
+        (psam, "samples", num_samples, has_samples),
+    ):
+        if listed != held:
+            raise InputError(
+                f"lists {listed} {what}, but {pgen.name} holds {held}",
+                where=table,
+                hint="copy the three files again; they are not of one set",
+            )
+
+
+_COLUMNS = 6
+_POSITION = 3
+_BLOCK_BYTES = 2**20
+_BLOCK_LINES = 2**14
+_LONGEST_LINE = 2**24
+_TAB, _NEWLINE, _SPACE, _DELETE, _ZERO = b"\t\n \x7f0"
+_MOST_DIGITS = 18  # What int64 surely holds.
+
+
+@dataclass(frozen=True)
+class Bim:
+    """A .bim that was looked through and found sound.
+
+    Attributes:
+        path: The file: chromosome, ID, centimorgans, position, A1, A2.
+        num_variants: V.
+        plain: Whether all lines are as PLINK writes them.
+    """
+
+    path: Path
+    num_variants: int
+    plain: bool
+
+    @classmethod
+    def check(cls, path: Path) -> Bim:
+        """Looks through the whole file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: A line has another number of columns or no position.
+        """
+        num_variants = 0
+        for _, line in itertools.islice(numbered_lines(path), 1):
+            refuse_quotes(line, path=path)
+        for block in _blocks(path):
+            separators = _separators(block)
+            if separators is None or not _has_plain_positions(block, separators):
+                return cls(path, sum(len(position) for _, position in _slow_rows(path, _BLOCK_LINES)), False)
+            num_variants += len(separators)
+        return cls(path, num_variants, True)
+
+    def chunks(self, max_variants: int, *, autosomes: int = 22) -> Iterator[Variants]:
+        """Reads the table.
+
+        Args:
+            max_variants: Size of every piece but the last.
+            autosomes: How many the species has: what PLINK's codes mean.
+
+        Yields:
+            The variants in the order of the file; A1 is the counted allele.
+
+        Raises:
+            InputError: The file was changed meanwhile and is no longer sound.
+        """
+        rows = _plain_rows if self.plain else _slow_rows
+        for (chrom, name, _, _, first, second), position in rows(self.path, max_variants):
+            yield Variants.build(
+                variant_id=name,
+                chrom=chrom,
+                position_bp=position,
+                counted_allele=first,
+                other_allele=second,
+                autosomes=autosomes,
+            )
+
+
+Rows = tuple[Sequence[Sequence[str]], NDArray[np.int64]]
+"""The columns of some lines, and their positions as numbers."""
+
+
+def _slow_rows(path: Path, num_lines: int) -> Iterator[Rows]:
+    lines = (line for _, line in numbered_lines(path))
+    done = 0
+    while rows := [line.split() for line in itertools.islice(lines, num_lines)]:
+        bad = next((row for row in enumerate(rows, start=done + 1) if len(row[1]) != _COLUMNS), None)
+        if bad is not None:
+            raise bad_columns(path, bad[0], found=len(bad[1]), expected=f"{_COLUMNS}")
+        columns = list(zip(*rows, strict=True))
+        yield columns, parse_positions(columns[_POSITION], path=path, skipped_lines=done)
+        done += len(rows)
+
+
+def _plain_rows(path: Path, num_lines: int) -> Iterator[Rows]:
+    held: list[str] = []
+    wanted = _COLUMNS * num_lines
+    for block in _blocks(path):
+        held += block.decode("ascii").split()
+        while len(held) >= wanted:
+            yield _columns(held[:wanted], path=path)
+            del held[:wanted]
+    if held:
+        yield _columns(held, path=path)
+
+
+def _columns(fields: list[str], *, path: Path) -> Rows:
+    if len(fields) % _COLUMNS:
+        raise InputError("was changed while it was read", where=path)
+    columns = [fields[column::_COLUMNS] for column in range(_COLUMNS)]
+    return columns, np.array(list(map(int, columns[_POSITION])), dtype=np.int64)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The file in pieces that end with a line; the last line may lack its end, which is added."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            rest = file.readline(_LONGEST_LINE)
+            if len(rest) == _LONGEST_LINE:
+                raise InputError(f"has a line of over {_LONGEST_LINE} characters", where=path)
+            block += rest
+            yield block if block.endswith(b"\n") else block + b"\n"
+
+
+def _separators(block: bytes) -> NDArray[np.int64] | None:
+    """Where each of n lines has its tabs and its end, (n, 6); None unless all lines are plain."""
+    data = np.frombuffer(block, dtype=np.uint8)
+    # As signed bytes: all that is not ASCII is negative, so one look finds blanks, controls and the rest.
+    places = np.flatnonzero((data.view(np.int8) <= _SPACE) | (data == _DELETE))
+    if len(places) % _COLUMNS or np.diff(places, prepend=-1).min(initial=2) < 2:
+        return None
+    rows = places.reshape(-1, _COLUMNS)
+    kinds = data[rows]
+    if not ((kinds[:, :-1] == _TAB).all() and (kinds[:, -1] == _NEWLINE).all()):
+        return None
+    return rows
+
+
+def _has_plain_positions(block: bytes, separators: NDArray[np.int64]) -> bool:
+    """Whether all positions are digits and not too many of them."""
+    data = np.frombuffer(block, dtype=np.uint8)
+    start, stop = separators[:, _POSITION - 1] + 1, separators[:, _POSITION]
+    longest = int((stop - start).max())
+    if longest > _MOST_DIGITS:
+        return False
+    place = start
+    for _ in range(longest):
+        # A difference below zero wraps round to a large one.
+        if (data[place] - np.uint8(_ZERO)).max() > 9:
+            return False
+        place = np.minimum(place + 1, stop - 1)
+    return True
+
+
+_BED_MAGIC = b"\x6c\x1b"
+_VARIANT_MAJOR = 1
+_HEADER_BYTES = 3
+_CACHE_BYTES = 2**18
+_ALL_LOW_BITS = np.uint64(0x5555_5555_5555_5555)
+_ALL_HIGH_BITS = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
+
+
+class BedReader:
+    """Streams a PLINK 1 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`.
+
+    Args:
+        bed: The genotypes.
+        bim: The variants.
+        fam: The samples.
+        autosomes: How many the species has: what PLINK's codes mean.
+
+    Raises:
+        InputError: A table is malformed, or the size of the .bed does not fit them.
+    """
+
+    def __init__(self, bed: Path, bim: Path, fam: Path, *, autosomes: int) -> None:
+        self._bed = bed
+        self._autosomes = autosomes
+        self.samples = read_fam(fam)
+        self._table = Bim.check(bim)
+        self.num_variants: int | None = self._table.num_variants
+        self.report: dict[str, int] = {}
+        _check_header(bed)
+        _check_size(bed, bim, fam, num_variants=self._table.num_variants, num_samples=len(self.samples))
+
+    def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
+        """Yields the variants in the order of the .bim, ``max_variants`` at a time."""
+        width = row_bytes(len(self.samples))
+        with self._bed.open("rb", buffering=0) as file:
+            file.seek(_HEADER_BYTES)
+            # One piece of memory for all chunks: what the system gives anew it fills with zeros first.
+            most = min(max_variants, self._table.num_variants)
+            words = np.empty(-(-most * width // 8), dtype="<u8")
+            for table in self._table.chunks(max_variants, autosomes=self._autosomes):
+                packed = _read_packed(file, words, len(table) * width, where=self._bed)
+                yield VariantChunk(table, packed.reshape(len(table), width), len(self.samples))
+
+
+def _read_packed(
+    file: io.FileIO, words: NDArray[np.uint64], num_bytes: int, *, where: Path
+) -> NDArray[np.uint8]:
+    held = words.view(np.uint8)[:num_bytes]
+    done = 0
+    while done < num_bytes:
+        count = file.readinto(held.data[done:])
+        if not count:
+            raise InputError("ends before its last variant", where=where, hint="copy the file again")
+        done += count
+    for start in range(0, len(words), _CACHE_BYTES // 8):
+        _recode(words[start : start + _CACHE_BYTES // 8])
+    return held
+
+
+def _recode(words: NDArray[np.uint64]) -> None:
+    """From what a .bed holds to ours, in place: 00 to 2 copies of A1, 10 to 1, 11 to 0, and 01 to missing.
+
+    The high bit is turned over, and the low one becomes whether the two differ.
+    """
+    low = words >> np.uint64(1)
+    low &= _ALL_LOW_BITS
+    words ^= low
+    words ^= _ALL_HIGH_BITS
+
+
+def _check_header(bed: Path) -> None:
+    with bed.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if header[:2] != _BED_MAGIC:
+        raise InputError(f"not a PLINK .bed (starts with {header[:2].hex() or 'nothing'})", where=bed)
+    if header[2:] != bytes([_VARIANT_MAJOR]):
+        raise InputError("not variant-major", where=bed, hint="rewrite it: plink --bfile ... --make-bed")
+
+
+def _check_size(bed: Path, bim: Path, fam: Path, *, num_variants: int, num_samples: int) -> None:
+    size = bed.stat().st_size - _HEADER_BYTES
+    variant_bytes = row_bytes(num_samples)
+    if size == num_variants * variant_bytes:
+        return
+    if num_samples and size % variant_bytes == 0:
+        problem = (
+            f"holds {size // variant_bytes} variants of {num_samples} samples, "
+            f"but {bim.name} lists {num_variants} variants"
+        )
+    elif num_variants and size % num_variants == 0:
+        most = 4 * (size // num_variants)
+        problem = (
+            f"holds {most - 3} to {most} samples at {num_variants} variants, "
+            f"but {fam.name} lists {num_samples} samples"
+        )
+    else:
+        problem = (
+            f"{size + _HEADER_BYTES} bytes where {num_variants} variants ({bim.name}) of "
+            f"{num_samples} samples ({fam.name}) take {num_variants * variant_bytes + _HEADER_BYTES}"
+        )
+    raise InputError(
+        problem, where=bed, hint="copy the three files again; one of them is cut off or not of this set"
+    )

@@ -1,0 +1,522 @@
+"""What single effects find in a study, and its tables: credible sets, pairs, blocks.
+
+Shapes: N people, V variants, C covariates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from snpdeconv.config import Config, InterpretationConfig
+from snpdeconv.device import or_on_the_cpu
+from snpdeconv.finemapping import Settings, joint_credible_sets
+from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.joint import Deconvolution, deconvolve
+from snpdeconv.finemapping.pve import BlockPVE, block_pve
+from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.packed import PackedGenotypes
+from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics.variants import Variants
+from snpdeconv.interpret.attribution import (
+    NUM_TRIED,
+    Attribution,
+    attention_scores,
+    attribution_batch_size,
+    integrated_gradients,
+    pooled,
+)
+from snpdeconv.interpret.ranking import (
+    LIKELY_PAIR,
+    PIP_DECIMALS,
+    Posterior,
+    block_table,
+    combine,
+    credible_set_table,
+    effect_kind,
+    pair_table,
+    partner_of_variant,
+    set_of_variant,
+    write_tsv,
+)
+from snpdeconv.models.model import InterpretableSNPModel
+from snpdeconv.pipelines.dataset import Study
+from snpdeconv.pipelines.evaluation import statistics_device
+from snpdeconv.stats.association import Marginal, marginal_association
+from snpdeconv.stats.common import has_heavy_tails, normal_scores, without_covariates
+from snpdeconv.stats.inflation import warn_of_inflation
+from snpdeconv.training import distributed
+from snpdeconv.training.data import PackedLoader
+
+logger = logging.getLogger(__name__)
+
+
+TABLES = ("credible_sets", "pairs", "blocks")
+
+# What a CPU core takes for people times pairs of SNPs, of those that work together.
+SECONDS_A_PAIR_TEST = 1.2e-10
+LONG_S = 3600.0
+# Cases, or people of a class, under which a warning says that there is little power; so many are named.
+FEW_PEOPLE = 50
+FEW_NAMED = 5
+
+
+@dataclass(frozen=True)
+class People:
+    """The people and variants that are ranked on, and their trait.
+
+    Attributes:
+        genotypes: (N, V).
+        target: (N,) values, 0 and 1, or classes.
+        kind: Kind of the trait.
+        classes: Names of its classes.
+        covariates: (N, C).
+        variants: The V variants.
+        blocks: Their LD blocks.
+    """
+
+    genotypes: PackedGenotypes
+    target: NDArray[np.float32] | NDArray[np.int64]
+    kind: TraitKind
+    classes: tuple[str, ...]
+    covariates: NDArray[np.float32]
+    variants: Variants
+    blocks: Blocks
+
+    @classmethod
+    def of(cls, study: Study) -> People:
+        """All people of a study."""
+        return cls(
+            genotypes=study.genotypes,
+            target=study.target,
+            kind=study.trait.kind,
+            classes=study.trait.classes,
+            covariates=study.covariates,
+            variants=study.variants,
+            blocks=study.blocks,
+        )
+
+
+@dataclass(frozen=True)
+class FineMapping:
+    """What single effects say of a study.
+
+    Attributes:
+        deconvolution: The fit.
+        posterior: Of each variant.
+        share: Explained variance of each block.
+        tables: The tables of :data:`TABLES`, by name.
+        looked_for_pairs: Whether all pairs of SNPs were looked at.
+    """
+
+    deconvolution: Deconvolution
+    posterior: Posterior
+    share: BlockPVE
+    tables: Mapping[str, pd.DataFrame]
+    looked_for_pairs: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The findings in numbers, as a run logs them."""
+        return {
+            "credible_sets": float(len(self.tables["credible_sets"])),
+            "pairs_searched": float(self.looked_for_pairs),
+            "pairs": float((self.tables["pairs"]["pip"] > LIKELY_PAIR).sum()),
+            "sum_of_pips": float(self.posterior.pip.sum()),
+            "pve": self.share.total,
+            "pve_low": self.share.total_low,
+            "pve_high": self.share.total_high,
+        }
+
+
+def fine_map(
+    people: People, *, settings: InterpretationConfig, seed: int, device: torch.device
+) -> FineMapping:
+    """Fits single effects to everyone, counts decoys, and makes the tables; called on every rank.
+
+    The first rank fits; all share the decoys, ten of the eleven fits.
+
+    Args:
+        people: Whom to look at.
+        settings: Coverage, pairs and decoys are used.
+        seed: Of decoys and draws.
+        device: Where to compute.
+    """
+    started = time.monotonic()
+    _warn_of_few(people)
+    people = _with_normal_scores(people, wanted=settings.normal_scores)
+    device = statistics_device(people.genotypes, device)
+    pairs = people.kind != "multiclass" and looks_for_pairs(
+        settings, people.genotypes, num_looks=1 + settings.decoys, device=device
+    )
+    how: dict[str, Any] = {
+        "chrom": people.variants.chrom,
+        # A copy: torch warns of arrays that are read-only, as those of a table are.
+        "position_bp": people.variants.position_bp.copy(),
+        "covariates": people.covariates,
+        "pairs": pairs,
+    }
+
+    def fitted(device: torch.device) -> Deconvolution:
+        settings = Settings(device=str(device))
+        return deconvolve(people.genotypes, people.target, kind=people.kind, settings=settings, **how)
+
+    found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
+    sets = joint_credible_sets(found.fits, people.genotypes, coverage=settings.coverage)
+    logger.info(
+        "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
+        " and pairs" if how["pairs"] else "",
+        people.genotypes.num_samples,
+        sum(len(fit.effects) for fit in found.fits),
+        len(sets),
+        time.monotonic() - started,
+    )
+    share = block_pve(
+        found.fits,
+        people.genotypes,
+        kind=people.kind,
+        blocks=people.blocks,
+        covariates=people.covariates,
+        seed=seed,
+    )
+    only_sets = [one for _, one in sets]
+    tables = {
+        "credible_sets": credible_set_table(
+            only_sets,
+            variants=people.variants,
+            kinds=[effect_kind(found.fits[number], one.effects[0]) for number, one in sets],
+            classes=[people.classes[number] for number, _ in sets] if people.kind == "multiclass" else [],
+            effects=[float(found.fits[number].column_effect[one.top]) for number, one in sets],
+        ),
+        "pairs": pair_table(found.pairs, variants=people.variants),
+        "blocks": block_table(
+            people.blocks,
+            variants=people.variants,
+            share=share,
+            pip=found.pip,
+            score=found.score,
+            sets=only_sets,
+        ),
+    }
+    posterior = Posterior(
+        pip=found.pip,
+        effect=found.effect,
+        credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
+        pair_with=partner_of_variant(found.pairs, variants=people.variants),
+        trait_class=_class_of_variant(people, found) if people.kind == "multiclass" else None,
+        q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
+    )
+    return FineMapping(
+        deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
+    )
+
+
+def _class_of_variant(people: People, found: Deconvolution) -> NDArray[np.object_]:
+    """(V,) name of the class that each effect is of; None where there is no effect."""
+    names = np.array(people.classes, dtype=object)[found.strongest]
+    names[np.isnan(found.effect)] = None
+    return names
+
+
+def write_tables(findings: FineMapping, folder: Path) -> dict[str, Path]:
+    """Writes the tables as ``NAME.tsv``; gives the path of each by name."""
+    paths = {name: folder / f"{name}.tsv" for name in TABLES}
+    for name, path in paths.items():
+        write_tsv(findings.tables[name], path)
+    return paths
+
+
+def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> People:
+    """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual.
+
+    Ranked is what covariates leave, which go into the fit as well (Sofer et al. 2019, Genet. Epidemiol.
+    43:263).
+    """
+    if people.kind != "quantitative" or not wanted:
+        return people
+    left = without_covariates(people.target, people.covariates)
+    if wanted == "auto":
+        if not has_heavy_tails(left):
+            return people
+        logger.info(
+            "the trait has heavy tails%s: single effects take its normal scores, by rank; "
+            "--set interpretation.normal_scores=false takes it as it is",
+            " beside its covariates" if people.covariates.shape[1] else "",
+        )
+    return replace(people, target=normal_scores(left).astype(np.float32))
+
+
+def _warn_of_few(people: People) -> None:
+    """One line, where a class is so small that little can be found."""
+    if people.kind == "quantitative":
+        return
+    counts = np.bincount(people.target.astype(np.int64), minlength=2)
+    names = people.classes or ("controls", "cases")
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW_PEOPLE]
+    more = f" and {len(few) - FEW_NAMED} more classes" if len(few) > FEW_NAMED else ""
+    if few:
+        logger.warning(
+            "fewer than %d people: %s%s; so few give little power to find effects, and where minor "
+            "alleles are few p-values of association are saddlepoint approximations",
+            FEW_PEOPLE, ", ".join(few[:FEW_NAMED]), more,
+        )  # fmt: skip
+
+
+def num_pair_tests(num_people: int, num_variants: int, *, num_looks: int) -> float:
+    """People times pairs of SNPs, in all looks at them."""
+    return num_looks * num_people * num_variants * (num_variants - 1) / 2
+
+
+def wants_pairs(settings: InterpretationConfig, num_tests: float) -> bool:
+    """Whether so many are looked at: by the settings alone, no device and no memory has a say."""
+    return num_tests <= settings.max_pair_tests if settings.pairs == "auto" else settings.pairs
+
+
+def looks_for_pairs(
+    settings: InterpretationConfig, genotypes: PackedGenotypes, *, num_looks: int, device: torch.device
+) -> bool:
+    """Whether all pairs of SNPs are looked at, said in the log; a collective.
+
+    Args:
+        settings: `pairs`, and `max_pair_tests` where that is auto.
+        genotypes: The people and variants.
+        num_looks: How often, as for each draw of decoys.
+        device: Where to compute, for a word on how long it takes.
+    """
+    num_tests = num_pair_tests(genotypes.num_samples, genotypes.num_variants, num_looks=num_looks)
+    looks = distributed.from_first_rank(wants_pairs(settings, num_tests))
+    why = f"interpretation.pairs={str(settings.pairs).lower()}"
+    if settings.pairs == "auto":
+        why = (
+            f"{'up to' if looks else 'more than'} interpretation.max_pair_tests={settings.max_pair_tests:.3g}"
+        )
+    logger.info(
+        "pairs of SNPs are %slooked for: %.3g people × pairs in %d scans, %s%s",
+        "" if looks else "not ", num_tests, num_looks, why,
+        "" if looks else "; --set interpretation.pairs=true looks for them",
+    )  # fmt: skip
+    seconds = num_tests * SECONDS_A_PAIR_TEST / torch.get_num_threads()
+    if looks and device.type == "cpu" and seconds > LONG_S:
+        logger.warning(
+            "pairs of SNPs take about %.0f hours on this CPU; a GPU takes minutes, and "
+            "--set interpretation.pairs=false none",
+            seconds / 3600,
+        )
+    return looks
+
+
+def _q_values(
+    people: People,
+    found: Deconvolution,
+    *,
+    num_draws: int,
+    seed: int,
+    device: torch.device,
+    how: Mapping[str, Any],
+) -> NDArray[np.float64]:
+    """(V,) false discovery rates counted from decoys; NaN where none are asked for."""
+    if not num_draws:
+        return np.full(len(people.variants), np.nan)
+    started = time.monotonic()
+    share = range(distributed.rank(), num_draws, distributed.world_size())
+
+    def drawn(device: torch.device) -> NDArray[np.float64]:
+        ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
+        return decoy_scores(people.genotypes, people.target, found, **ways)
+
+    decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
+    q_value = q_values(people.genotypes, found, np.concatenate(decoys))
+    # By pip first a SNP can stand above one of a higher score: down the table the rate never falls.
+    order = np.lexsort((-found.score, -found.pip.round(PIP_DECIMALS)))
+    q_value[order] = np.maximum.accumulate(q_value[order])
+    logger.info(
+        "%d draws of decoys: %d SNPs of q-value up to .1, in %.1f s",
+        num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,
+    )  # fmt: skip
+    return q_value
+
+
+TINY = 1e-12
+METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and the people as it sees them.
+
+    Attributes:
+        model: On its device.
+        layout: Slots of the variants.
+        packed: (N, S / 4) genotypes in slot order.
+        start_attention: (S,) its attention before training, where the training is at hand.
+    """
+
+    model: InterpretableSNPModel
+    layout: Layout
+    packed: NDArray[np.uint8]
+    start_attention: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each method says of each variant.
+
+    Attributes:
+        by_method: (V,) scores by method in the order of :data:`METHODS`, higher is more important; marginal
+            (-log10 p) is always there. Beside attention, where its start is known, log2 of how many times
+            the start it is.
+        lambda_gc: Inflation of the marginal association.
+        findings: Of single effects, where they were asked for.
+        completeness_gap: Of integrated gradients, where they were asked for.
+        attention_moved: Share of the attention that training has moved to other SNPs, where it is known.
+    """
+
+    by_method: Mapping[str, NDArray[np.float64]]
+    lambda_gc: float
+    findings: FineMapping | None
+    completeness_gap: float | None
+    attention_moved: float | None = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """Of each variant, where single effects were asked for."""
+        return None if self.findings is None else self.findings.posterior
+
+    @property
+    def found(self) -> dict[str, float] | None:
+        """What single effects found, in numbers."""
+        return None if self.findings is None else self.findings.metrics
+
+
+def score_variants(
+    people: People,
+    *,
+    methods: Collection[str],
+    config: Config,
+    device: torch.device,
+    network: Network | None = None,
+) -> Scores:
+    """Scores by the methods asked for, and by plain association; called on every rank.
+
+    All of it looks at all people, test people included: nothing here feeds back into the network, so the test
+    metrics stay those of unseen people. Gradients are averaged over a draw of them.
+
+    Args:
+        people: Whom to look at.
+        methods: Of :data:`METHODS`; the ensemble is that of the others.
+        config: Its `interpretation` and the seed are used.
+        device: Where to compute.
+        network: Needed for attention and integrated gradients.
+    """
+    marginal = distributed.first_rank_does(lambda: _marginal(people, config))
+    by_method = {"marginal": marginal.neg_log10_p}
+    findings, gap, moved = None, None, None
+    if "single_effects" in methods:
+        findings = fine_map(people, settings=config.interpretation, seed=config.training.seed, device=device)
+        by_method["single_effects"] = findings.deconvolution.score
+    if "attention" in methods:
+        assert network is not None
+        attention = _shared(
+            attention_scores, people, network, config, num_people=len(people.target), device=device
+        )
+        by_method["attention"] = network.layout.to_variants(attention.score)
+        if network.start_attention is not None:
+            start = network.layout.to_variants(network.start_attention)
+            by_method["attention_learned"] = np.log2((by_method["attention"] + TINY) / (start + TINY))
+            moved = float(np.abs(by_method["attention"] - start).sum() / 2)
+            logger.info(
+                "attention started %s; training has moved %.1f %% of it",
+                "alike for all SNPs" if config.model.linear == "trained" else "from the fitted part",
+                100 * moved,
+            )
+    if "integrated_gradients" in methods:
+        assert network is not None
+        look = partial(integrated_gradients, kind=people.kind, steps=config.interpretation.gradient_steps)
+        num_people = config.interpretation.max_samples
+        gradients = _shared(look, people, network, config, num_people=num_people, device=device)
+        by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
+        gap = gradients.completeness_gap
+    if "ensemble" in methods:
+        by_method["ensemble"] = combine({name: by_method[name] for name in METHODS if name in by_method})
+    return Scores(
+        by_method=by_method,
+        lambda_gc=marginal.lambda_gc,
+        findings=findings,
+        completeness_gap=gap,
+        attention_moved=moved,
+    )
+
+
+def _marginal(people: People, config: Config) -> Marginal:
+    """Association of each SNP by itself, and a word on its inflation."""
+    marginal = marginal_association(
+        people.genotypes, people.target, kind=people.kind, covariates=people.covariates
+    )
+    warn_of_inflation(
+        marginal.lambda_gc,
+        people.genotypes,
+        variants=people.variants,
+        num_components=config.data.num_components,
+        seed=config.training.seed,
+    )
+    return marginal
+
+
+def _shared(
+    look: Callable[..., Attribution],
+    people: People,
+    network: Network,
+    config: Config,
+    *,
+    num_people: int,
+    device: torch.device,
+) -> Attribution:
+    """What the network says of a draw of the people, of whom every rank looks at a share.
+
+    On the CPU where a GPU does not hold a single one of them.
+    """
+    num_ranks = distributed.world_size()
+    drawn = np.random.default_rng(config.training.seed).permutation(len(people.target))[:num_people]
+    share = torch.from_numpy(drawn[distributed.rank() :: num_ranks])
+    packed, target = torch.from_numpy(network.packed), torch.from_numpy(people.target)
+    covariates = torch.from_numpy(people.covariates) if people.covariates.shape[1] else None
+
+    def on(where: torch.device) -> Attribution:
+        network.model.to(where)
+        few = share[:NUM_TRIED]
+        at_once = attribution_batch_size(
+            network.model,
+            packed[few],
+            None if covariates is None else covariates[few],
+            device=where,
+            safety=config.memory.safety,
+        )
+        num_batches = math.ceil(len(share) / at_once)
+        if where.type == "cpu":  # each thread takes batches of its own
+            num_batches = max(num_batches, torch.get_num_threads())
+        batch_size = math.ceil(len(share) / num_batches)
+        loader = PackedLoader(packed, target, covariates, rows=share, batch_size=batch_size)
+        return look(network.model, loader, device=where)
+
+    def looked() -> Attribution | None:
+        if not len(share):
+            return None
+        try:
+            return or_on_the_cpu(on, device, what="what the network says of SNPs")
+        finally:
+            network.model.to(device)
+
+    parts = distributed.every_rank_does(looked)
+    return pooled([part for part in parts if part is not None])
