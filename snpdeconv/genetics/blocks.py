@@ -1,4 +1,4 @@
-"""LD blocks: stretches of linked variants, read from a table or found by splitting where LD across is lowest.
+"""LD blocks: stretches of linked variants, read from a table (BED or TSV) or split where LD across is lowest.
 
 Every variant belongs to exactly one block. Shapes: V variants, K blocks.
 Knows nothing of tokens, models or traits.
@@ -69,16 +69,6 @@ def read_table(path: Path, *, autosomes: int | None = 22) -> BlockTable:
 
     BED counts from 0 and leaves the end out; a TSV counts from 1 and includes it. A block without a name is
     called ``chrom:start-end`` (1-based), and names that occur more than once have that added.
-
-    Args:
-        path: The table; ``.gz`` is unpacked.
-        autosomes: How many come before the numbers that mean X, Y, XY and MT; None where numbers are names.
-
-    Returns:
-        The blocks.
-
-    Raises:
-        InputError: The file cannot be read, a line is malformed, or blocks overlap.
     """
     lines = _numbered_lines(path)
     is_bed = path.name.lower().removesuffix(".gz").endswith(".bed")
@@ -227,15 +217,7 @@ def read_blocks(path: Path, *, variants: Variants) -> Blocks:
     variants outside every block go into filler blocks ``chrom:gapN``, one for each stretch between blocks,
     cut at 200 variants or 500 kb.
 
-    Args:
-        path: The table.
-        variants: The cohort's variants, in any order.
-
-    Returns:
-        The blocks that hold variants, fillers among them.
-
-    Raises:
-        InputError: The file cannot be read, a line is malformed, blocks overlap, or none holds a variant.
+    Returns the blocks that hold variants, fillers among them.
     """
     # Where the cohort has a chromosome 23 of its own, as cattle have, numbers are names.
     table = read_table(path, autosomes=None if "23" in set(variants.chrom) else 22)
@@ -298,20 +280,7 @@ def compute_blocks(
     than alone. The 1 / N that r² of N samples shows by chance is taken off. Variants at one position stay
     together. O(N V max_snps) multiplications by matrix product, then O(V max_snps); memory O(N max_snps + V).
 
-    Args:
-        genotypes: The cohort.
-        variants: Its variants, in any order.
-        rows: Samples to use, those of the training set; None for all.
-        r2_within: Mean r², beyond chance, above which stretches belong together.
-        block_price: What a further block costs.
-        max_snps: Most variants in a block.
-        max_span_bp: Longest distance between the first and the last variant of a block.
-        max_gap_bp: Neighbours further apart are always cut.
-        max_rows: Of more samples than this, as many are drawn at random.
-        seed: Seed of that draw.
-
-    Returns:
-        The blocks, named ``chrom:start-end`` after their first and last variant.
+    Returns the blocks, named ``chrom:start-end`` after their first and last variant.
     """
     order = variants.genome_order()
     rows = draw_rows(genotypes.num_samples, rows=rows, max_rows=max_rows, seed=seed)

@@ -1,6 +1,7 @@
 """A cohort on disk: a folder with packed genotypes, variants, samples and a description, written once.
 
-Says what a store is and opens it; `store_writer` makes one. Knows no genotype formats.
+A store is opened memory-mapped, after its content was found to be what was imported. It is written from
+variants in any order, in bounded memory, and gets its name when it is whole. Knows no genotype formats.
 """
 
 from __future__ import annotations
@@ -69,14 +70,7 @@ class Cohort:
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turns a failure of the disk into one line for the user.
-
-    Args:
-        path: What is being written.
-
-    Raises:
-        ResourceError: The folder cannot be written, or the disk or quota is full.
-    """
+    """Turns a failure of the disk into one line for the user."""
     try:
         yield
     except OSError as error:
@@ -88,29 +82,12 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def is_store(path: Path) -> bool:
-    """Says whether a path is a store folder.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True where the folder holds a store's description.
-    """
+    """Whether a folder holds a store's description."""
     return (path / DESCRIPTION).is_file()
 
 
 def open_store(path: Path) -> Cohort:
-    """Opens a store; the genotypes stay on disk until they are used.
-
-    Args:
-        path: A store folder.
-
-    Returns:
-        The cohort, its genotypes memory-mapped read-only.
-
-    Raises:
-        InputError: The folder is not a store, is of another version, or a file of it is damaged.
-    """
+    """Opens a store; the genotypes are memory-mapped read-only."""
     description = describe(path)
     _verify(path, description.digest)
     num_samples, num_variants = description.num_samples, description.num_variants
@@ -152,14 +129,7 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Reads a store's description.
-
-    Args:
-        path: A store folder.
-
-    Raises:
-        InputError: It is not a store, or one of another version.
-    """
+    """Reads a store's description."""
     file = _required(path / DESCRIPTION)
     version = read_record(file, dict[str, Any], hint=_IMPORT_AGAIN).get("format_version")
     if version != FORMAT_VERSION:
@@ -178,12 +148,7 @@ def mark_verified(path: Path, digest: str) -> None:
 
 
 def _verify(path: Path, digest: str) -> None:
-    """Digests the data files, unless they are those that were found sound within the last week.
-
-    Raises:
-        InputError: A file is missing.
-        DamagedFile: The content is not what was imported.
-    """
+    """Digests the data files, unless they are those that were found sound within the last week."""
     for name in _DATA:
         _required(path / name)
     with contextlib.suppress(OSError, InputError):
@@ -240,11 +205,6 @@ class StoreWriter:
     reads all panels by blocks of samples and writes the rows. All input and output is sequential;
     meanwhile the disk holds the genotypes twice.
     Used as a context manager: what is unfinished at its end is removed.
-
-    Args:
-        path: The store to make; its folder is created if need be.
-        samples: N samples, at least one.
-        private: Whether only the owner may look into it.
     """
 
     def __init__(self, path: Path, *, samples: Samples, private: bool = True) -> None:
@@ -278,15 +238,7 @@ class StoreWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def append(self, packed: NDArray[np.uint8], *, variants: Variants) -> None:
-        """Adds variants.
-
-        Args:
-            packed: (v, ceil(N / 4)) bytes, variant-major.
-            variants: v rows.
-
-        Raises:
-            ResourceError: The disk is full.
-        """
+        """Adds v variants and their (v, ceil(N / 4)) bytes, variant-major."""
         assert self._panels is not None, "StoreWriter is a context manager"
         panel = transpose_packed(packed, len(self._samples), out=self._panel_for(len(packed)))
         with writing_to(self._path):
@@ -303,11 +255,7 @@ class StoreWriter:
         return self._panel
 
     def choose(self) -> FilteredChunk:
-        """Says which of the variants appended are kept, and in which order; nothing is appended after.
-
-        Raises:
-            ResourceError: The disk is full.
-        """
+        """Says which of the variants appended are kept, and in which order; nothing is appended after."""
         self._panel = np.empty((0, 0), dtype=np.uint8)
         with writing_to(self._path):
             return self._variants.kept(self._num_called)
@@ -344,19 +292,6 @@ class StoreWriter:
         """Completes the store and gives it its name.
 
         Where another process has meanwhile made a store from the same content, that one is taken.
-
-        Args:
-            order: Indices of the variants to keep, in the order to keep.
-            import_key: Identifies content and options of the import.
-            source: Where the genotypes came from.
-            report: Counts of what was skipped, split or dropped.
-
-        Returns:
-            The opened store.
-
-        Raises:
-            ResourceError: The disk is full.
-            InputError: The path is taken by something else.
         """
         with writing_to(self._path):
             digest = self._write_rows(order)

@@ -69,21 +69,9 @@ class CovariateEncoder:
         cohort: str = "the cohort",
         missing_codes: MissingCodes = "auto",
     ) -> NDArray[np.float64]:
-        """Reads a table for some people of a cohort.
+        """(n, c) values for (n,) rows of a cohort, in units of the training samples' standard deviations.
 
-        Args:
-            path: The table; columns that the encoder does not know are passed over.
-            samples: The people of the cohort.
-            rows: (n,) rows of the cohort wanted.
-            cohort: What to call the cohort in messages.
-            missing_codes: Numbers that are missing values, as in training.
-
-        Returns:
-            (n, c) values in units of the training people's standard deviations, aligned with ``rows``.
-
-        Raises:
-            InputError: A column or a person is missing, a value is missing or of the wrong kind, or a text is
-                none that the encoder has seen.
+        Columns of the table that the encoder does not know are passed over.
         """
         path = Path(path)
         table = table_of(path, samples, rows, cohort)
@@ -154,9 +142,6 @@ class Covariates:
         """Scales to mean 0 and standard deviation 1 of the training people.
 
         Columns that do not vary among them are left out: nothing can be learnt of them.
-
-        Args:
-            train_rows: Rows of ``values`` that are training people.
         """
         train = self.values[train_rows]
         mean, sd = train.mean(axis=0), train.std(axis=0)
@@ -202,18 +187,7 @@ def load_covariates(
     Numbers stay numbers; a text column becomes an indicator for each of its texts but the first in the order
     of the alphabet. Columns that are the same for all are left out with a word in the log.
 
-    Args:
-        path: The table (see `read_table`).
-        samples: The people of the cohort.
-        rows: (n,) rows of the cohort wanted, those with a trait.
-        columns: The columns that are covariates; by default all.
-        exclude: Columns that are no covariates, where they stand in the same table: the trait, the groups.
-        cohort: What to call the cohort in messages.
-        missing_codes: Numbers that are missing values; ``auto`` is -9, and what looks like others is refused.
-
-    Raises:
-        InputError: A person has no row, a value is missing or not finite, text stands among numbers, or a
-            text column has more than 100 different texts.
+    `rows`: (n,) rows of the cohort wanted; `exclude`: columns that are the trait or the groups.
     """
     path = Path(path)
     table = table_of(path, samples, rows, cohort)
@@ -263,20 +237,7 @@ def complete_people(
     cohort: str = "the cohort",
     missing_codes: MissingCodes = "auto",
 ) -> NDArray[np.bool_]:
-    """(n,) which people of a cohort have a value in every column; the others are said in the log.
-
-    Args:
-        path: The table (see `read_table`).
-        samples: The people of the cohort.
-        rows: (n,) rows of the cohort wanted.
-        columns: The columns that matter; by default all.
-        exclude: Columns that are no covariates.
-        cohort: What to call the cohort in messages.
-        missing_codes: Numbers that are missing values.
-
-    Raises:
-        InputError: Nobody has, or there is no such table or column.
-    """
+    """(n,) which people of a cohort have a value in every column; the others are said in the log."""
     path = Path(path)
     table = read_table(path)
     in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)

@@ -26,25 +26,13 @@ Encoding = Literal[1, 2, 4, 8]
 
 
 def unpack_codes(packed: Tensor, num_slots: int) -> Tensor:
-    """Unpacks 2-bit codes on the device they are on.
-
-    Args:
-        packed: (B, ceil(num_slots / 4)) uint8, four codes a byte, lowest bits first.
-        num_slots: S, the number of codes in a row.
-
-    Returns:
-        (B, S) uint8 codes: 0, 1, 2 copies of the counted allele, 3 missing.
-    """
+    """(B, ceil(S / 4)) packed bytes -> (B, S) uint8 codes, on the device they are on."""
     shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
     return ((packed.unsqueeze(-1) >> shift) & 3).flatten(1)[:, :num_slots]
 
 
 def as_codes(genotypes: Tensor, num_slots: int) -> Tensor:
-    """Turns packed rows or integer codes (negative or 3 is missing) into (B, S) uint8 codes.
-
-    Raises:
-        InputError: The width fits neither ``num_slots`` codes nor their packed bytes.
-    """
+    """Turns packed rows or integer codes (negative or 3 is missing) into (B, S) uint8 codes."""
     if genotypes.ndim == 2 and not genotypes.is_floating_point():
         if genotypes.dtype == torch.uint8 and genotypes.shape[1] == (num_slots + 3) // 4:
             return unpack_codes(genotypes, num_slots)
@@ -72,11 +60,7 @@ def dominance_values(frequency: Tensor) -> Tensor:
     variance: -p/q, 1, -q/p, uncorrelated with the dosage under Hardy-Weinberg proportions. Values are held at
     ``DOMINANCE_FLOOR`` and centred again.
 
-    Args:
-        frequency: (S,) frequency p of the counted allele.
-
-    Returns:
-        (3, S); all 0 where the SNP does not vary.
+    `frequency`: (S,) p; returns (3, S), all 0 where the SNP does not vary.
     """
     p, q = frequency, 1 - frequency
     varies = p * q > 1e-8
@@ -98,13 +82,9 @@ def channels(codes: Tensor, frequency: Tensor, encoding_dim: int) -> list[Tensor
 
     1: standardised dosage. 2: that and the dominance deviation. 4: indicators of 0, 1, 2 copies and missing.
     8: the four indicators, centred dosage, standardised dosage, and the expected number of haplotypes that
-        carry
-    the counted allele at both this SNP and the previous, and the next (0 past the ends).
+    carry the counted allele at both this SNP and the previous, and the next (0 past the ends).
 
-    Args:
-        codes: (B, S) uint8.
-        frequency: (S,) frequency of the counted allele among training samples.
-        encoding_dim: 1, 2, 4 or 8.
+    `frequency`: (S,) of the counted allele among training samples.
     """
     if encoding_dim == 4:
         return [(codes == value).float() for value in range(4)]

@@ -1,5 +1,6 @@
-"""Packed genotypes on a device: put there once for all that is done with them, decoded there.
+"""Packed genotypes on a device: put there once for all that is done with them, decoded and multiplied there.
 
+Products of codes with float32 numbers use bfloat16 units where a GPU has them, without loss of precision.
 Knows no trait and no statistic. Shapes: N samples, V variants, B packed bytes of a sample, b of a tile.
 """
 
@@ -26,12 +27,7 @@ _held: dict[torch.device, tuple[weakref.ref[PackedGenotypes], Tensor]] = {}
 
 
 def pick_device(genotypes: PackedGenotypes, device: torch.device) -> torch.device:
-    """The device, or the CPU where half of a GPU's free memory does not hold the packed genotypes.
-
-    Args:
-        genotypes: The cohort.
-        device: Where it would be best.
-    """
+    """The device, or the CPU where half of a GPU's free memory does not hold the packed genotypes."""
     if device.type != "cuda":
         return device
     free = available_bytes(device)
@@ -50,14 +46,7 @@ def resident(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
     """The packed genotypes on a device; the last cohort asked for stays there as long as it exists.
 
     A fit and its scans of pairs read the same cohort many times, and a copy to a GPU takes as long as several
-    passes over it.
-
-    Args:
-        genotypes: The cohort, in memory or memory-mapped.
-        device: Where.
-
-    Returns:
-        (N, B) uint8.
+    passes over it. (N, B) uint8.
     """
     device = with_index(device)
     held = _held.get(device)
@@ -95,13 +84,7 @@ def in_order(by_slot: Tensor) -> Tensor:
 def count_codes(packed: Tensor, *, num_variants: int, tile_genotypes: int) -> Tensor:
     """Counts of each code of each variant, on the device and without waiting for it.
 
-    Args:
-        packed: (N, B) uint8.
-        num_variants: V.
-        tile_genotypes: Genotypes decoded at once.
-
-    Returns:
-        (4, V) int64: 0, 1, 2 copies, missing.
+    `packed`: (N, B) uint8; returns (4, V) int64: 0, 1, 2 copies, missing.
     """
     width = packed.shape[1]
     counts = torch.zeros((_NUM_CODES, 4 * width), dtype=torch.int64, device=packed.device)

@@ -80,19 +80,8 @@ def match_variants(
     must not depend on who else is asked about. Of several columns with the same site and alleles the first
     counts.
 
-    Args:
-        model: The V variants that the model was trained on.
-        cohort: The W variants of the cohort.
-        model_frequency: (V,) frequency of the counted allele in training, NaN where unknown.
-        cohort_counts: (4, W) number of people of the cohort with each code, missing last.
-        min_overlap: Smallest share of the model's variants that must be found.
-        where: The cohort's file, for the error.
-
-    Returns:
-        The columns, the flips and what was counted.
-
-    Raises:
-        InputError: Fewer than ``min_overlap`` of the variants are found.
+    `model_frequency`: (V,) frequency of the counted allele in training, NaN where unknown; `cohort_counts`:
+    (4, W) number of people of the cohort with each code, missing last.
     """
     sites = _Sites.of(model, cohort=cohort)
     joined = _join(sites)
@@ -144,14 +133,7 @@ def check_frequencies(
     Alleles under swapped labels, rows off by one and genotypes that are none give a correlation of about 0 or
     below; another continent's people some .6 or more.
 
-    Args:
-        match: The variants found.
-        model_frequency: (V,) frequency of the counted allele in training, NaN where unknown.
-        cohort_counts: (4, W) number of people of the cohort with each code, missing last.
-        where: The cohort's file, for the error.
-
-    Raises:
-        InputError: No genotype is called, none varies, or the frequencies do not go together.
+    `model_frequency`: (V,), NaN where unknown; `cohort_counts`: (4, W), missing last.
     """
     found = match.column >= 0
     counts = cohort_counts[:, match.column[found]]
@@ -192,16 +174,7 @@ def check_frequencies(
 def apply_match(
     genotypes: PackedGenotypes, *, match: VariantMatch, rows: NDArray[np.integer] | None = None
 ) -> PackedGenotypes:
-    """Gives the genotypes of a cohort as the model counts them.
-
-    Args:
-        genotypes: The cohort.
-        match: Its match with the model's variants.
-        rows: Samples wanted; None for all.
-
-    Returns:
-        The samples at the V variants of the model, in its order; those that the cohort lacks are missing.
-    """
+    """The samples at the V variants of the model, counted as it does; what the cohort lacks is missing."""
     taken = genotypes.take(rows=rows, columns=match.column)
     high_bits = pack((2 * match.flip.astype(np.uint8))[None]) & 0xAA
     for start in range(0, taken.num_samples, _ROWS_AT_ONCE):

@@ -54,23 +54,9 @@ def import_cohort(
     autosomes: int = AUTOSOMES["human"],
     progress: Progress | None = None,
 ) -> Cohort:
-    """Imports a cohort into a new store.
+    """Imports a cohort into a new store; one of the same content that is there already is opened.
 
-    Args:
-        source: A .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
-            Variants on chromosome 0 or at a position of 0 or less are left out: they cannot be matched.
-        out: The folder to make. If it is a store of the same content already, it is opened.
-        multiallelic: ``split`` sites of several ALT alleles into one variant each, or ``skip`` them.
-        autosomes: How many the species has: what the codes of PLINK's formats for chromosomes mean.
-        progress: Told of the variants done.
-
-    Returns:
-        The opened store.
-
-    Raises:
-        InputError: The source is not a sound cohort, or ``out`` holds something else.
-        ResourceError: ``out`` cannot be written.
-        ConfigError: ``multiallelic`` is neither of the two.
+    Variants on chromosome 0 or at a position of 0 or less are left out: they cannot be matched.
     """
     source, out = Path(source), Path(out)
     if is_store(source):
@@ -118,20 +104,7 @@ def load_cohort(
 
     Several processes may load the same cohort at once: each imports, the first to end is kept.
 
-    Args:
-        source: A store folder, a .bed, .pgen, .vcf, .vcf.gz or .bcf file or a PLINK prefix.
-        cache_dir: Where imported stores are kept, each under the sha256 of its content.
-        multiallelic: As in :func:`import_cohort`.
-        autosomes: Likewise.
-        progress: Told of the variants done, if an import is needed.
-
-    Returns:
-        The opened store; its ``source`` is the path given here.
-
-    Raises:
-        InputError: The source is not a sound cohort.
-        ResourceError: The cache cannot be written.
-        ConfigError: ``multiallelic`` is neither of the two.
+    Its ``source`` is the path given here; the cache names a store by the sha256 of its content.
     """
     source = Path(source)
     if is_store(source):

@@ -47,13 +47,7 @@ class Layout:
         tokens plus 1/6 for every cut within a block are as few as can be (dynamic programming over the token
         ends). A chromosome of n variants so takes at most m + (m - 1) / 6 tokens, where m = ceil(n / P).
 
-        Args:
-            blocks: The LD blocks.
-            chrom: (V,) chromosomes of the variants; no token crosses one.
-            patch: P, slots of a token, a multiple of 4.
-
-        Returns:
-            The layout, in genome order.
+        No token crosses a chromosome; `patch` is a multiple of 4.
         """
         assert patch % 4 == 0
         order = np.argsort(blocks.of_variant, kind="stable")
@@ -107,26 +101,11 @@ class Layout:
         return slot_of
 
     def to_variants(self, per_slot: NDArray[Any]) -> NDArray[Any]:
-        """Brings values of slots into the order of the variants.
-
-        Args:
-            per_slot: (..., S) values.
-
-        Returns:
-            (..., V) values; those of padding are left out.
-        """
+        """(..., S) values of slots -> (..., V) in the order of the variants, without those of padding."""
         return per_slot[..., self.slot_of_variant]
 
     def from_variants(self, per_variant: NDArray[Any], *, fill: Any) -> NDArray[Any]:
-        """Brings values of variants into the order of the slots.
-
-        Args:
-            per_variant: (..., V) values.
-            fill: The value of padding.
-
-        Returns:
-            (..., S) values of the same type.
-        """
+        """(..., V) values of variants -> (..., S) in the order of the slots, `fill` in padding."""
         per_slot = np.full((*per_variant.shape[:-1], self.num_slots), fill, dtype=per_variant.dtype)
         per_slot[..., self.slot_of_variant] = per_variant
         return per_slot

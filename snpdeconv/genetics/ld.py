@@ -48,17 +48,9 @@ def backward_r2(
     One tile of standardised columns, as many as the window has, is in memory at a time and is correlated with
     itself and the ``window`` columns before it by one matrix product: O(N W) memory and O(N V W) work.
 
-    Args:
-        genotypes: The cohort.
-        chrom: (V,) chromosomes; variants of one chromosome stand together.
-        window: W, how many earlier variants to look at.
-        rows: Samples to use, those of the training set; None for all.
-        max_rows: Of more samples than this, as many are drawn at random.
-        seed: Seed of that draw.
-
-    Yields:
-        First variant v of the tile, and (v', W) r²: [i, j] is that of variants v + i and v + i - 1 - j, and 0
-        where the latter does not exist or lies on another chromosome or either of the two does not vary.
+    `chrom`: (V,), those of one chromosome together; `rows`: samples to use, those of the training set. Yields
+    the first variant v of the tile, and (v', W) r²: [i, j] is that of variants v + i and v + i - 1 - j, and 0
+    where the latter does not exist or lies on another chromosome or either of the two does not vary.
     """
     chosen = draw_rows(genotypes.num_samples, rows=rows, max_rows=max_rows, seed=seed)
     chrom_code = pd.factorize(chrom)[0]
@@ -90,17 +82,8 @@ def banded_r2(
 
     Takes V * W * 4 bytes: 26 MB for 100,000 variants and a window of 64.
 
-    Args:
-        genotypes: The cohort.
-        chrom: (V,) chromosomes; variants of one chromosome stand together.
-        window: W.
-        rows: Samples to use, those of the training set; None for all.
-        max_rows: Of more samples than this, as many are drawn at random.
-        seed: Seed of that draw.
-
-    Returns:
-        (V, W) r²: [v, j] is that of variants v and v + 1 + j; 0 across chromosomes, past the last variant and
-        where a variant does not vary.
+    Returns (V, W) r²: [v, j] is that of variants v and v + 1 + j; 0 across chromosomes, past the last variant
+    and where a variant does not vary. See :func:`backward_r2`.
     """
     num_variants = genotypes.num_variants
     band = np.zeros((num_variants, window), dtype=np.float32)
@@ -130,18 +113,8 @@ def ld_neighbors(
     Of equal partners the nearer comes first. For genotypes repacked into the slots of a token layout give
     ``layout.from_variants(chrom, fill="")``: a padding slot then is its own partner with weight 0.
 
-    Args:
-        genotypes: The cohort.
-        chrom: (V,) chromosomes; variants of one chromosome stand together.
-        rows: Samples to use, those of the training set; None for all.
-        k: Partners of each variant, at most ``2 * window``.
-        window: How many variants to look at on each side.
-        r2_min: Weaker partners do not count.
-        max_rows: Of more samples than this, as many are drawn at random.
-        seed: Seed of that draw.
-
-    Returns:
-        Partners and weights; takes the memory of :func:`banded_r2` besides.
+    `k` is at most ``2 * window``, and partners below `r2_min` do not count. Takes the memory of
+    :func:`banded_r2` besides.
     """
     assert k <= 2 * window
     band = banded_r2(genotypes, chrom=chrom, window=window, rows=rows, max_rows=max_rows, seed=seed)
@@ -167,17 +140,7 @@ def ld_neighbors(
 def draw_rows(
     num_samples: int, *, rows: NDArray[np.integer] | None, max_rows: int, seed: int
 ) -> NDArray[np.int64]:
-    """Chooses the samples that LD is computed from.
-
-    Args:
-        num_samples: N, samples of the cohort.
-        rows: Those that may be used; None for all.
-        max_rows: Of more samples than this, as many are drawn at random.
-        seed: Seed of that draw.
-
-    Returns:
-        Row indices; drawn ones in the order of ``rows``.
-    """
+    """The rows to compute LD from: of more than `max_rows`, as many drawn at random, in their order."""
     candidates = np.arange(num_samples) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(candidates) <= max_rows:
         return candidates

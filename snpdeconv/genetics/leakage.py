@@ -44,18 +44,7 @@ _BANDS, _LARGEST_BAND = 24, 32
 
 
 def check_covariates(covariates: Covariates, trait: Trait, *, where: str | Path, allow: bool) -> None:
-    """Makes sure that no covariate is the trait under another name.
-
-    Args:
-        covariates: Of the people with the trait.
-        trait: The trait.
-        where: The covariates' table, for the message.
-        allow: Whether one that predicts the trait nearly perfectly may stay; the trait itself never may.
-
-    Raises:
-        InputError: A covariate is the trait itself, in whatever units or names, or predicts it nearly
-            perfectly, alone or with the others.
-    """
+    """Refuses a covariate that is the trait, or, unless `allow`, that predicts it nearly perfectly."""
     features = covariates.encoder.features
     for name in dict.fromkeys(feature.column for feature in features):
         own = [i for i, feature in enumerate(features) if feature.column == name]
@@ -193,15 +182,8 @@ def join_copies(
 ) -> tuple[NDArray[np.int64] | None, int]:
     """Puts people with the same genotypes into one group, so that no split comes between them.
 
-    Args:
-        genotypes: The cohort's.
-        rows: (n,) the people looked at.
-        samples: The cohort's, for the message.
-        groups: (n,) the group of each of them, where they have some.
-        where: The cohort, for the message.
-
-    Returns:
-        (n,) groups, None where there are none, and how many people are copies of others.
+    `rows`: (n,) the people looked at; `groups`: (n,) theirs. Returns (n,) groups, None where there are none,
+    and how many people are copies of others.
     """
     pairs = same_genotypes(genotypes, rows=rows)
     if not len(pairs):
@@ -239,13 +221,8 @@ def same_genotypes(genotypes: PackedGenotypes, *, rows: NDArray[np.int64]) -> ND
 
     People who agree in one of 24 draws of a few SNPs are compared at up to 400 common ones: n log n work.
 
-    Args:
-        genotypes: The cohort's.
-        rows: (n,) the people looked at.
-
-    Returns:
-        (p, 2) indices into `rows`, the lower one first; none where the SNPs are too few or too much linked to
-        tell one person from two.
+    `rows`: (n,) the people looked at; returns (p, 2) indices into `rows`, the lower one first; none where the
+    SNPs are too few or too much linked to tell one person from two.
     """
     none = np.empty((0, 2), dtype=np.int64)
     n = len(rows)

@@ -1,6 +1,7 @@
 """Genotypes in two bits: codes 0, 1, 2 = copies of the counted allele, 3 = missing, four codes a byte.
 
-Lowest bits first, one row of bytes a sample, padding slots hold 3. Shapes: N samples, V variants, S slots.
+Lowest bits first, one row of bytes a sample, padding slots hold 3. Packs, unpacks, selects, counts and
+transposes them without a byte for each genotype where that can be. Shapes: N samples, V variants.
 Knows neither names nor alleles nor files.
 """
 
@@ -41,14 +42,10 @@ def transpose_packed(
 ) -> NDArray[np.uint8]:
     """Transposes a matrix of two-bit codes, lowest bits first.
 
-    Args:
-        packed: (R, ceil(C / 4)) bytes, each row contiguous; what pads the last byte is not looked at.
-        num_columns: C.
-        out: (C, 8 * ceil(R / 32)) contiguous bytes to write to; None for new ones.
-
-    Returns:
-        (C, 8 * ceil(R / 32)) bytes, whole words; the slots after the last row hold 3. Its first ceil(R / 4)
-        columns are ``pack(codes.T)``.
+    `packed`: (R, ceil(C / 4)) bytes, each row contiguous; what pads the last byte is not looked at; `out`:
+    (C, 8 * ceil(R / 32)) contiguous bytes to write to; None for new ones; returns (C, 8 * ceil(R / 32))
+    bytes, whole words; the slots after the last row hold 3. Its first ceil(R / 4) columns are
+    ``pack(codes.T)``.
     """
     num_rows, width = packed.shape
     assert width == -(-num_columns // _CODES_A_BYTE)
@@ -145,25 +142,14 @@ _GATHER_TO_TOP_BYTE = np.uint32(0x01041040)
 
 
 def row_bytes(num_variants: int) -> int:
-    """Bytes that one sample's codes take.
-
-    Args:
-        num_variants: V.
-
-    Returns:
-        ceil(V / 4).
-    """
+    """Bytes that one sample's codes take: ceil(V / 4)."""
     return -(-num_variants // _CODES_A_BYTE)
 
 
 def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Packs four codes a byte.
 
-    Args:
-        codes: (N, V) codes 0 to 3.
-
-    Returns:
-        (N, ceil(V / 4)) bytes; the slots after the last variant hold 3.
+    `codes`: (N, V) codes 0 to 3; returns (N, ceil(V / 4)) bytes; the slots after the last variant hold 3.
     """
     num_samples, num_variants = codes.shape
     width = row_bytes(num_variants)
@@ -179,12 +165,8 @@ def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def unpack(packed: NDArray[np.uint8], num_variants: int) -> NDArray[np.uint8]:
     """Undoes :func:`pack`.
 
-    Args:
-        packed: (N, ceil(V / 4)) bytes.
-        num_variants: V.
-
-    Returns:
-        (N, V) codes; where V is not a multiple of four, a view of a wider array.
+    `packed`: (N, ceil(V / 4)) bytes; returns (N, V) codes; where V is not a multiple of four, a view of a
+    wider array.
     """
     num_samples, width = packed.shape
     flat = np.ascontiguousarray(packed).reshape(-1)
@@ -210,11 +192,8 @@ def _room(num_rows: int, width: int) -> NDArray[np.uint8]:
 def allele_frequency(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Frequency of the counted allele among the called genotypes.
 
-    Args:
-        counts: (4, V) number of samples with each code.
-
-    Returns:
-        (V,) frequencies in [0, 1]; NaN where every genotype is missing.
+    `counts`: (4, V) number of samples with each code; returns (V,) frequencies in [0, 1]; NaN where every
+    genotype is missing.
     """
     called = counts[:MISSING].sum(axis=0)
     copies = counts[1] + 2 * counts[2]
@@ -237,14 +216,7 @@ class PackedGenotypes:
 
     @classmethod
     def from_codes(cls, codes: NDArray[np.uint8]) -> PackedGenotypes:
-        """Packs an array of codes.
-
-        Args:
-            codes: (N, V) codes 0 to 3.
-
-        Returns:
-            The packed genotypes.
-        """
+        """Packs (N, V) codes 0 to 3."""
         return cls(packed=pack(codes), num_variants=codes.shape[1])
 
     @property
@@ -253,15 +225,7 @@ class PackedGenotypes:
         return int(self.packed.shape[0])
 
     def codes(self, *, rows: Index | None = None, columns: Index | None = None) -> NDArray[np.uint8]:
-        """Unpacks a selection.
-
-        Args:
-            rows: Sample indices, mask or slice; None for all.
-            columns: Variant indices (-1 gives missing), mask or slice; None for all.
-
-        Returns:
-            (n, v) codes.
-        """
+        """(n, v) codes of a selection; column -1 gives missing."""
         packed = self.packed if rows is None else self.packed[rows]
         if columns is None:
             return unpack(packed, self.num_variants)
@@ -270,14 +234,8 @@ class PackedGenotypes:
     def take(self, *, rows: Index | None = None, columns: Index | None = None) -> PackedGenotypes:
         """Copies a selection, packed anew; works through the rows in pieces of bounded size.
 
-        What half of the free memory does not hold goes to a temporary file (in TMPDIR), memory-mapped.
-
-        Args:
-            rows: Sample indices, mask or slice; None for all.
-            columns: Variant indices (-1 gives a column of missing), mask or slice; None for all.
-
-        Returns:
-            The selection, in the order asked for.
+        Column -1 gives missing. What half of the free memory does not hold goes to a temporary file (in
+        TMPDIR), memory-mapped.
         """
         if columns is None:
             return PackedGenotypes(
@@ -296,14 +254,7 @@ class PackedGenotypes:
         return PackedGenotypes(out, len(chosen))
 
     def counts(self, *, rows: Index | None = None) -> NDArray[np.int64]:
-        """Counts the codes of every variant.
-
-        Args:
-            rows: Samples to count; None for all.
-
-        Returns:
-            (4, V) number of samples with code 0, 1, 2 and 3.
-        """
+        """(4, V) number of samples with code 0, 1, 2 and 3."""
         width = self.packed.shape[1]
         low, high, both = (np.zeros((width, _CODES_A_BYTE), dtype=np.int64) for _ in range(3))
         index = None if rows is None else _row_index(rows, self.num_samples)
@@ -325,15 +276,7 @@ class PackedGenotypes:
     def column_chunks(
         self, *, rows: Index | None = None, max_variants: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Walks over the variants in order.
-
-        Args:
-            rows: Samples to give; None for all.
-            max_variants: Largest number of variants at once; by default about 64 MiB of codes.
-
-        Yields:
-            First variant of the chunk, and its (n, v) codes.
-        """
+        """The variants in order: first of a chunk, and its (n, v) codes, by default about 64 MiB."""
         index = None if rows is None else _row_index(rows, self.num_samples)
         num_rows = self.num_samples if index is None else len(index)
         step = max_variants or max(_CODES_A_BYTE, _CHUNK_BYTES // max(1, num_rows) // 4 * 4)

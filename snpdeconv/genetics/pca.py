@@ -61,12 +61,8 @@ class Components:
         Wright 2010, Ann. Stat. 38:3605). This is left as it is: components that stand clear of the noise
         shrink little, and those that do not should not be leant on.
 
-        Args:
-            genotypes: Genotypes with the columns of those fitted on; missing ones count as the mean.
-            rows: Samples to place; None for all.
-
-        Returns:
-            (n, C) scores in units of the training samples' standard deviation.
+        Returns (n, C) scores in units of the training samples' standard deviation; missing genotypes count as
+        the mean.
         """
         num_samples = genotypes.num_samples if rows is None else len(rows)
         chosen = genotypes.take(rows=rows, columns=self.columns)
@@ -96,21 +92,9 @@ def fit_components(
     Martinsson, Shkolnisky and Tygert 2011, SIAM J. Sci. Comput. 33:2580), each one pass over the genotypes.
 
     Autosomes alone take part where there are any, because on X and Y the first direction is sex; and of
-    variants in LD (r² above .2 in the training samples, among 64 neighbours) only the first.
-
-    Args:
-        genotypes: The cohort's.
-        rows: (N,) training samples.
-        columns: Variants that passed the filters, each of them polymorphic in the training samples.
-        chrom: Chromosomes of all variants of ``genotypes``.
-        frequency: Frequency of the counted allele of all variants of ``genotypes``, in the training samples.
-        num_components: C, at least 1.
-        seed: Seed of the random subspace, and of the draw of samples that LD is taken from.
-        max_variants: More variants than this are thinned evenly, before the LD among them is looked at.
-        exact_max_samples: Up to how many samples the decomposition is exact.
-
-    Raises:
-        InputError: More components are asked for than samples less one, or variants.
+    variants in LD (r² above .2 in the training samples, among 64 neighbours) only the first; of more than
+    `max_variants`, as many are taken evenly before. `rows`: (N,) training samples, in which each of `columns`
+    varies; `chrom` and `frequency` are of all variants of the cohort.
     """
     columns = independent_variants(
         genotypes, rows=rows, columns=columns, chrom=chrom, seed=seed, max_variants=max_variants
@@ -166,15 +150,9 @@ def independent_variants(
     seed: int,
     max_variants: int = 50_000,
 ) -> NDArray[np.int64]:
-    """Columns of which none is in LD with one before it that stays too, of the autosomes where there are any.
+    """Columns of which none is in LD with one before it that stays too; autosomes alone where there are any.
 
-    Args:
-        genotypes: The cohort's.
-        rows: Samples that LD is taken from.
-        columns: Variants to choose from, each of them polymorphic in these samples.
-        chrom: Chromosomes of all variants of ``genotypes``.
-        seed: Of the draw of samples that LD is taken from.
-        max_variants: More variants than this are thinned evenly, before the LD among them is looked at.
+    Each varies in `rows`; of more than `max_variants`, as many are taken evenly before the LD is looked at.
     """
     autosomal = np.isin(chrom[columns], _AUTOSOMES)
     if autosomal.any():

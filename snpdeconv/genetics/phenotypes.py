@@ -72,19 +72,6 @@ def load_trait(
     With ``trait_type="auto"`` numbers of two distinct values are binary (the smaller is the control, which
     is PLINK's 1/2 and the usual 0/1), other numbers quantitative, and texts classes. Missing are NA, NaN,
     N/A, a point, nothing, and the missing codes.
-
-    Args:
-        path: The table (see `read_table`).
-        column: The trait's column.
-        samples: The people of the cohort.
-        trait_type: The kind of trait, or ``auto``.
-        min_class_size: Fewest people a class may have.
-        missing_codes: Numbers that are missing values; ``auto`` is -9, and what looks like others is refused.
-        cohort: What to call the cohort in messages: its file.
-
-    Raises:
-        InputError: No such column, no ID in common, no or one value, text among numbers, a number that is not
-            finite, a class too small, or values that are not of the kind asked for.
     """
     path = Path(path)
     table = read_table(path)
@@ -205,14 +192,7 @@ def tell_classes(trait: Trait) -> None:
 def check_trait(trait: Trait, *, min_class_size: int, where: str | Path, after: str = "") -> None:
     """Makes sure that there is something to learn; to be asked again when people have been left out.
 
-    Args:
-        trait: The trait of the people who are left.
-        min_class_size: Fewest people a class may have.
-        where: What to name in the error: the table.
-        after: What was left out since the table was read, in words that end the sentence.
-
-    Raises:
-        InputError: The trait does not vary, a class is too small, or a binary trait has more than two values.
+    `after` says in words that end the sentence what was left out since the table was read.
     """
     if len(np.unique(trait.values)) < 2:
         value = trait.classes[int(trait.values[0])] if trait.classes else f"{trait.values[0]:g}"
@@ -255,16 +235,8 @@ def load_groups(
 ) -> NDArray[np.int64]:
     """Reads which group (family, household, site) each person is of; a person without one is a group alone.
 
-    Args:
-        path: The table (see `read_table`).
-        column: The groups' column; ``FID`` is the table's, or the cohort's where the table has none, and its
-            ``0`` means no family.
-        samples: The people of the cohort.
-        rows: (n,) rows of the cohort wanted.
-        cohort: What to call the cohort in messages.
-
-    Returns:
-        (n,) index of the group, in order of first appearance.
+    Column ``FID`` is the table's, or the cohort's where the table has none, and its ``0`` means no family.
+    `rows`: (n,) rows of the cohort wanted; returns (n,) index of the group, in order of first appearance.
     """
     path = Path(path)
     if column == "FID":

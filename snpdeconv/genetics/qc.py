@@ -1,6 +1,7 @@
-"""Which samples and variants are good enough to learn from: missingness, and the minor allele frequency.
+"""Which samples and variants take part: those that lists of IDs name, and those good enough to learn from.
 
-Knows no files and no traits. Variants are judged by the counts the caller gives: of the training samples.
+Quality is missingness and the minor allele frequency; variants are judged by the counts that the caller
+gives, of the training samples. Knows no traits.
 """
 
 from __future__ import annotations
@@ -69,17 +70,7 @@ def filter_samples(
     Variants that are missing for everyone asked about count for nobody: a merge of two arrays holds many, and
     they say nothing of a sample.
 
-    Args:
-        genotypes: The cohort's.
-        rows: (n,) rows to judge.
-        missing_max: Largest share of missing genotypes that stays.
-        cohort: What to call the cohort in messages.
-
-    Returns:
-        The rows that stay.
-
-    Raises:
-        InputError: None stays.
+    `rows`: (n,) rows to judge.
     """
     # One bit a variant; pack fills the slots past the last variant with 3, whose low bit must go too.
     mask = pack(np.ones((1, genotypes.num_variants), dtype=np.uint8)) & 0x55
@@ -133,17 +124,7 @@ def filter_variants(
     A variant without variation carries no signal and cannot be standardised: it goes even where ``maf_min``
     is 0.
 
-    Args:
-        counts: (4, V) number of training samples with each code, missing last.
-        maf_min: Smallest minor allele frequency that stays.
-        missing_max: Largest share of missing genotypes that stays.
-        cohort: What to call the cohort in messages.
-
-    Returns:
-        The filter, fitted on the samples counted.
-
-    Raises:
-        InputError: None stays.
+    `counts`: (4, V) number of training samples with each code, missing last.
     """
     frequency = allele_frequency(counts)
     num_samples = counts.sum(axis=0)
@@ -183,11 +164,7 @@ MOST_BYTES = 2**30
 
 
 def wanted_samples(samples: Samples, *, keep: str | None, remove: str | None) -> NDArray[np.bool_]:
-    """(N,) people whom `keep` names and `remove` does not: FID and IID a line, or IID alone, header or not.
-
-    Raises:
-        InputError: A list cannot be read, or nobody is left.
-    """
+    """(N,) people whom `keep` names and `remove` does not: FID and IID a line or IID alone, header or not."""
     wanted = np.ones(len(samples), dtype=bool)
     for option, path in (("--keep", keep), ("--remove", remove)):
         if path is None:
@@ -205,12 +182,7 @@ def wanted_samples(samples: Samples, *, keep: str | None, remove: str | None) ->
 def wanted_variants(
     variants: Variants, *, extract: str | None, exclude: str | None, chrom: str | None
 ) -> NDArray[np.bool_]:
-    """(V,) variants of the chromosomes (``1-4,22,X``) whose IDs `extract` lists and `exclude` does not.
-
-    Raises:
-        InputError: A list cannot be read, or no variant is left.
-        ConfigError: The chromosomes make no list, or none is in the cohort.
-    """
+    """(V,) variants of the chromosomes (``1-4,22,X``) whose IDs `extract` lists and `exclude` does not."""
     wanted = np.ones(len(variants), dtype=bool)
     if chrom is not None:
         wanted = np.isin(variants.chrom.astype(str), _chromosomes(chrom))

@@ -48,16 +48,7 @@ class Samples:
     def build(
         cls, iid: ArrayLike, *, fid: ArrayLike | None = None, female: ArrayLike | None = None
     ) -> Samples:
-        """Makes the table from sequences of IDs.
-
-        Args:
-            iid: (N,) individual IDs.
-            fid: (N,) family IDs, or None where the source has none.
-            female: (N,) whether the source says so, or None where it says nothing of sex.
-
-        Returns:
-            The table.
-        """
+        """Makes the table from (N,) sequences; None is for what the source does not tell."""
         individuals = np.asarray(iid, dtype=object)
         families = np.asarray([NO_FAMILY] * len(individuals) if fid is None else fid, dtype=object)
         known = None if female is None else np.asarray(female, dtype=bool)
@@ -69,26 +60,12 @@ class Samples:
         return bool((self.fid != NO_FAMILY).any())
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Samples:
-        """Selects samples.
-
-        Args:
-            index: Indices, an (N,) mask, or a slice.
-
-        Returns:
-            The selected samples in the order asked for.
-        """
+        """Selects samples."""
         female = None if self.female is None else self.female[index]
         return Samples(fid=self.fid[index], iid=self.iid[index], female=female)
 
     def among(self, others: Samples) -> NDArray[np.bool_]:
-        """Which of others are of this table, by individual ID, and family ID where both have them.
-
-        Args:
-            others: (n,) samples.
-
-        Returns:
-            (n,) mask.
-        """
+        """(n,) which of others are of this table, by individual ID, and family ID where both have them."""
         if self.has_fid and others.has_fid:
             known = set(zip(self.fid, self.iid, strict=True))
             return np.array([pair in known for pair in zip(others.fid, others.iid, strict=True)], dtype=bool)
@@ -97,11 +74,7 @@ class Samples:
     def id_hint(self, others: Samples) -> str | None:
         """What to do where others share no ID because one side's are FID_IID, as PLINK writes into a VCF.
 
-        Args:
-            others: (n,) samples of whom none is among these.
-
-        Returns:
-            The remedy, or None where most IDs of neither side end in ``_`` and one of the other.
+        None where most IDs of neither side end in ``_`` and one of the other.
         """
         for pasted, plain in ((self.iid, others.iid), (others.iid, self.iid)):
             known = set(plain)
@@ -117,14 +90,7 @@ class Samples:
         return None
 
     def require_unique(self, *, where: str | Path) -> None:
-        """Refuses a cohort in which two samples share family and individual ID.
-
-        Args:
-            where: The file that names the samples.
-
-        Raises:
-            InputError: Names the first ID that occurs twice and both places.
-        """
+        """Refuses a cohort in which two samples share family and individual ID."""
         frame = pd.DataFrame({"fid": self.fid, "iid": self.iid})
         repeats = np.flatnonzero(frame.duplicated().to_numpy())
         if len(repeats) == 0:
@@ -140,28 +106,14 @@ class Samples:
         )
 
     def write_tsv(self, path: Path) -> None:
-        """Writes ``#FID IID``, one line a sample; equal tables give equal bytes.
-
-        Args:
-            path: The file, replaced if it exists.
-        """
+        """Writes ``#FID IID``, one line a sample; equal tables give equal bytes."""
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.write("#FID\tIID\n")
             file.writelines(f"{fid}\t{iid}\n" for fid, iid in zip(self.fid, self.iid, strict=True))
 
     @classmethod
     def read_tsv(cls, path: Path) -> Samples:
-        """Reads what :meth:`write_tsv` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The table.
-
-        Raises:
-            InputError: The file is not such a table.
-        """
+        """Reads what :meth:`write_tsv` wrote."""
         try:
             frame = pd.read_csv(
                 path,

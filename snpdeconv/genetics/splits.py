@@ -50,20 +50,8 @@ def split(
     first. Larger groups go, largest first, where they bring the tally of strata closest to what is wanted
     (least squares weighted by the wanted counts); people alone then fill what is left.
 
-    Args:
-        kind: The kind of trait.
-        values: (n,) class index, or values of a quantity.
-        groups: (n,) index of each person's group, which is never cut.
-        keys: (n,) distinct names of the people; given these, the parts do not depend on their order.
-        val_fraction: Share of the people for validation, in (0, .5).
-        test_fraction: Share for the test, in (0, .5).
-        seed: Another seed, another split.
-
-    Returns:
-        The parts.
-
-    Raises:
-        InputError: A part would be empty.
+    `values`: (n,) class index, or values of a quantity; `groups`: (n,) index of each person's group, which is
+    never cut; `keys`: (n,) distinct names of the people; given these, the parts do not depend on their order.
     """
     num_people = len(values)
     canonical = np.arange(num_people) if keys is None else np.argsort(np.asarray(keys, dtype=object))
@@ -91,20 +79,7 @@ def split_beside(
 ) -> Split:
     """Cuts n people whose test part is given, as where models of several dates are compared on it.
 
-    Args:
-        held_out: (n,) who is in the test part.
-        kind: As in `split`.
-        values: As in `split`.
-        groups: As in `split`. People of a group that is held out in part are in no part.
-        keys: As in `split`.
-        val_fraction: Share of the other people for validation.
-        seed: Another seed, another split.
-
-    Returns:
-        The parts.
-
-    Raises:
-        InputError: A part would be empty.
+    `held_out`: (n,) who is in the test part. People of a group that is held out in part are in no part.
     """
     free = ~held_out
     if groups is not None:

@@ -70,16 +70,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     ``#FID IID ...``, ``FID IID ...``, ``#IID ...`` or ``IID ...``; lines before it that start with ``##`` and
     blank lines are passed over.
 
-    Args:
-        path: The file, UTF-8.
-
-    Returns:
-        One row a person, all columns text, the columns named FID (where there) and IID; the index is the
-        line number in the file.
-
-    Raises:
-        InputError: The file is missing, a folder, not UTF-8 or empty, has no IID column, a column without a
-            name or twice, a row of another length, or a sample twice.
+    Returns one row a person, all columns text, the columns named FID (where there) and IID; the index is the
+    line number in the file.
     """
     path = Path(path)
     lines = _read_lines(path)

@@ -51,15 +51,7 @@ class Terms:
     def predict(self, genotypes: PackedGenotypes, covariates: ArrayLike | None = None) -> Floats:
         """Linear predictors of samples.
 
-        Args:
-            genotypes: The variants of the fit, in its order.
-            covariates: (n, C) as given to the fit.
-
-        Returns:
-            (n, O) means of a quantitative trait, or log odds.
-
-        Raises:
-            InputError: Variants are missing, or the covariates are not those of the fit.
+        `covariates`: (n, C) as given to the fit; returns (n, O) means of a quantitative trait, or log odds.
         """
         given = np.empty((genotypes.num_samples, 0)) if covariates is None else np.asarray(covariates)
         expected = self.covariate_weight.shape[1]
@@ -102,11 +94,7 @@ class Terms:
         )
 
     def variance(self, frequency: Floats) -> Floats:
-        """(T,) variance of each term, outputs added up, under Hardy-Weinberg proportions and no linkage.
-
-        Args:
-            frequency: (V,) of the counted allele.
-        """
+        """(T,) variance of each term, outputs added up, under Hardy-Weinberg proportions and no linkage."""
         mean_first, square_first = self._moments(self.first, self.first_value, frequency)
         mean_second, square_second = self._moments(self.second, self.second_value, frequency)
         variance = square_first * square_second - (mean_first * mean_second) ** 2
@@ -124,8 +112,7 @@ class Terms:
 
         A fit that is unsure of an effect gives a little of it to thousands of SNPs.
 
-        Args:
-            frequency: (V,) of the counted allele.
+        `frequency`: (V,) of the counted allele.
         """
         variance = self.variance(frequency)
         order = np.argsort(variance, kind="stable")

@@ -1,6 +1,7 @@
 """The table of variants: where each one lies, what it is called and which of its alleles is counted.
 
-Chromosomes are strings without "chr"; positions are 1-based. Knows no genotypes and no genotype formats.
+Owns how chromosomes are spelled (without "chr") and ordered, and which variants repeat another; the spool
+collects the table of an import on disk. Positions are 1-based. Knows no genotypes and no genotype formats.
 """
 
 from __future__ import annotations
@@ -34,11 +35,7 @@ _REFSEQ = re.compile(r"NC_0000(0[1-9]|1\d|2[0-4])\.\d+|NC_012920\.\d+", re.IGNOR
 
 
 def num_autosomes(chromosome_set: str | int) -> int:
-    """The autosomes of a species by name, or as they are given.
-
-    Raises:
-        ConfigError: There is no such species.
-    """
+    """The autosomes of a species by name, or as they are given."""
     if isinstance(chromosome_set, str) and chromosome_set.isdecimal():
         chromosome_set = int(chromosome_set[:_MOST_DIGITS])
     if isinstance(chromosome_set, int) or chromosome_set in AUTOSOMES:
@@ -53,12 +50,9 @@ def num_autosomes(chromosome_set: str | int) -> int:
 def normalise_chrom(name: str, *, autosomes: int | None = None) -> str:
     """Spells a chromosome the one way used everywhere in the package.
 
-    Args:
-        name: A chromosome as files spell it: ``chr1``, ``01``, ``chrM``, ``NC_000001.11`` (human RefSeq).
-        autosomes: Where the file has PLINK's codes: the four numbers after the autosomes are X, Y, XY and MT.
-
-    Returns:
-        ``1`` to ``22``, ``X``, ``Y``, ``XY`` (pseudo-autosomal), ``MT``; any other name without its ``chr``.
+    ``chr1``, ``01`` and ``NC_000001.11`` (human RefSeq) become ``1``, ``chrM`` ``MT``, the pseudo-autosomal
+    region ``XY``; any other name loses its ``chr``. With `autosomes`, for files with PLINK's codes, the four
+    numbers after them are X, Y, XY and MT.
     """
     bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name
     if refseq := _REFSEQ.fullmatch(bare):
@@ -73,15 +67,7 @@ def normalise_chrom(name: str, *, autosomes: int | None = None) -> str:
 
 
 def normalise_chroms(names: ArrayLike, *, autosomes: int | None = None) -> NDArray[np.object_]:
-    """Applies :func:`normalise_chrom` to each name; the work is done once for every distinct one.
-
-    Args:
-        names: (V,) chromosome names.
-        autosomes: As in :func:`normalise_chrom`.
-
-    Returns:
-        (V,) normalised names.
-    """
+    """Applies :func:`normalise_chrom` to (V,) names, once for every distinct one."""
     codes, distinct = pd.factorize(np.asarray(names, dtype=object))
     spelled = np.array([normalise_chrom(str(name), autosomes=autosomes) for name in distinct], dtype=object)
     return spelled[codes] if len(codes) else np.empty(0, dtype=object)
@@ -123,16 +109,7 @@ class Variants:
 
         Chromosomes are normalised, and an ID that is empty or ``.`` becomes ``chrom:pos:other:counted``.
 
-        Args:
-            variant_id: (V,) names.
-            chrom: (V,) chromosomes, with or without ``chr``.
-            position_bp: (V,) 1-based positions.
-            counted_allele: (V,) alleles that are counted.
-            other_allele: (V,) the other alleles.
-            autosomes: As in :func:`normalise_chrom`.
-
-        Returns:
-            The table.
+        All (V,); positions are 1-based, `autosomes` as in :func:`normalise_chrom`.
         """
         ids = np.array(variant_id, dtype=object)
         table = cls(
@@ -150,14 +127,7 @@ class Variants:
 
     @classmethod
     def concat(cls, tables: Sequence[Variants]) -> Variants:
-        """Joins tables end to end.
-
-        Args:
-            tables: Any number of tables; none gives an empty table.
-
-        Returns:
-            All their variants in order.
-        """
+        """Joins tables end to end."""
 
         def joined(name: str) -> NDArray[np.object_]:
             return np.concatenate([np.empty(0, dtype=object), *(getattr(table, name) for table in tables)])
@@ -171,14 +141,7 @@ class Variants:
         )
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Variants:
-        """Selects variants.
-
-        Args:
-            index: Indices, a (V,) mask, or a slice.
-
-        Returns:
-            The selected variants in the order asked for.
-        """
+        """Selects variants."""
         return Variants(
             variant_id=self.variant_id[index],
             chrom=self.chrom[index],
@@ -188,20 +151,12 @@ class Variants:
         )
 
     def genome_order(self) -> NDArray[np.int64]:
-        """Sorts by chromosome (numbers, X, Y, XY, MT, others by name) and position.
-
-        Returns:
-            (V,) indices; variants at one position keep their order.
-        """
+        """(V,) indices by chromosome and position; see :func:`order_in_genome`."""
         codes, names = pd.factorize(self.chrom)
         return order_in_genome(codes, self.position_bp, names=[str(name) for name in names])
 
     def to_frame(self) -> pd.DataFrame:
-        """Gives the table as a data frame.
-
-        Returns:
-            Columns variant_id, chrom, pos, counted_allele, other_allele.
-        """
+        """Columns variant_id, chrom, pos, counted_allele, other_allele."""
         return pd.DataFrame(
             {
                 "variant_id": self.variant_id,
@@ -214,14 +169,7 @@ class Variants:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Variants:
-        """Makes the table from a data frame with the columns of :meth:`to_frame`.
-
-        Args:
-            frame: One row a variant; further columns are ignored.
-
-        Returns:
-            The table; names are normalised as in :meth:`build`.
-        """
+        """Undoes :meth:`to_frame`, passing over further columns; names are normalised as in :meth:`build`."""
         return cls.build(
             variant_id=frame["variant_id"].astype(object),
             chrom=frame["chrom"].astype(object),
@@ -231,11 +179,7 @@ class Variants:
         )
 
     def tsv_lines(self) -> Iterator[str]:
-        """The lines of the table on disk, after :data:`TSV_HEADER`; equal tables give equal lines.
-
-        Returns:
-            One line a variant.
-        """
+        """The lines of the table on disk, after :data:`TSV_HEADER`; equal tables give equal lines."""
         columns = (self.variant_id, self.chrom, self.position_bp, self.counted_allele, self.other_allele)
         name, chrom, position, counted, other = (column.tolist() for column in columns)
         rows = zip(name, chrom, map(str, position), counted, other, strict=True)
@@ -243,17 +187,7 @@ class Variants:
 
     @classmethod
     def read_tsv(cls, path: Path) -> Variants:
-        """Reads a table of :data:`TSV_HEADER` and :meth:`tsv_lines`.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The table.
-
-        Raises:
-            InputError: The file is not such a table.
-        """
+        """Reads a table of :data:`TSV_HEADER` and :meth:`tsv_lines`."""
         try:
             frame = pd.read_csv(
                 path,
@@ -271,15 +205,9 @@ class Variants:
 def order_in_genome(
     chrom: NDArray[np.integer], position_bp: NDArray[np.int64], *, names: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Sorts variants by chromosome (numbers, X, Y, XY, MT, others by name) and position.
+    """(V,) indices that sort by chromosome (numbers, X, Y, XY, MT, others by name) and position.
 
-    Args:
-        chrom: (V,) chromosomes, as indices into ``names``.
-        position_bp: (V,) positions.
-        names: Normalised chromosomes.
-
-    Returns:
-        (V,) indices; variants at one position keep their order.
+    `chrom`: (V,) indices into the normalised `names`. Variants at one position keep their order.
     """
     known = {name: rank for rank, name in enumerate(_AFTER_AUTOSOMES)}
 
@@ -303,14 +231,9 @@ def is_duplicate(
 ) -> NDArray[np.bool_]:
     """Marks copies: same chromosome and position, same two alleles in either order, fewer or as many calls.
 
-    Args:
-        chrom: (V,) chromosomes, as numbers; sorted.
-        position_bp: (V,) positions; sorted within a chromosome.
-        alleles: Gives the two alleles of each of some variants; asked only of those that share a site.
-        calls: Gives how many people each of some variants was called in; asked only of copies.
-
-    Returns:
-        (V,) False for the copy of most calls, the first of equal ones; True for the others.
+    `chrom` (as numbers) and `position_bp` are (V,) and sorted; `alleles` and `calls` (in how many samples)
+    are asked only of variants that share a site, and of copies. Returns (V,) False for the copy of most
+    calls, the first of equal ones, and True for the others.
     """
     as_before = np.zeros(len(chrom) + 1, dtype=bool)
     as_before[1:-1] = (chrom[1:] == chrom[:-1]) & (position_bp[1:] == position_bp[:-1])
@@ -350,11 +273,7 @@ class FilteredChunk:
 
 
 class VariantSpool:
-    """Collects variants in a file with the header and the lines of a store's table.
-
-    Args:
-        path: The file, replaced if it exists.
-    """
+    """Collects variants in a file with the header and the lines of a store's table."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -370,11 +289,7 @@ class VariantSpool:
         self._file.close()
 
     def append(self, variants: Variants) -> None:
-        """Adds variants at the end.
-
-        Args:
-            variants: Any number.
-        """
+        """Adds variants at the end."""
         self._file.writelines(variants.tsv_lines())
         codes, names = pd.factorize(variants.chrom)
         known = [self._code_of.setdefault(str(name), len(self._code_of)) for name in names]
@@ -390,11 +305,7 @@ class VariantSpool:
     def kept(self, calls: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> FilteredChunk:
         """Sorts, leaves out what has no place and of copies all but the one of most calls.
 
-        Args:
-            calls: Gives how many people each of some variants, by index, was called in.
-
-        Returns:
-            Indices and counts. The places are forgotten: there is no second call and no :meth:`append`.
+        Returns indices and counts. The places are forgotten: there is no second call and no :meth:`append`.
         """
         self._file.flush()
         chrom = np.frombuffer(self._chrom, dtype=np.intc)
@@ -417,9 +328,7 @@ class VariantSpool:
     def write(self, path: Path, order: NDArray[np.int64]) -> None:
         """Writes the table of some variants and ends the spool.
 
-        Args:
-            path: The file to make; equal tables give equal bytes.
-            order: Indices of the variants, in the order to write.
+        Equal tables give equal bytes.
         """
         self._file.close()
         if len(order) == self._total and bool((order[1:] > order[:-1]).all()):

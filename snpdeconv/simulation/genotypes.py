@@ -1,6 +1,7 @@
 """Genotypes with human-like LD from the coalescent (msprime), of one population or of three.
 
-Knows no traits and no files. Shapes: N people, V variants.
+Owns the populations' histories and how variants are chosen from what is simulated. Knows no traits and no
+files. Shapes: N people, V variants.
 """
 
 from __future__ import annotations
@@ -22,14 +23,7 @@ POPULATIONS = ("AFR", "EUR", "EAS")
 
 
 def population_labels(num_samples: int) -> NDArray[np.object_]:
-    """Tells who belongs to which population when three are simulated.
-
-    Args:
-        num_samples: N.
-
-    Returns:
-        (N,) names of :data:`POPULATIONS`, taking turns, so that any stretch of people holds all three.
-    """
+    """(N,) names of :data:`POPULATIONS`, taking turns, so that any stretch of people holds all three."""
     return np.array(POPULATIONS, dtype=object)[np.arange(num_samples) % len(POPULATIONS)]
 
 
@@ -46,39 +40,18 @@ class Population:
     names: tuple[str, ...]
 
     def samples(self, num_people: int) -> dict[str, int]:
-        """Counts the people of each population.
-
-        Args:
-            num_people: People in all.
-
-        Returns:
-            Population to number, as msprime takes it.
-        """
+        """Counts the people of each population."""
         share, rest = divmod(num_people, len(self.names))
         return {name: share + (p < rest) for p, name in enumerate(self.names)}
 
     def rows(self, num_people: int) -> NDArray[np.int64]:
-        """Finds each person among msprime's, who are sorted by population.
-
-        Args:
-            num_people: N.
-
-        Returns:
-            (N,) the place of each person.
-        """
+        """(N,) the place of each person among msprime's, who are sorted by population."""
         member = np.arange(num_people) % len(self.names)
         return np.argsort(np.argsort(member, kind="stable"))
 
 
 def one_population(msprime: Any) -> Population:
-    """Makes a population that went through a bottleneck 3,000 to 200 generations ago and has grown since.
-
-    Args:
-        msprime: The module.
-
-    Returns:
-        The population.
-    """
+    """Makes a population that went through a bottleneck 3,000 to 200 generations ago and has grown since."""
     demography = msprime.Demography()
     demography.add_population(name="A", initial_size=20_000, growth_rate=0.01)
     demography.add_population_parameters_change(time=200, initial_size=2_700, growth_rate=0, population="A")
@@ -91,12 +64,6 @@ def three_populations(msprime: Any) -> Population:
 
     The figures are those of Gutenkunst et al. 2009 (PLoS Genetics 5:e1000695, table 1), in generations of
     25 years.
-
-    Args:
-        msprime: The module.
-
-    Returns:
-        The three populations.
     """
     split_of_eurasians, out_of_africa, growth_of_africans = 21.2e3 / 25, 140e3 / 25, 220e3 / 25
     growth_eur, growth_eas = 0.004, 0.0055
@@ -154,25 +121,9 @@ def simulate_genotypes(
     spread over chromosomes that are simulated independently; from 44,000 variants on they lie denser. The
     same arguments give the same genotypes with the same release of msprime.
 
-    Args:
-        num_samples: People who count for ``maf_min``.
-        num_variants: V.
-        seed: Source of all randomness.
-        contiguous: Takes neighbouring variants of sequence density instead of thinned ones.
-        length_mb: Length of the genome in Mb, over all chromosomes; by default as long as the variants need.
-        maf_min: Smallest minor allele frequency; variants without a minor allele are always left out.
-        from_three_populations: Simulates three populations;
-            :func:`~snpdeconv.simulation.genotypes.population_labels` tells who belongs to which.
-        num_holdout: Further people, in the last rows.
-        progress: Called with the number of chromosomes done and their total.
-
-    Returns:
-        (num_samples + num_holdout, V) codes without missing ones, and the variants; the derived allele is ALT
-        and is the one counted.
-
-    Raises:
-        ConfigError: A value does not fit, or the genome is too short for the variants.
-        ResourceError: msprime is not installed.
+    `maf_min` counts in the first `num_samples` people; `contiguous` takes neighbouring variants of sequence
+    density instead of thinned ones; `length_mb` is over all chromosomes. Returns (num_samples + num_holdout,
+    V) codes without missing ones, and the variants; the derived allele is ALT and is the one counted.
     """
     check_genotypes(
         num_samples=num_samples, num_variants=num_variants, seed=seed, maf_min=maf_min, length_mb=length_mb
@@ -212,18 +163,7 @@ def simulate_genotypes(
 def check_genotypes(
     *, num_samples: int, num_variants: int, seed: int, maf_min: float, length_mb: float | None
 ) -> None:
-    """Refuses sizes that cannot be simulated.
-
-    Args:
-        num_samples: People who count for ``maf_min``.
-        num_variants: Variants wanted.
-        seed: Source of randomness.
-        maf_min: Smallest minor allele frequency.
-        length_mb: Length of the genome in Mb, or None.
-
-    Raises:
-        ConfigError: Names the first value that does not fit.
-    """
+    """Refuses sizes that cannot be simulated."""
     if num_samples < 10:
         raise ConfigError(f"{num_samples} people", where="samples", hint="simulate 10 or more")
     if num_variants < 1:

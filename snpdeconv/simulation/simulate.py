@@ -80,29 +80,7 @@ def simulate(
     further people of the same population, whose trait follows the same model. Sizes and seed alone settle the
     genotypes, so that every trait is one of the same people; only ``ancestry`` needs others.
 
-    Args:
-        out: The folder; made, or empty.
-        num_samples: People.
-        num_variants: Variants.
-        num_causal: Causal variants; ``ancestry`` has none.
-        trait: See :func:`~snpdeconv.simulation.traits.simulate_trait`.
-        pve: Share of the trait's variance explained, observed in the ``num_samples`` people.
-        prevalence: Share of cases of a binary trait.
-        seed: The same seed gives the same bytes.
-        file_format: ``bed``, ``pgen`` or ``vcf``.
-        contiguous: Neighbouring variants of sequence density instead of the density of an array.
-        length_mb: Length of the genome; by default as long as the variants need.
-        maf_min: Smallest minor allele frequency in the ``num_samples`` people, before genotypes go missing.
-        missing_rate: Share of genotypes that are missing, at random, after the trait was made.
-        num_holdout: People to hold out.
-        progress: Called with the steps done and their total.
-
-    Returns:
-        The paths written.
-
-    Raises:
-        ConfigError: A value does not fit, or ``out`` is not empty.
-        ResourceError: msprime is not installed, or ``out`` cannot be written.
+    `seed`: the same seed gives the same bytes.
     """
     check_genotypes(
         num_samples=num_samples, num_variants=num_variants, seed=seed, maf_min=maf_min, length_mb=length_mb

@@ -46,18 +46,7 @@ class SimulatedTrait:
 
 
 def check_trait(trait: str, *, num_causal: int, pve: float, prevalence: float, num_samples: int) -> None:
-    """Refuses a trait that cannot be made, before anything is simulated.
-
-    Args:
-        trait: One of :data:`TRAITS`.
-        num_causal: Causal variants; ``ancestry`` has none and takes any number.
-        pve: Share of the variance that the causal variants, or the populations, explain.
-        prevalence: Share of cases of a binary trait.
-        num_samples: People in the cohort.
-
-    Raises:
-        ConfigError: Names the first value that does not fit.
-    """
+    """Refuses a trait that cannot be made, before anything is simulated."""
     if trait not in TRAITS:
         raise ConfigError(f"unknown trait '{trait}'", where="trait", hint=nearest(trait, TRAITS))
     if not 0 < pve < 1:
@@ -119,22 +108,9 @@ def simulate_trait(
     The residual is made uncorrelated with the signal, so that the observed PVE is the one asked for; of a
     binary trait, the PVE of its liability.
 
-    Args:
-        codes: (N, V) genotype codes; missing ones count as the mean.
-        trait: One of :data:`TRAITS`.
-        num_causal: C; even where the trait has pairs.
-        pve: Share of variance explained, between 0 and 1.
-        prevalence: Share of cases; used by ``binary`` alone.
-        rng: Source of all randomness.
-        populations: (N,) labels; needed by ``ancestry`` alone.
-        num_holdout: The last so many people do not shape the trait: variants are chosen, columns standardised
-            and the liability cut without them, and the same model then gives their values.
-
-    Returns:
-        The trait with its truth.
-
-    Raises:
-        ConfigError: A value does not fit, or too few variants could be causal.
+    `codes`: (N, V); missing ones count as the mean; `populations`: (N,) labels, for ``ancestry`` alone. The
+    last `num_holdout` people do not shape the trait: variants are chosen, columns standardised and the
+    liability cut without them, and the same model then gives their values.
     """
     num_fit = len(codes) - num_holdout
     check_trait(trait, num_causal=num_causal, pve=pve, prevalence=prevalence, num_samples=num_fit)
@@ -248,8 +224,7 @@ def _with_residual(
 ) -> tuple[NDArray[np.float64], float]:
     """Adds noise to (N,) signal so that the first ``num_fit`` have mean 0, variance 1 and exactly this PVE.
 
-    Returns:
-        (N,) values, and the factor by which the signal was scaled.
+    Returns (N,) values, and the factor by which the signal was scaled.
     """
     mean, deviation = signal[:num_fit].mean(), signal[:num_fit].std()
     explained = (signal - mean) / deviation

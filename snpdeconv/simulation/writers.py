@@ -45,18 +45,7 @@ def write_bed(
 ) -> Path:
     """Writes prefix.bed, .bim and .fam.
 
-    Args:
-        prefix: Path without extension.
-        codes: Genotype codes; the counted allele becomes A1.
-        variants: V rows.
-        samples: N rows.
-        sex: (N,) 1 male, 2 female, 0 unknown; None for all unknown.
-
-    Returns:
-        The .bed.
-
-    Raises:
-        ResourceError: The folder cannot be written.
+    `sex`: (N,) 1 male, 2 female, 0 unknown; None for all unknown.
     """
     with _complete(prefix, (".bed", ".bim", ".fam")) as (bed, bim, fam):
         with bed.open("wb") as file:
@@ -90,18 +79,7 @@ def write_pgen(
 ) -> Path:
     """Writes prefix.pgen, .pvar and .psam.
 
-    Args:
-        prefix: Path without extension.
-        codes: Genotype codes; the counted allele becomes ALT.
-        variants: V rows.
-        samples: N rows.
-        sex: (N,) 1 male, 2 female, 0 unknown; None for all unknown.
-
-    Returns:
-        The .pgen.
-
-    Raises:
-        ResourceError: The folder cannot be written.
+    `sex`: (N,) 1 male, 2 female, 0 unknown; None for all unknown.
     """
     with _complete(prefix, (".pgen", ".pvar", ".psam")) as (pgen, pvar, psam):
         writer = pgenlib.PgenWriter(bytes(pgen), len(samples), variant_ct=len(variants), nonref_flags=False)
@@ -126,20 +104,9 @@ def write_pgen(
 
 
 def write_vcf(prefix: Path | str, codes: Codes, *, variants: Variants, samples: Samples) -> Path:
-    """Writes prefix.vcf.gz, compressed in blocks (BGZF).
+    """Writes prefix.vcf.gz, compressed in blocks (BGZF); samples by IID, or FID_IID where IIDs repeat.
 
-    Args:
-        prefix: Path without extension.
-        codes: Genotype codes; the counted allele becomes ALT. For phased genotypes, (N, v, 2) copies (0 or 1,
-            3 missing) of it on each haplotype instead.
-        variants: V rows.
-        samples: N rows; named by IID, or by FID_IID where IIDs repeat.
-
-    Returns:
-        The .vcf.gz.
-
-    Raises:
-        ResourceError: The folder cannot be written.
+    For phased genotypes `codes` are (N, v, 2) copies (0 or 1, 3 missing) on each haplotype instead.
     """
     names = samples.iid.tolist()
     if len(set(names)) < len(names):

@@ -61,18 +61,7 @@ class VariantReader(Protocol):
     report: dict[str, int]
 
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
-        """Walks over the file.
-
-        Args:
-            max_variants: Size of every chunk but the last.
-
-        Yields:
-            The variants in the order of the file; the genotypes of one chunk may lie where those of the
-            last one lay.
-
-        Raises:
-            InputError: The file is damaged.
-        """
+        """The variants in the order of the file; genotypes may lie where those of the last chunk lay."""
         ...
 
 
@@ -90,17 +79,7 @@ class CohortFiles:
 
 
 def find_files(source: Path) -> CohortFiles:
-    """Finds the files of a cohort.
-
-    Args:
-        source: A .bed, .pgen, .vcf, .vcf.gz or .bcf file, or what comes before ``.bed`` or ``.pgen``.
-
-    Returns:
-        The format and all its files, each of which exists.
-
-    Raises:
-        InputError: There is no such file, its extension is unknown or a companion is missing.
-    """
+    """The files of a cohort, all there, by the genotypes' name or what comes before .bed or .pgen."""
     if not source.exists():
         bed, pgen = (source.with_name(source.name + suffix) for suffix in (".bed", ".pgen"))
         if bed.exists() and pgen.exists():
@@ -127,19 +106,7 @@ def find_files(source: Path) -> CohortFiles:
 def open_reader(
     files: CohortFiles, *, multiallelic: Multiallelic = "split", autosomes: int = 22
 ) -> VariantReader:
-    """Opens a cohort for reading and checks that its files fit together.
-
-    Args:
-        files: From :func:`find_files`.
-        multiallelic: What to do with sites of several ALT alleles.
-        autosomes: How many the species has: what PLINK's codes for chromosomes mean.
-
-    Returns:
-        The reader of that format.
-
-    Raises:
-        InputError: A file is not what it should be.
-    """
+    """Opens a cohort for reading and checks that its files fit together."""
     if files.kind == "bed":
         from snpdeconv.genetics.formats.plink import BedReader
 
@@ -177,18 +144,10 @@ ALT_REPORT = ("multiallelic_split", "multiallelic_skipped", "skipped_no_alt", "s
 
 
 def usable_alts(alts: Sequence[str], *, multiallelic: Multiallelic, report: dict[str, int]) -> list[int]:
-    """Chooses the alleles of a site that become variants, and counts the others.
+    """The alleles of a site that become variants, 1 for the first ALT; counts the others in `report`.
 
     Symbolic alleles (``<DEL>``), breakends and ``*`` (deleted by another variant) are no sequences that
     could be matched by position and alleles.
-
-    Args:
-        alts: ALT alleles; ``.`` or none at all for a monomorphic site.
-        multiallelic: What to do with several.
-        report: Raised by what this site adds, under the names of :data:`ALT_REPORT`.
-
-    Returns:
-        Numbers of the alleles to count, 1 for the first ALT; at most one unless sites are split.
     """
     if not alts or alts[0] in (".", ""):
         report["skipped_no_alt"] += 1
@@ -204,16 +163,7 @@ def usable_alts(alts: Sequence[str], *, multiallelic: Multiallelic, report: dict
 
 
 def split_id(name: str, *, alts: Sequence[str], allele: int) -> str:
-    """Names one variant of a site.
-
-    Args:
-        name: The site's ID, ``.`` or empty for none.
-        alts: Its ALT alleles.
-        allele: Number of the one counted, 1 for the first.
-
-    Returns:
-        The site's ID, followed by ``:ALT`` where there are several ALT alleles; a missing ID stays missing.
-    """
+    """The site's ID, with ``:ALT`` where there are several ALT alleles; a missing one stays missing."""
     return name if len(alts) == 1 or name in (".", "") else f"{name}:{alts[allele - 1]}"
 
 

@@ -1,6 +1,8 @@
-"""PLINK 2 .pgen with its .pvar and .psam (https://www.cog-genomics.org/plink/2.0/formats#pgen).
+"""PLINK's genotypes: .bed with .bim and .fam, .pgen with .pvar and .psam.
 
-Counts ALT; takes hard calls. Sites with several ALT alleles are split or skipped.
+A .pgen (https://www.cog-genomics.org/plink/2.0/formats#pgen) counts ALT and gives hard calls; sites with
+several ALT alleles are split or skipped. A .bed (https://www.cog-genomics.org/plink/1.9/formats#bed) counts
+A1; its bytes are recoded as they are, and its .bim is read in pieces beside them.
 """
 
 from __future__ import annotations
@@ -36,18 +38,7 @@ _STAGE_BYTES = 4 * 2**20
 
 
 class PgenReader:
-    """Streams a PLINK 2 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`.
-
-    Args:
-        pgen: The genotypes.
-        pvar: The sites.
-        psam: The samples.
-        multiallelic: What to do with sites of several ALT alleles.
-        autosomes: How many the species has: what PLINK's codes mean.
-
-    Raises:
-        InputError: A table is malformed, or its length is not what the .pgen says.
-    """
+    """Streams a PLINK 2 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`."""
 
     def __init__(
         self, pgen: Path, pvar: Path, psam: Path, *, multiallelic: Multiallelic, autosomes: int = 22
@@ -189,14 +180,7 @@ class Bim:
 
     @classmethod
     def check(cls, path: Path) -> Bim:
-        """Looks through the whole file.
-
-        Args:
-            path: The file.
-
-        Raises:
-            InputError: A line has another number of columns or no position.
-        """
+        """Looks through the whole file, so that a mistake is told before the genotypes are read."""
         num_variants = 0
         for _, line in itertools.islice(numbered_lines(path), 1):
             refuse_quotes(line, path=path)
@@ -208,18 +192,7 @@ class Bim:
         return cls(path, num_variants, True)
 
     def chunks(self, max_variants: int, *, autosomes: int = 22) -> Iterator[Variants]:
-        """Reads the table.
-
-        Args:
-            max_variants: Size of every piece but the last.
-            autosomes: How many the species has: what PLINK's codes mean.
-
-        Yields:
-            The variants in the order of the file; A1 is the counted allele.
-
-        Raises:
-            InputError: The file was changed meanwhile and is no longer sound.
-        """
+        """The variants in the order of the file; A1 is the counted allele."""
         rows = _plain_rows if self.plain else _slow_rows
         for (chrom, name, _, _, first, second), position in rows(self.path, max_variants):
             yield Variants.build(
@@ -317,17 +290,7 @@ _ALL_HIGH_BITS = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
 
 
 class BedReader:
-    """Streams a PLINK 1 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`.
-
-    Args:
-        bed: The genotypes.
-        bim: The variants.
-        fam: The samples.
-        autosomes: How many the species has: what PLINK's codes mean.
-
-    Raises:
-        InputError: A table is malformed, or the size of the .bed does not fit them.
-    """
+    """Streams a PLINK 1 cohort; see :class:`snpdeconv.genetics.formats.VariantReader`."""
 
     def __init__(self, bed: Path, bim: Path, fam: Path, *, autosomes: int) -> None:
         self._bed = bed

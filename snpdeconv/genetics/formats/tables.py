@@ -45,17 +45,7 @@ class Sites:
 
 
 def read_fam(path: Path) -> Samples:
-    """Reads the IDs of a .fam (https://www.cog-genomics.org/plink/1.9/formats#fam).
-
-    Args:
-        path: Six columns, of which the first two are family and individual ID.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: A line has another number of columns.
-    """
+    """Reads the IDs of a .fam (https://www.cog-genomics.org/plink/1.9/formats#fam)."""
     fid, iid, female = [], [], []
     for number, line in numbered_lines(path):
         fields = line.split()
@@ -70,17 +60,7 @@ def read_fam(path: Path) -> Samples:
 
 
 def read_psam(path: Path) -> Samples:
-    """Reads the IDs of a .psam (https://www.cog-genomics.org/plink/2.0/formats#psam).
-
-    Args:
-        path: A header line that starts with ``#FID IID`` or ``#IID``; without one the file is read as a .fam.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: A line is shorter than the header, or there is no IID column.
-    """
+    """Reads the IDs of a .psam (https://www.cog-genomics.org/plink/2.0/formats#psam); headless, as a .fam."""
     header: list[str] = []
     fid: list[str] = []
     iid: list[str] = []
@@ -107,15 +87,8 @@ def read_psam(path: Path) -> Samples:
 def read_pvar(path: Path) -> Sites:
     """Reads a .pvar (https://www.cog-genomics.org/plink/2.0/formats#pvar), or the .bim of a `--make-bpgen`.
 
-    Args:
-        path: ``##`` lines, a ``#CHROM POS ID REF ALT`` line, and one line a site. Without that line the
-            columns are those of a .bim: chromosome, ID, centimorgans (not always), position, ALT and REF.
-
-    Returns:
-        The sites; ALT ``.`` stays as it is.
-
-    Raises:
-        InputError: A line is too short or has no position.
+    Without a ``#CHROM POS ID REF ALT`` line the columns are those of a .bim: chromosome, ID, centimorgans
+    (not always), position, ALT and REF. ALT ``.`` stays as it is.
     """
     chrom, position, name, ref, alts = [], [], [], [], []
     intern = sys.intern
@@ -161,17 +134,7 @@ def read_pvar(path: Path) -> Sites:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Reads a text file.
-
-    Args:
-        path: The file, in UTF-8.
-
-    Yields:
-        The number of a line, from 1, and its text.
-
-    Raises:
-        InputError: It is no text.
-    """
+    """The lines of a text file, numbered from 1."""
     with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
@@ -183,11 +146,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def refuse_quotes(line: str, *, path: Path) -> None:
-    """Refuses a table whose fields stand in quotation marks: PLINK takes these as part of names.
-
-    Raises:
-        InputError: A field of the line begins and ends with one.
-    """
+    """Refuses a table whose fields stand in quotation marks: PLINK takes these as part of names."""
     quoted = next((field for field in line.split() if field[0] in "\"'" and field[-1] == field[0]), None)
     if quoted is not None:
         hint = "write it without quotation marks, e.g. in R with write.table(quote = FALSE)"
@@ -195,19 +154,7 @@ def refuse_quotes(line: str, *, path: Path) -> None:
 
 
 def parse_positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> NDArray[np.int64]:
-    """Turns positions into numbers.
-
-    Args:
-        texts: (v,) of consecutive lines.
-        path: The file, for the message.
-        skipped_lines: Those before the first of them.
-
-    Returns:
-        (v,) base pairs.
-
-    Raises:
-        InputError: One is no number.
-    """
+    """(v,) base pairs of consecutive lines, of which the first follows `skipped_lines`."""
     if all(map(str.isdecimal, texts)) and max(map(len, texts), default=0) < _TOO_MANY_DIGITS:
         return np.array(list(map(int, texts)), dtype=np.int64)
     # Negative ones are PLINK's way of marking variants to ignore.
@@ -220,12 +167,5 @@ def parse_positions(texts: Sequence[str], *, path: Path, skipped_lines: int) -> 
 
 
 def bad_columns(path: Path, number: int, *, found: int, expected: str) -> InputError:
-    """The error for a line with another number of columns.
-
-    Args:
-        path: The file.
-        number: The line, from 1.
-        found: Its columns.
-        expected: What there should be.
-    """
+    """The error for a line with another number of columns."""
     return InputError(f"{found} columns where {expected} are expected", where=f"{path}:{number}")

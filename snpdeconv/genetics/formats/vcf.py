@@ -1,7 +1,8 @@
 """VCF, .vcf.gz and BCF by htslib (https://samtools.github.io/hts-specs/VCFv4.3.pdf).
 
 Counts ALT, takes GT, phased or not. A half call (./1) is missing; a haploid call (1) counts as homozygous,
-as PLINK counts chromosome X of men. Sites with several ALT alleles are split or skipped.
+as PLINK counts chromosome X of men. Sites with several ALT alleles are split or skipped. What htslib would
+pass over in silence or die of (a file cut off, an odd header, a field without a type) is looked for before.
 """
 
 from __future__ import annotations
@@ -36,11 +37,7 @@ BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b00030000000000000000
 
 
 class BgzfWriter:
-    """A file that compresses what is written to it; a context manager.
-
-    Args:
-        path: The file, replaced if it exists.
-    """
+    """A file that compresses what is written to it; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -60,8 +57,7 @@ class BgzfWriter:
     def write(self, data: bytes) -> None:
         """Appends bytes.
 
-        Args:
-            data: Any number of bytes.
+        `data`: any number of bytes.
         """
         self._pending += data
         self._compress(final=False)
@@ -95,17 +91,7 @@ _LOOK_AHEAD_BYTES = 2**20
 
 
 def read_sample_names(path: Path) -> list[str]:
-    """Reads the sample names from the header.
-
-    Args:
-        path: A VCF or BCF, compressed or not.
-
-    Returns:
-        The names in order, at least one.
-
-    Raises:
-        InputError: There is no header, no sample, or a name occurs twice.
-    """
+    """The sample names of a header, at least one."""
     try:
         with _open(path) as file:
             is_bcf = file.peek(4)[:4] == _BCF_MAGIC
@@ -147,14 +133,7 @@ def read_sample_names(path: Path) -> list[str]:
 
 
 def require_complete(path: Path) -> None:
-    """Refuses a BGZF file that lacks its end: htslib would only warn, and give fewer records.
-
-    Args:
-        path: Any file; one that is not BGZF passes.
-
-    Raises:
-        InputError: The end-of-file block is missing.
-    """
+    """Refuses a BGZF file that lacks its end: htslib would only warn, and give fewer records."""
     with path.open("rb") as file:
         start = file.read(18)
         if not (start.startswith(_GZIP_MAGIC) and _BGZF_SUBFIELD in start):
@@ -167,14 +146,7 @@ def require_complete(path: Path) -> None:
 
 
 def require_sound_bcf(path: Path) -> None:
-    """Refuses a BCF with a field of a sample that has no type: htslib would end the whole program there.
-
-    Args:
-        path: Any file; one that is no BCF passes.
-
-    Raises:
-        InputError: A record has such a field, or is cut off.
-    """
+    """Refuses a BCF with a field of a sample that has no type: htslib would end the whole program there."""
     with _open(path) as file:
         number = 0
         try:
@@ -214,15 +186,7 @@ def _walk_fields(fields: bytes, *, num_samples: int, num_fields: int) -> None:
 
 
 def describe_record(path: Path, number: int) -> str:
-    """Shows the text of a record that htslib cannot parse.
-
-    Args:
-        path: A VCF; a BCF has no text to show.
-        number: The record, 1 for the first.
-
-    Returns:
-        Something to append to an error message, or nothing.
-    """
+    """The text of a record (1 is the first) that htslib cannot parse, for a message; a BCF has none."""
     try:
         with _open(path) as file:
             if file.peek(4)[:4] == _BCF_MAGIC:
@@ -277,15 +241,7 @@ _HTS_LOG_OFF = 0
 
 
 class VcfReader:
-    """Streams a VCF or BCF; see :class:`snpdeconv.genetics.formats.VariantReader`.
-
-    Args:
-        path: The file; its compression is told by its content.
-        multiallelic: What to do with sites of several ALT alleles.
-
-    Raises:
-        InputError: The header cannot be read, there are no samples, or the compressed file is cut off.
-    """
+    """Streams a VCF or BCF, compressed or not by its content, not its name; see :class:`VariantReader`."""
 
     def __init__(self, path: Path, *, multiallelic: Multiallelic) -> None:
         self._path = path
@@ -426,11 +382,7 @@ class _Batch:
     def add(
         self, record: cyvcf2.Variant, calls: NDArray[np.int32], *, alts: list[str], allele: int, number: int
     ) -> bool:
-        """Stages a variant, given (N, ploidy) calls as htslib holds them.
-
-        Returns:
-            Whether :meth:`count` must come before the next one.
-        """
+        """Stages a variant, given (N, ploidy) calls as htslib holds them; whether :meth:`count` is due."""
         name = record.ID or "."
         if len(alts) > 1:
             name = split_id(name, alts=alts, allele=allele)
