@@ -41,11 +41,11 @@ from snpdeconv.cli_options import (
     selection_of,
 )
 from snpdeconv.console import (
-    check_surroundings,
+    check_environment,
     configure_logging,
     end_process_after,
+    fix_environment,
     gc_paused,
-    mend_surroundings,
     progress,
     shortened,
 )
@@ -445,7 +445,7 @@ refuse_repeated_options(app)
 
 def _run(command: Callable[[], None]) -> int:
     try:
-        check_surroundings()
+        check_environment()
         command()
     except UserError as error:
         return _tell(error)
@@ -471,7 +471,7 @@ def main() -> None:
     # Threads that spin while they wait slow each other down badly on a machine shared with others.
     # It must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    mend_surroundings()
+    fix_environment()
     if os.environ.get("WORLD_SIZE", "1") != "1":  # one of torchrun's ranks
         end_process_after(lambda: _run(app))
     sys.exit(_run(app))

@@ -240,7 +240,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Make the champion before this one the champion again."""
-    from snpdeconv.tracking.promotion import rollback as run
+    from snpdeconv.tracking.registry import rollback as run
 
     print(f"champion  version {run(name, to=to).champion}")
 
@@ -272,7 +272,7 @@ def ui(
     ] = True,
 ) -> None:
     """Open the MLflow page with runs, curves and models."""
-    from snpdeconv.tracking.server import serve_ui, show_page
+    from snpdeconv.tracking.connection import serve_ui, show_page
 
     # A kill by name or by a service manager must not leave the server behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

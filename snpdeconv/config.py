@@ -62,14 +62,8 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 def read_yaml(text: str, *, where: str | Path, as_text: bool = False) -> Any:
     """Parses YAML as this project reads it: ``1e-4`` is a number, a key may stand once.
 
-    Args:
-        text: The text.
-        where: The file that it is from.
-        as_text: Whether to leave numbers, dates and truth values as they are written.
-
-    Raises:
-        ConfigError: The text is no YAML, a mapping holds a key twice, or it is larger or deeper than settings
-            are, aliases counted as what they stand for.
+    With `as_text`, numbers, dates and truth values stay as they are written. What is larger or deeper than
+    settings are is refused, aliases counted as what they stand for.
     """
     try:
         if len(text) > _MOST_BYTES:
@@ -88,11 +82,7 @@ def read_yaml(text: str, *, where: str | Path, as_text: bool = False) -> Any:
 
 
 def read_yaml_file(path: Path, *, as_text: bool = False) -> Any:
-    """The content of a YAML file; `as_text` as `read_yaml` has it.
-
-    Raises:
-        ConfigError: It cannot be read, is no UTF-8 text or no YAML, or is too large.
-    """
+    """The content of a YAML file; `as_text` as `read_yaml` has it."""
     hint = "give the path of a YAML file"
     try:
         text = read_whole(path, limit=_MOST_BYTES, hint=hint).decode("utf-8-sig")
@@ -329,11 +319,7 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """The YAML of a preset, as it stands in its file.
-
-    Raises:
-        ConfigError: There is no preset of that name.
-    """
+    """The YAML of a preset, as it stands in its file."""
     if name not in preset_names():
         raise ConfigError(
             f"there is no preset '{name}'", where="--preset", hint=nearest(name, preset_names())
@@ -384,16 +370,7 @@ def _on_base(settings: Any, *, where: str) -> dict[str, Any]:
 
 
 def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequence[str]) -> Config:
-    """Changes single settings of a configuration that is there.
-
-    Args:
-        config: The configuration.
-        overrides: ``section.key=value`` assignments; later ones win.
-        allowed: What may change: ``section`` or ``section.key``.
-
-    Raises:
-        ConfigError: Another setting, an unknown key, or a value out of range.
-    """
+    """Changes single settings of a configuration that is there."""
     settings = config.model_dump(mode="json")
     changed = []
     for assignment in overrides:
@@ -409,11 +386,7 @@ def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequenc
 
 
 def validate(settings: Mapping[str, Any], *, where: str) -> Config:
-    """Settings as nested mappings -> `Config`.
-
-    Raises:
-        ConfigError: The first thing wrong, in one line.
-    """
+    """Settings as nested mappings -> `Config`."""
     return _validate(settings, where=where, changed=[])
 
 

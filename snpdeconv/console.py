@@ -111,13 +111,7 @@ def progress(title: str) -> Iterator[Progress]:
     """Shows how far a long piece of work is: by a bar on a terminal, by a line now and then in a log.
 
     Nothing is shown of work that is soon over, on ranks other than the first, and where nobody listens to
-    the package's log.
-
-    Args:
-        title: What is being done, in a few words.
-
-    Yields:
-        A function to call with (done, total) as often as convenient.
+    the package's log. Yields a function to call with (done, total) as often as convenient.
     """
     work = _Work(title, started=time.monotonic())
     _under_way.append(work)
@@ -136,13 +130,7 @@ def progress(title: str) -> Iterator[Progress]:
 
 
 def track(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterator[Item]:
-    """The items, one after the other, while :func:`progress` shows how many are done.
-
-    Args:
-        items: Of any number.
-        title: What is done with them, in a few words.
-        total: How many there are; asked of the items by default.
-    """
+    """The items, one after the other, while :func:`progress` shows how many are done."""
     number = operator.length_hint(items) if total is None else total
     with progress(title) as update:
         update(0, number)
@@ -214,7 +202,7 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def mend_surroundings() -> None:
+def fix_environment() -> None:
     """Gives a command what it was started without: open streams, a person's name and home, UTF-8.
 
     In another encoding, of an old locale or of none, a trait called größe would be found in no table: the
@@ -247,12 +235,8 @@ def stand_in_for_passwd() -> None:
             os.environ["HOME"] = str(Path(given).absolute())
 
 
-def check_surroundings() -> None:
-    """Refuses words that no file can hold, and a working folder that is gone.
-
-    Raises:
-        ConfigError: Names it.
-    """
+def check_environment() -> None:
+    """Refuses words that no file can hold, and a working folder that is gone."""
     words = [*sys.argv, os.environ.get("SNPDECONV_HOME", "")]
     for word in words:
         if any("\ud800" <= letter <= "\udfff" for letter in word):

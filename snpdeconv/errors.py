@@ -29,10 +29,7 @@ def has_control(text: str) -> bool:
 class UserError(Exception):
     """A mistake in the input, the configuration or the surroundings, told in one line.
 
-    Args:
-        problem: What is wrong, with the values that show it.
-        where: The file, option or key concerned.
-        hint: What the user can do about it.
+    `where` is the file, option or key concerned, `hint` what the user can do about it.
     """
 
     def __init__(self, problem: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
@@ -70,12 +67,7 @@ class TrainingError(UserError):
 def nearest(word: str, options: Iterable[str]) -> str:
     """Names the option closest to a misspelt word, or the only one, or lists them all.
 
-    Args:
-        word: What the user wrote.
-        options: The words that would have been right.
-
-    Returns:
-        A phrase such as ``did you mean 'epochs'?`` or ``choose one of a, b``.
+    A phrase such as ``did you mean 'epochs'?`` or ``choose one of a, b``.
     """
     choices = sorted(options)
     close = choices if len(choices) == 1 else difflib.get_close_matches(word, choices, n=1, cutoff=0.6)

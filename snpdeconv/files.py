@@ -26,20 +26,10 @@ _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
-
-    Args:
-        path: The file that a reader will find, whole.
-
-    Yields:
-        Where to write, with the same suffix; removed when the block raises.
-
-    Raises:
-        ConfigError: There is a folder or a device at `path`.
-    """
+    """A temporary path beside `path`, with its suffix, that takes its place when the block ends well."""
     path = path.resolve()
     if path.exists() and not path.is_file():
-        raise ConfigError("is no ordinary file", where=path, hint="give the path of a file to write")
+        raise ConfigError("is not a regular file", where=path, hint="give the path of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
@@ -66,11 +56,7 @@ def others_may_write(path: Path) -> bool:
 
 
 def require_own(path: Path) -> None:
-    """Refuses what another user could have written, before something in it is run.
-
-    Raises:
-        ResourceError: It belongs to neither this user nor root, or group or others may write it.
-    """
+    """Refuses what another user could have written, before something in it is run."""
     problem = "what is in it would run as you"
     if path.stat().st_uid not in (0, os.geteuid()):
         raise ResourceError(
@@ -105,14 +91,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_whole(path: Path, *, limit: int, hint: str) -> bytes:
     """The bytes of a regular file; never waits for a pipe, and never takes in more than `limit` bytes.
 
-    Args:
-        path: The file.
-        limit: The most bytes that it may hold.
-        hint: What the user can do where it is something else.
-
     Raises:
         FileNotFoundError: There is nothing at `path`; a folder on the way may be a file.
-        DamagedFile: It is no regular file, or too large.
+        DamagedFile: It is not a regular file, or too large.
         InputError: The system does not let it be read.
     """
     try:
@@ -138,14 +119,9 @@ def read_whole(path: Path, *, limit: int, hint: str) -> bytes:
 
 
 def read_record(path: Path, kind: type[T], *, hint: str, limit: int = RECORD_LIMIT) -> T:
-    """A JSON file of ours, as what it was written from.
+    """A JSON file of ours, as what it was written from: a dataclass, a pydantic model or a type.
 
-    Args:
-        path: The file.
-        kind: What it holds: a dataclass, a pydantic model, or a type such as ``dict[str, int]``. Types are
-            strict, keys that a dataclass does not know (of a later version) are passed over.
-        hint: What the user can do if it is damaged.
-        limit: The most bytes that it may hold.
+    Types are strict; keys that a dataclass does not know (of a later version) are passed over.
 
     Raises:
         FileNotFoundError: It is not there.

@@ -26,7 +26,7 @@ from snpdeconv.launch.site import Request, Site, make_request
 from snpdeconv.launch.slurm import Plan, sbatch_script, slurm_answers
 from snpdeconv.launch.status import read_status
 from snpdeconv.pipelines.run_folder import Inputs
-from snpdeconv.tracking.home import home, is_database, shown, sqlite_path, tracking_uri
+from snpdeconv.tracking.home import home, is_database, redact_password, sqlite_path, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def track_at(site: Site) -> None:
         logger.warning(
             "runs are tracked in %s: an sqlite file is for one machine; "
             "set tracking_uri in the cluster's file to an MLflow server",
-            shown(uri),
+            redact_password(uri),
         )
 
 

@@ -24,7 +24,7 @@ from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, SlurmState, ask
 from snpdeconv.launch.study import read_trials, settings_text, tell_lost
 from snpdeconv.tracking.connection import prepare_environment
 from snpdeconv.tracking.connection import reason as connection_failure
-from snpdeconv.tracking.home import embedded_uri, shown, spool_dir, without_folders
+from snpdeconv.tracking.home import embedded_uri, redact_password, spool_dir, without_folders
 from snpdeconv.tracking.ship import Shipper
 from snpdeconv.tracking.spool import Spool, read_events
 
@@ -113,7 +113,7 @@ def read_progress(out: Path) -> Progress:
 
 def run_url(uri: str, run_id: str) -> str | None:
     """The page of a run; None where no server shows it."""
-    return f"{shown(uri).rstrip('/')}/#/runs/{run_id}" if uri.startswith("http") else None
+    return f"{redact_password(uri).rstrip('/')}/#/runs/{run_id}" if uri.startswith("http") else None
 
 
 def spool_folder(key: str) -> Path | None:

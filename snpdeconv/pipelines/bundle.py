@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
-_MEND = "train and register it again"
+_HINT = "train and register it again"
 _WEIGHTS, _CONFIG, _VARIANTS, _HELD_OUT = "model.safetensors", "config.json", "variants.tsv", "held_out.json"
 _HELD_OUT_IN_CLEAR = "held_out.tsv"
 """In bundles from before there were hashes."""
@@ -123,24 +123,17 @@ class _About(TypedDict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network with what turns a cohort into its input and its output into predictions.
+    """A trained network (on the CPU) with what turns a cohort into its input and its output into predictions.
 
     Attributes:
-        model: The network, in evaluation mode, on the CPU.
-        variants: The V variants it looks at.
-        frequency: (V,) frequency of the counted allele in the training people.
+        frequency: (V,) frequency of the counted allele in the training samples.
         block: (V,) name of the LD block of each variant.
-        layout: Slots of the variants.
-        trait: Name of the trait.
-        kind: Kind of the trait.
-        classes: Names of the classes.
         scale: Units of a quantitative trait.
         calibration: From logits to calibrated ones.
         covariate_encoder: How a covariate table is read, where the model takes one.
         components: Principal components, where the model takes them.
         inputs: The files it was trained on; None of models that leave them at home.
-        held_out: The people it was tested on.
-        config: The settings it was trained with.
+        held_out: The samples it was tested on.
     """
 
     model: InterpretableSNPModel
@@ -217,29 +210,25 @@ def held_out_path(folder: Path) -> Path:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle; no code travels in it, the architecture is chosen from this package's own.
-
-    Raises:
-        InputError: The folder is no bundle, or of a format that this version does not know.
-    """
+    """Reads a bundle; no code travels in it, the architecture is chosen from this package's own."""
     try:
         return _read_bundle(folder)
     except UserError:
         raise
     except Exception as error:  # whatever libraries say of bytes that are none of ours
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise InputError(f"is no model ({reason[:300]})", where=folder, hint=_MEND) from error
+        raise InputError(f"is no model ({reason[:300]})", where=folder, hint=_HINT) from error
 
 
 def _read_bundle(folder: Path) -> Bundle:
     path = folder / _CONFIG
-    if (version := read_record(path, _Format, hint=_MEND)["format"]) != FORMAT:
+    if (version := read_record(path, _Format, hint=_HINT)["format"]) != FORMAT:
         raise InputError(
             f"has format {version}, and this version reads {FORMAT}",
             where=path,
             hint="use the version of snpdeconv that wrote it, or train again",
         )
-    about = read_record(path, _About, hint=_MEND)
+    about = read_record(path, _About, hint=_HINT)
     tensors = _read_tensors(folder / _WEIGHTS, about["model"])
     state = _below("model.", tensors)
     model = _empty_model(about["model"], state)
@@ -324,7 +313,7 @@ def _read_variants(path: Path, *, num_slots: int) -> pd.DataFrame:
     """The table of variants; no larger than a model of so many slots can have."""
     import pandas as pd
 
-    text = read_whole(path, limit=10_000 + 2000 * num_slots, hint=_MEND)
+    text = read_whole(path, limit=10_000 + 2000 * num_slots, hint=_HINT)
     # Names and alleles may look like numbers.
     dtypes: defaultdict[str, Any] = defaultdict(lambda: str, pos=np.int64, frequency=np.float64)
     frame = pd.read_csv(io.BytesIO(text), sep="\t", dtype=dtypes, keep_default_na=False)

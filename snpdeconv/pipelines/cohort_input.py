@@ -107,16 +107,7 @@ def observed_trait(
     where: str,
     missing_codes: MissingCodes = "auto",
 ) -> Trait:
-    """Another cohort's trait, read as the kind of trait that the model has.
-
-    Args:
-        bundle: The trained model.
-        cohort: The cohort.
-        phenotypes: Its table.
-        column: The trait's column.
-        where: What to call the cohort in messages.
-        missing_codes: Numbers that are missing values; ``auto`` are those of the training.
-    """
+    """Another cohort's trait, read as the kind of trait that the model has; `where` names the cohort."""
     return load_trait(
         phenotypes,
         column=column,
@@ -135,11 +126,7 @@ def only_rows(trait: Trait, rows: NDArray[np.int64]) -> Trait:
 
 
 def truth_of(trait: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float64] | NDArray[np.int64]:
-    """(n,) values of a quantity, or classes as the model numbers them.
-
-    Raises:
-        InputError: Somebody is of a class that the model does not know; names the table, ``where``.
-    """
+    """(n,) values of a quantity, or classes as the model numbers them."""
     if bundle.kind == "quantitative":
         return trait.values
     known = {name: place for place, name in enumerate(bundle.classes)}
@@ -165,17 +152,7 @@ def usable_rows(
     remove: str | None,
     where: str,
 ) -> NDArray[np.int64]:
-    """Those of some people of a cohort who are asked for and have the covariates that the model takes.
-
-    Args:
-        bundle: The trained model.
-        cohort: The cohort.
-        rows: (N,) people.
-        covariates: Table of covariates, where the model takes one.
-        keep: List of the only people wanted.
-        remove: List of people not wanted.
-        where: What to call the cohort in messages.
-    """
+    """Those of some (N,) rows of a cohort that are asked for and have the covariates that the model takes."""
     rows = rows[wanted_samples(cohort.samples, keep=keep, remove=remove)[rows]]
     if not len(rows):
         raise InputError("nobody is left", where=keep or remove or where, hint="look at the lists of people")
@@ -204,17 +181,7 @@ def cohort_input(
 ) -> CohortInput:
     """Matches variants, flips swapped alleles, and makes covariates and components as training did.
 
-    Args:
-        bundle: The trained model.
-        cohort: The other cohort.
-        rows: (N,) people wanted.
-        covariates: Table of covariates, where the model takes one.
-        where: What to call the cohort in messages.
-        check: Whether a cohort whose allele frequencies contradict the model's is refused.
-
-    Raises:
-        InputError: The frequencies contradict each other, under half of the model's variants are there, or
-            the covariates are missing or do not fit.
+    With `check`, a cohort whose allele frequencies contradict the model's is refused.
     """
     counts = cohort.genotypes.counts(rows=rows)
     match = match_variants(

@@ -49,22 +49,18 @@ class Scale:
 
 @dataclass(frozen=True)
 class Study:
-    """The people and variants of a cohort that passed, joined to a trait.
+    """The samples and variants of a cohort that passed, joined to a trait.
 
     Attributes:
-        inputs: Where it came from.
-        cohort: Everything that was imported.
-        trait: The trait of the N people used; `trait.rows` are their rows in the cohort.
+        trait: The trait of the N samples used; `trait.rows` are their rows in the cohort.
         scale: Units of the trait.
-        split: Indices into the N people; all of them training people where none are held out.
+        split: Indices into the N samples; all of them training samples where none are held out.
         columns: (V,) columns of the cohort that are kept.
-        frequency: (V,) frequency of the counted allele in the training people.
-        variants: The V variants.
-        blocks: LD blocks of the V variants.
+        frequency: (V,) frequency of the counted allele in the training samples.
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         covariates: (N, C) float32, standardised; C may be 0.
-        groups: (N,) index of each person's family, copies of the person, or whatever is not split;
+        groups: (N,) index of each sample's family, copies of the sample, or whatever is not split;
             None where nobody said and nobody is there twice.
         covariate_encoder: How a table becomes the first columns of `covariates`.
         components: How genotypes become the last columns of `covariates`.
@@ -98,12 +94,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Dataset(Study):
-    """A cohort ready for training.
-
-    Attributes:
-        layout: Slots of the V variants.
-        packed: (N, S / 4) genotypes in slot order.
-    """
+    """A cohort ready for training: its layout, and (N, S / 4) genotypes in slot order."""
 
     layout: Layout
     packed: NDArray[np.uint8]
@@ -139,15 +130,9 @@ def open_cohort_together(source: str, *, data: DataConfig) -> Cohort:
 
 
 def _check_alike(**seen: tuple[Any, ...]) -> None:
-    """Compares what the ranks have made of the same files: gradients of different SNPs have no mean.
+    """Compares what the ranks have made of the same files, by name; a collective.
 
-    A collective.
-
-    Args:
-        **seen: Values by what they are.
-
-    Raises:
-        InputError: Ranks differ; it says in what.
+    Gradients of different SNPs have no mean.
     """
     if distributed.world_size() == 1:
         return
@@ -175,15 +160,6 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     """Reads, joins and filters a cohort; a collective.
 
     The first rank computes components and blocks: other libraries and processors round them otherwise.
-
-    Args:
-        config: Its `data` and `training.seed` are used.
-        inputs: The files.
-        cohort: The imported genotypes of `inputs`.
-        hold_out: Whether people are set aside for validation and test.
-
-    Raises:
-        InputError: Whatever is wrong with the files, in one line.
     """
     own = distributed.all_or_none_do(lambda: _joined(config, inputs, cohort=cohort, hold_out=hold_out))
     trait, parts, columns = own.trait, own.split, own.columns
@@ -324,16 +300,7 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
 
 
 def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
-    """Reads, joins, splits, filters and lays out a cohort; a collective.
-
-    Args:
-        config: Its `data`, `model.patch` and `training.seed` are used.
-        inputs: The files.
-        cohort: The imported genotypes of `inputs`.
-
-    Raises:
-        InputError: Whatever is wrong with the files, in one line.
-    """
+    """Reads, joins, splits, filters and lays out a cohort; a collective."""
     study = gather(config, inputs, cohort=cohort, hold_out=True)
 
     def laid_out() -> tuple[Layout, NDArray[np.uint8]]:

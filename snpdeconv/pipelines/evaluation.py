@@ -49,21 +49,9 @@ def logits(
     device: torch.device,
     precision: Precision,
 ) -> NDArray[np.float32]:
-    """The network's outputs in evaluation mode.
+    """The network's (N, O) float32 outputs in evaluation mode; in smaller batches where memory runs out.
 
-    Args:
-        model: On `device`.
-        packed: (N, S / 4) genotypes in slot order.
-        covariates: (N, C); C may be 0.
-        batch_size: Samples at once; fewer where memory runs out.
-        device: Where the model is.
-        precision: Number format of the forward pass.
-
-    Returns:
-        (N, O) float32.
-
-    Raises:
-        ResourceError: There is no memory for a single sample.
+    `packed` is (N, S / 4) in slot order, `covariates` (N, C), C may be 0.
     """
 
     def outputs(rows: slice) -> Tensor:
@@ -81,11 +69,7 @@ def logits(
 
 
 def choose_device(requested: str) -> torch.device:
-    """The device that `resources.device` asks for: auto is the GPU where there is one.
-
-    Raises:
-        ResourceError: A GPU is asked for and there is none.
-    """
+    """The device that `resources.device` asks for: auto is the GPU where there is one."""
     if requested == "cuda" and not torch.cuda.is_available():
         raise ResourceError(
             "no GPU is visible",

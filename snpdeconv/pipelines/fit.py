@@ -68,8 +68,8 @@ class Fitted:
         model: With the best weights, on the device it was trained on.
         history: A list per quantity, one value an epoch.
         start: What validation said of the network before the first epoch.
-        start_attention: (S,) its attention before the first epoch, which is the same for everybody.
         best_epoch: The epoch whose weights these are, from 1; 0 is the start, the fitted linear part.
+        start_attention: (S,) its attention before the first epoch, which is the same for everybody.
     """
 
     model: InterpretableSNPModel
@@ -168,21 +168,8 @@ def fit(
 ) -> Fitted:
     """Trains to the end, from the newest complete checkpoint where there is one; a collective.
 
-    Args:
-        config: The settings.
-        dataset: The cohort.
-        genotypes: (N, S / 4) its packed genotypes, from `place_genotypes`.
-        loss: From `make_training_loss`.
-        batch_size: All ranks together.
-        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
-        device: Where to train.
-        precision: Number format of forward and backward.
-        checkpoint_dir: Where checkpoints are, or will be.
-        log_metrics: Takes step and metrics; on the first rank.
-        should_stop: Asked between steps; True saves and raises `Preempted`.
-
-    Raises:
-        TrainingError: The loss is not finite, or a batch of one does not fit into memory.
+    `genotypes` (N, S / 4) are those of `place_genotypes`; at most `micro_batch_size` samples of a batch go
+    through the model at once. `should_stop` is asked between steps: True saves and raises `Preempted`.
     """
     base = distributed.all_or_none_do(lambda: build_model(config, dataset).to(device))
     offset = None
@@ -271,11 +258,7 @@ def _loader(
 
 
 def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:
-    """The loss of the settings, with the training people's class weights.
-
-    Raises:
-        ConfigError: It does not fit the trait.
-    """
+    """The loss of the settings, with the training people's class weights."""
     quantitative = dataset.trait.kind == "quantitative"
     name = config.training.loss
     if name == "auto":

@@ -61,20 +61,10 @@ _OFFSET = "offset"
 def fit_linear_part(
     model: InterpretableSNPModel, dataset: Dataset, *, config: Config, device: torch.device, path: Path
 ) -> Tensor:
-    """Fills the linear part of a model from the training people, or from the file of an interrupted run.
+    """Fills the linear part of a model from the training samples, or from the file of an interrupted run.
 
     A collective: the ranks share the folds of the cross-fit, the first one does the rest and keeps the file.
-
-    Args:
-        model: New, with ``linear="fitted"``, on `device`.
-        dataset: The cohort.
-        config: `model.linear` says whether there is a sparse part, `interpretation.pairs` whether it looks
-            for pairs.
-        device: Where to compute.
-        path: The file of the fit.
-
-    Returns:
-        (N, O) what makes the model's linear part a prediction of people left out, for `_loader`.
+    Gives the (N, O) offset that makes the linear part a prediction of samples left out, for `_loader`.
     """
     digest = _digest(config, dataset)
     kept = distributed.first_rank_does(lambda: _read(path, digest=digest))
@@ -195,11 +185,7 @@ class _Fits:
         return self.dataset.covariates[self.dataset.split.train]
 
     def cross_fitted(self, *, seed: int) -> SparseScores:
-        """The fit to everyone, and what fits to the other folds predict of each.
-
-        Raises:
-            InputError: There is nothing to fit.
-        """
+        """The fit to everyone, and what fits to the other folds predict of each."""
         everyone = np.arange(self.genotypes.num_samples)
         terms = distributed.first_rank_does(lambda: self.terms(everyone))
         in_sample = self.predict(terms, everyone)
@@ -268,18 +254,7 @@ def assign_folds(
     seed: int,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Folds of about equal size, each class spread evenly over them, and groups kept together.
-
-    Args:
-        target: (N,) the trait.
-        kind: Its kind; values of a quantitative trait are not spread.
-        num_folds: At least 2.
-        seed: Of the draw.
-        groups: (N,) index of the group, such as the family, of each person.
-
-    Returns:
-        (N,) fold of each person, from 0.
-    """
+    """(N,) folds of about equal size, each class spread evenly over them, and `groups` kept together."""
     stratum = np.zeros(len(target), dtype=np.int64) if kind == "quantitative" else target.astype(np.int64)
     if groups is None:
         folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)

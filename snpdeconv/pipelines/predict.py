@@ -60,16 +60,14 @@ class PredictResult:
     """What was predicted.
 
     Attributes:
-        model: Registered name.
         version: The version that `NAME@champion` meant at this time.
         predictions: The table.
-        num_samples: Its rows.
         variants: How the model's variants were found in the cohort.
-        missing_genotypes: Genotypes at the model's variants that are missing, over all people.
-        num_na: People without a prediction, because too little of the model's weight is typed.
-        num_left_out: People of the cohort who are not asked for, or lack a covariate.
-        num_measured: People with a prediction and a trait, where there is a table of it.
-        num_without_trait: People with a prediction and no trait.
+        missing_genotypes: Genotypes at the model's variants that are missing, over all samples.
+        num_na: Samples without a prediction, because too little of the model's weight is typed.
+        num_left_out: Samples of the cohort that are not asked for, or lack a covariate.
+        num_measured: Samples with a prediction and a trait, where there is a table of it.
+        num_without_trait: Samples with a prediction and no trait.
         metrics: Value, low and high of the 95 % interval of each metric, where there is a table.
     """
 

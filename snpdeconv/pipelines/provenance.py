@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG, PROVENANCE = "log.txt", "provenance.json"
-_MEND = "delete it: the results do not need it"
+_HINT = "delete it: the results do not need it"
 # What a server may take for the last words of a run that has to go.
 _HURRY_S = 5.0
 _job: str | None = None
@@ -74,17 +74,14 @@ class Trace:
     def keep(self, folder: Path, *, stem: str | None = None, goes_on: bool = False, **facts: Any) -> None:
         """Opens the log, with all lines so far, and writes what is known; called again, adds facts.
 
-        Args:
-            folder: Of the results.
-            stem: Beginning of the names of log and provenance, in a folder that holds other results.
-            goes_on: Whether an earlier start of the same work has left both: they are added to.
-            **facts: What the results are made from.
+        `stem` begins the names of log and provenance in a folder that holds other results. With `goes_on`,
+        what an earlier start of the same work has left is added to.
         """
         if self._path is None:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / (PROVENANCE if stem is None else f"{stem}.{PROVENANCE}")
             if goes_on and self._path.exists():
-                earlier = read_record(self._path, dict[str, Any], hint=_MEND)
+                earlier = read_record(self._path, dict[str, Any], hint=_HINT)
                 self._facts = {**earlier, "resumed": [*earlier.get("resumed", []), self._facts]}
                 for ended in ("ended", "outcome"):
                     self._facts.pop(ended, None)
@@ -140,12 +137,7 @@ def tracing() -> Iterator[Trace]:
 
 
 def set_job(job: str, *, command: str) -> None:
-    """Says in a job which it is, and what the user typed: its own command line is another.
-
-    Args:
-        job: Its ID, which the elements of an array share.
-        command: What was typed.
-    """
+    """Says in a job which it is (the ID that elements of an array share), and what the user typed there."""
     global _job, _command
     _job, _command = job, command
 
@@ -202,16 +194,7 @@ def tracked_run(
     key: str | None = None,
     stop: PreemptionSignal | None = None,
 ) -> Iterator[TrackedRun]:
-    """A run in MLflow; however the work ends, its status says so.
-
-    Args:
-        config: Its `tracking` is used.
-        name: What the run's name begins with.
-        params: What was asked for.
-        tags: From `run_tags`.
-        key: Of a run to go on with.
-        stop: Says whether the process is being ended.
-    """
+    """A run in MLflow, resumed by its `key`; however the work ends, its status says so."""
     run = TrackedRun.open(
         key=key,
         experiment=config.tracking.experiment,

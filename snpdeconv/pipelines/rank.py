@@ -63,8 +63,6 @@ class RankResult:
 
     Attributes:
         method: What it is ordered by.
-        num_samples: People it was computed on.
-        num_variants: SNPs ranked.
         lambda_gc: Inflation of plain association.
         single_effects: What single effects found, in numbers; None where they were not asked for.
         top: The first SNPs: variant_id, score and, with single effects, pip, effect, class (of a trait that

@@ -35,16 +35,7 @@ def draw_ranking(
 ) -> dict[str, Path]:
     """Draws a ranking along the genome, and pairs and blocks where single effects were asked.
 
-    Args:
-        folder: Where they go; pictures of an earlier ranking that this one has none of go away.
-        ranking: As `build_ranking` gives it.
-        method: What it is ordered by.
-        trait: Name of the trait.
-        kind: Its kind.
-        findings: Of single effects.
-
-    Returns:
-        The PNG files by name.
+    Gives the PNG files by name. Those of an earlier ranking that this one lacks go away.
     """
     paths = {"association_plot": folder / "association.png"}
     plots.association_plot(
@@ -88,19 +79,7 @@ def draw_plots(
     start: dict[str, float],
     best_epoch: int,
 ) -> None:
-    """Draws every picture that the trait has, as PNG files.
-
-    Args:
-        folder: Where they go.
-        config: What the ranking is ordered by.
-        ranking: As `build_ranking` gives it.
-        findings: Of single effects, where they were asked for.
-        dataset: The cohort.
-        evaluation: The test people.
-        history: Losses and scores by epoch.
-        start: Of the validation people before the first epoch.
-        best_epoch: The epoch whose weights were kept, from 1; 0 is the start.
-    """
+    """Draws every picture that the trait has, as PNG files."""
     kind, trait = dataset.trait.kind, dataset.trait.name
     draw_ranking(
         folder,
@@ -155,17 +134,7 @@ def write_results(
     *,
     metrics: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Writes everything into the run's folder; gives the paths by what they are.
-
-    Args:
-        path: The folder.
-        config: The settings.
-        dataset: The cohort.
-        evaluation: The test people.
-        scores: Of every variant.
-        fitted: The network and its history.
-        metrics: What goes into metrics.json.
-    """
+    """Writes everything into the run's folder; gives the paths by what they are."""
     ranking = build_ranking(
         dataset.variants,
         block_names=dataset.blocks.name[dataset.blocks.of_variant],
@@ -218,15 +187,7 @@ def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
 def test_metrics(
     dataset: Dataset, fitted: Fitted, evaluation: Evaluation, linear: Evaluation, *, seed: int
 ) -> dict[str, Any]:
-    """What metrics.json says of training and test people.
-
-    Args:
-        dataset: The cohort.
-        fitted: The network and its history.
-        evaluation: The test people.
-        linear: The same, as the network's linear part alone predicts them.
-        seed: Of the resamples of the intervals.
-    """
+    """What metrics.json says of training and test; `linear` is what the linear part alone predicts."""
     metrics: dict[str, Any] = {
         "test": evaluation.test,
         "test_of_linear_part": linear.test,

@@ -39,8 +39,16 @@ from snpdeconv.pipelines.provenance import tracing
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.train import TrainResult, train
 from snpdeconv.tracking.home import cache_dir, home
-from snpdeconv.tracking.promotion import champion_of, count_look, note, promote
-from snpdeconv.tracking.registry import check_model_name, download, resolve, version_tags
+from snpdeconv.tracking.registry import (
+    champion_of,
+    check_model_name,
+    count_look,
+    download,
+    note,
+    promote,
+    resolve,
+    version_tags,
+)
 from snpdeconv.tracking.spool import locked
 from snpdeconv.training import distributed
 from snpdeconv.training.data import place_genotypes
@@ -106,19 +114,10 @@ def judge(
     seed: int,
     num_resamples: int = 2000,
 ) -> Verdict:
-    """Compares two models on the people that neither was trained on.
+    """Compares two models on the (N,) samples that neither was trained on.
 
-    Args:
-        kind: Kind of the trait.
-        challenger: (N,) or (N, C) predictions of the new model.
-        champion: The same of the champion.
-        truth: (N,).
-        metric: One of `metrics.evaluate`, of which more is better.
-        look: Which look at this champion it is, from 1.
-        twin: Gives the predictions of the challenger's recipe trained with another seed; asked only where the
-            challenger would be promoted without.
-        seed: Of the resamples.
-        num_resamples: Resamples drawn.
+    `twin` gives the predictions of the challenger's recipe trained with another seed; it is asked only where
+    the challenger would be promoted without.
     """
     num_people = len(np.asarray(truth))
     level = level_of(look)
@@ -156,22 +155,14 @@ class Decision:
     """What a retraining came to.
 
     Attributes:
-        model: The registered name.
         reason: Why there was a training, or why there was none.
-        retrained: Whether there was one.
         champion: The version that is champion now.
         compared_with: The version that was champion before.
         challenger: The version that was trained.
         promoted: Whether it took the alias.
-        metric: What both were compared by.
-        difference: The challenger's metric less the champion's on the held-out people.
-        low: Lower bound of the difference at the level of this look; above 0 the challenger is promoted.
-        high: Upper bound.
-        num_held_out: People that they were compared on.
-        look: Which comparison of this champion on these people it was, from 1; 0 where there was none.
-        level: One-sided, of this look.
-        training_noise: What two trainings of the challenger differ by (standard deviation), where asked.
-        detectable: The true gain that four of five such looks would find.
+        metric: What both were compared by; the figures after it are those of `Verdict`.
+        num_held_out: Samples that they were compared on.
+        look: As in `Verdict`; 0 where there was no comparison.
     """
 
     model: str
@@ -406,17 +397,10 @@ def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path)
 
 
 def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inputs) -> Trait:
-    """The people that both models were tested on, with their trait as it is now.
+    """The samples that both models were tested on, with their trait as it is now.
 
-    Args:
-        champion: Its `held_out` people judge.
-        challenger: Trained without them; those whom its training left out for their genotypes are no judges,
-            nor are those who lack a covariate that one of both takes.
-        cohort: Where their genotypes are now.
-        inputs: Where their trait is now.
-
-    Raises:
-        InputError: The models are of different traits or classes, or none of the people is in the cohort.
+    Those that the challenger's training left out for their genotypes are no judges, nor are those that lack a
+    covariate that one of both takes.
     """
     if (champion.kind, champion.classes) != (challenger.kind, challenger.classes):
         raise InputError(

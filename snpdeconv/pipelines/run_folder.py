@@ -62,11 +62,7 @@ class _State(TypedDict):
 
 
 def hold(folder: Path) -> TextIO:
-    """Takes a folder that is there for this process alone, until the file that it gives is closed.
-
-    Raises:
-        ResourceError: Another process works in it, or it cannot be written.
-    """
+    """Takes a folder that is there for this process alone, until the file that it gives is closed."""
     try:
         lock = (folder / _LOCK).open("w")
     except OSError as error:
@@ -86,9 +82,7 @@ def hold(folder: Path) -> TextIO:
 class RunFolder:
     """A run's folder, held by this process from `__enter__` to `__exit__`.
 
-    Args:
-        path: The folder; made when it is missing.
-        settings: What names the run: its configuration and inputs, as text by key.
+    `settings` name the run: its configuration and inputs, as text by key.
     """
 
     def __init__(self, path: Path, *, settings: Mapping[str, str]) -> None:
@@ -98,12 +92,7 @@ class RunFolder:
         self._is_new = False
 
     def __enter__(self) -> RunFolder:
-        """Takes the folder.
-
-        Raises:
-            ConfigError: It holds something else, or a run with other settings.
-            ResourceError: Another process works in it, or it cannot be written.
-        """
+        """Takes the folder."""
         self._refuse_strangers()
         self._is_new = not self.path.exists()
         try:
@@ -127,14 +116,7 @@ class RunFolder:
         self._lock.close()
 
     def begin(self, **settings: str) -> None:
-        """Makes the folder a run's, once its input is known to be good.
-
-        Args:
-            **settings: More of what names the run.
-
-        Raises:
-            ConfigError: The run that the folder holds has others.
-        """
+        """Makes the folder a run's, once its input is known to be good; `settings` name it too."""
         self._compare(self.state["settings"], self.settings | settings, keys=settings)
         self.state["settings"] = self.settings | settings
         self.remember()
@@ -237,21 +219,7 @@ class Inputs:
         held_out: str | Path | None = None,
         selection: Mapping[str, str | Path | None] | None = None,
     ) -> Inputs:
-        """Resolves the paths and checks that the tables are there.
-
-        Args:
-            genotypes: The cohort.
-            phenotypes: Its table.
-            trait: The column.
-            covariates: As above.
-            blocks: As above.
-            groups: As above.
-            held_out: As above.
-            selection: The fields from `covariate_columns` on, by name.
-
-        Raises:
-            InputError: A table does not exist.
-        """
+        """Resolves the paths and checks that the tables are there; `selection` is the later fields."""
         chosen = dict(selection or {})
         lists = [chosen.get(name) for name in _LISTS]
         if chosen.get("covariate_columns") is not None and covariates is None:
@@ -286,22 +254,14 @@ class Inputs:
         return digests
 
     def digest(self, *, genotypes_digest: str) -> str:
-        """Names what the files hold, not where they lie.
-
-        Args:
-            genotypes_digest: The imported cohort's digest.
-        """
+        """Names what the files hold, not where they lie."""
         content = {k: v for k, v in asdict(self).items() if v is not None or k not in _LATER}
         content |= {"genotypes": genotypes_digest, **self.table_digests()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_held_out(path: Path) -> Samples | HashedSamples:
-    """The people to test on: a table of IDs, or the hashes that a model carries.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """The people to test on: a table of IDs, or the hashes that a model carries."""
     if path.suffix != ".json":
         return Samples.read_tsv(path)
     return read_record(path, HashedSamples, hint="give a table with the columns #FID IID")

@@ -111,14 +111,12 @@ class People:
 
 @dataclass(frozen=True)
 class FineMapping:
-    """What single effects say of a study.
+    """What single effects say of a study: the fit, and what follows from it.
 
     Attributes:
-        deconvolution: The fit.
         posterior: Of each variant.
         share: Explained variance of each block.
         tables: The tables of :data:`TABLES`, by name.
-        looked_for_pairs: Whether all pairs of SNPs were looked at.
     """
 
     deconvolution: Deconvolution
@@ -147,12 +145,6 @@ def fine_map(
     """Fits single effects to everyone, counts decoys, and makes the tables; called on every rank.
 
     The first rank fits; all share the decoys, ten of the eleven fits.
-
-    Args:
-        people: Whom to look at.
-        settings: Coverage, pairs and decoys are used.
-        seed: Of decoys and draws.
-        device: Where to compute.
     """
     started = time.monotonic()
     _warn_of_few(people)
@@ -289,11 +281,8 @@ def looks_for_pairs(
 ) -> bool:
     """Whether all pairs of SNPs are looked at, said in the log; a collective.
 
-    Args:
-        settings: `pairs`, and `max_pair_tests` where that is auto.
-        genotypes: The people and variants.
-        num_looks: How often, as for each draw of decoys.
-        device: Where to compute, for a word on how long it takes.
+    `num_looks` counts the scans, one for each fold or draw of decoys; `device` is for a word on how long it
+    takes.
     """
     num_tests = num_pair_tests(genotypes.num_samples, genotypes.num_variants, num_looks=num_looks)
     looks = distributed.from_first_rank(wants_pairs(settings, num_tests))
@@ -354,11 +343,9 @@ METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "e
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and the people as it sees them.
+    """A trained network on its device, and the samples as it sees them.
 
     Attributes:
-        model: On its device.
-        layout: Slots of the variants.
         packed: (N, S / 4) genotypes in slot order.
         start_attention: (S,) its attention before training, where the training is at hand.
     """
@@ -410,15 +397,9 @@ def score_variants(
 ) -> Scores:
     """Scores by the methods asked for, and by plain association; called on every rank.
 
-    All of it looks at all people, test people included: nothing here feeds back into the network, so the test
-    metrics stay those of unseen people. Gradients are averaged over a draw of them.
-
-    Args:
-        people: Whom to look at.
-        methods: Of :data:`METHODS`; the ensemble is that of the others.
-        config: Its `interpretation` and the seed are used.
-        device: Where to compute.
-        network: Needed for attention and integrated gradients.
+    All of it looks at all samples, test samples included: nothing here feeds back into the network, so the
+    test metrics stay those of unseen samples. Gradients are averaged over a draw of them. The ensemble is
+    that of the other methods; attention and integrated gradients need the network.
     """
     marginal = distributed.first_rank_does(lambda: _marginal(people, config))
     by_method = {"marginal": marginal.neg_log10_p}

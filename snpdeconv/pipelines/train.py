@@ -57,14 +57,11 @@ class TrainResult:
 
     Attributes:
         run_id: Its name in MLflow; None until the tracking server has been reached.
-        model: The registered name.
         version: The registered version; None until the tracking server has been reached.
-        test: Metrics of the test people: value, low and high of the 95 % interval.
+        test: Metrics of the test samples: value, low and high of the 95 % interval.
         paths: Where the results are, by what they are.
-        validation: Metrics of the validation people at the best epoch; None where they are no number, as the
-            AUROC of a single class.
-        added: What the network adds to its linear part, and the genotypes to the covariates, on the test
-            people: by metric, as `test`.
+        validation: Metrics at the best epoch; None where undefined, as the AUROC of a single class.
+        added: What the network adds to its linear part, and the genotypes to the covariates, as in `test`.
     """
 
     run_id: str | None

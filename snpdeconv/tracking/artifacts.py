@@ -17,14 +17,14 @@ from urllib.parse import unquote, urlsplit
 from snpdeconv.errors import InputError
 from snpdeconv.files import read_whole
 from snpdeconv.tracking.connection import error_code, is_refusal, transfer
-from snpdeconv.tracking.home import address, artifacts_dir, embedded_uri, is_database, shown
+from snpdeconv.tracking.home import address, artifacts_dir, embedded_uri, is_database, redact_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 CHECKSUMS = "SHA256SUMS"
-MEND = "delete a cached copy to fetch it anew, or train the model again"
+_COPY_HINT = "delete a cached copy to fetch it anew, or train the model again"
 MOST_BYTES = 2 * 2**30
 """Bytes that the files of a model may have together; one of a million SNPs has 100 million."""
 _MOST_FILES = 100
@@ -32,31 +32,19 @@ _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\x00-\x1f\\]{1,300})")
 
 
 def write_checksums(folder: Path) -> str:
-    """Writes the checksums of all files of a folder.
-
-    Returns:
-        The digest of the folder: SHA-256 of its SHA256SUMS, in hexadecimal.
-    """
+    """Writes SHA256SUMS of all files of a folder; gives the folder's digest, the SHA-256 of that file."""
     text = _checksums(folder)
     sums = folder / CHECKSUMS
-    # The sender may be checking a folder that is sealed again: it must never find a half-written list.
+    # The sender may be checking a folder that is listed again: it must never find a half-written list.
     if not sums.is_file() or sums.read_bytes() != text.encode():
         sums.write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verify(folder: Path, *, digest: str) -> None:
-    """Checks that a folder holds exactly the files, byte for byte, that were sealed.
-
-    Args:
-        folder: The model folder.
-        digest: What `write_checksums` gave.
-
-    Raises:
-        InputError: A file is missing, changed or new.
-    """
+    """Checks that a folder holds exactly the files, byte for byte, whose digest `write_checksums` gave."""
     sums = folder / CHECKSUMS
-    text = read_whole(sums, limit=2**20, hint=MEND) if sums.is_file() else b""
+    text = read_whole(sums, limit=2**20, hint=_COPY_HINT) if sums.is_file() else b""
     of_sums = hashlib.sha256(text).hexdigest()
     listed = _table(text.decode(errors="replace"), where=sums)
     found = _table(_checksums(folder), where=sums)
@@ -72,25 +60,23 @@ def verify(folder: Path, *, digest: str) -> None:
             raise InputError(
                 f"{what}: SHA-256 {found.get(name, 'none')}, in {CHECKSUMS} {listed.get(name, 'none')}",
                 where=folder / name,
-                hint=MEND,
+                hint=_COPY_HINT,
             )
     if of_sums != digest:
         raise _another(sums, digest)
 
 
 def listed(text: bytes, *, where: str, digest: str) -> list[str]:
-    """The names in a list of checksums that came from a store.
-
-    Raises:
-        InputError: It is not the list that was sealed, or names what is no file of a model.
-    """
+    """The names in a list of checksums that came from a store; refuses what is no file of a model."""
     if hashlib.sha256(text).hexdigest() != digest:
         raise _another(where, digest)
     return list(_table(text.decode(errors="replace"), where=where))
 
 
 def _another(where: str | Path, digest: str) -> InputError:
-    return InputError(f"is not the one that was registered (digest {digest[:12]})", where=where, hint=MEND)
+    return InputError(
+        f"is not the one that was registered (digest {digest[:12]})", where=where, hint=_COPY_HINT
+    )
 
 
 def _checksums(folder: Path) -> str:
@@ -108,27 +94,20 @@ def _table(text: str, *, where: str | Path) -> dict[str, str]:
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         if match is None or any(part in ("", ".", "..") for part in match["name"].split("/")):
-            raise InputError(f"is no list of checksums ({line[:100]!r})", where=where, hint=MEND)
+            raise InputError(f"is no list of checksums ({line[:100]!r})", where=where, hint=_COPY_HINT)
         table[match["name"]] = match["digest"]
     if len(table) > _MOST_FILES:
-        raise InputError(f"lists {len(table)} files", where=where, hint=MEND)
+        raise InputError(f"lists {len(table)} files", where=where, hint=_COPY_HINT)
     return table
 
 
 _CLOUD = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "dbfs", "ftp", "sftp")
-_MEND = "ask whoever runs the server or registered the model"
+_SERVER_HINT = "ask whoever runs the server or registered the model"
 _SUMS_BYTES = 2**20
 
 
 def upload(client: MlflowClient, path: Path, *, uri: str, run_id: str, folder: str | None) -> str:
-    """Copies a file, or the files of a folder, to a run's artifacts.
-
-    Returns:
-        The address of the run's artifacts.
-
-    Raises:
-        InputError: The store names a place where nothing of ours belongs.
-    """
+    """Copies a file, or the files of a folder, to a run's artifacts; gives the address of these."""
     place, repository = of_run(client, uri=uri, run_id=run_id)
     with transfer():
         (repository.log_artifacts if path.is_dir() else repository.log_artifact)(str(path), folder)
@@ -136,32 +115,18 @@ def upload(client: MlflowClient, path: Path, *, uri: str, run_id: str, folder: s
 
 
 def of_run(client: MlflowClient, *, uri: str, run_id: str) -> tuple[str, Any]:
-    """Address of a run's artifacts, and MLflow's repository of them.
-
-    Raises:
-        InputError: The store names a place where nothing of ours belongs.
-    """
+    """Address of a run's artifacts, and MLflow's repository of them."""
     place = str(client.get_run(run_id).info.artifact_uri)
     local = _local(place, uri=uri, run_id=run_id)
     if local is not None and not (local.name == "artifacts" and run_id in local.parts):
-        raise InputError(f"is no run's folder of artifacts ({place[:200]})", where=shown(uri), hint=_MEND)
+        raise InputError(
+            f"is no run's folder of artifacts ({place[:200]})", where=redact_password(uri), hint=_SERVER_HINT
+        )
     return place, _repository(place if local is None else address(local), uri=uri)
 
 
-def fetch_sealed(source: str, *, uri: str, run_id: str | None, digest: str, into: Path) -> None:
-    """Copies a sealed folder here: its list of files, which the digest vouches for, and what that names.
-
-    Args:
-        source: Address of the folder.
-        uri: Address of the store.
-        run_id: The run that it is of.
-        digest: What `bundle.seal` gave.
-        into: Where to.
-
-    Raises:
-        FileNotFoundError: A file is not there.
-        InputError: The address is none to follow, or the list is not the one that was sealed.
-    """
+def fetch_checked(source: str, *, uri: str, run_id: str | None, digest: str, into: Path) -> None:
+    """Copies a folder here: its list of files, which the digest vouches for, and what that names."""
     local = _local(source, uri=uri, run_id=run_id)
     repository = None if local is not None else _repository(source, uri=uri)
 
@@ -176,22 +141,18 @@ def fetch_sealed(source: str, *, uri: str, run_id: str | None, digest: str, into
                 _download(repository, name, place)
         return place
 
-    text = read_whole(fetch(CHECKSUMS, most=_SUMS_BYTES), limit=_SUMS_BYTES, hint=MEND)
+    text = read_whole(fetch(CHECKSUMS, most=_SUMS_BYTES), limit=_SUMS_BYTES, hint=_COPY_HINT)
     for name in listed(text, where=f"{source}/{CHECKSUMS}", digest=digest):
         fetch(name, most=MOST_BYTES if name.endswith(".safetensors") else MOST_BYTES // 8)
 
 
 def check_place(place: str, *, uri: str) -> None:
-    """Refuses an address of files that would take a login, or us, where it has no business.
-
-    Raises:
-        InputError: It leads to another host, or by a way that nobody uses.
-    """
+    """Refuses an address of files that would take a login, or us, where it has no business."""
     try:
         there, store = urlsplit(place), urlsplit(uri)
     except ValueError as error:
         raise InputError(
-            f"names no place of files ({place[:200]!r})", where=shown(uri), hint=_MEND
+            f"names no place of files ({place[:200]!r})", where=redact_password(uri), hint=_SERVER_HINT
         ) from error
     if there.scheme in ("", "file") or there.scheme in _CLOUD:
         return
@@ -201,7 +162,9 @@ def check_place(place: str, *, uri: str) -> None:
     ):
         return
     raise InputError(
-        f"keeps the files at another host or by an unknown way ({place[:200]})", where=shown(uri), hint=_MEND
+        f"keeps the files at another host or by an unknown way ({place[:200]})",
+        where=redact_password(uri),
+        hint=_SERVER_HINT,
     )
 
 
@@ -255,5 +218,5 @@ def _copy(source: Path, place: Path) -> None:
     if not source.exists():
         raise FileNotFoundError(2, os.strerror(2), str(source))
     if not source.is_file():
-        raise InputError("is no regular file", where=source, hint=_MEND)
+        raise InputError("is no regular file", where=source, hint=_SERVER_HINT)
     shutil.copyfile(source, place)

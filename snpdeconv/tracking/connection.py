@@ -1,13 +1,22 @@
-"""The way to an MLflow store: settings, the embedded database's first use, and what its failures mean."""
+"""The way to an MLflow store: settings, the embedded database's first use, what failures mean, and the UI.
+
+The UI runs on this machine over the home's own store, and listens on the loopback address only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +27,10 @@ from snpdeconv.tracking.home import (
     artifacts_dir,
     home,
     is_database,
-    shown,
+    redact_password,
     sqlite_path,
     sqlite_uri,
+    tracking_uri,
 )
 from snpdeconv.tracking.spool import locked
 
@@ -58,8 +68,6 @@ _NUMBERS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": (0, 120),
     "MLFLOW_HTTP_REQUEST_TIMEOUT": (1, 600),
 }
-OWN_VARIABLES = frozenset((*_DEFAULTS, *_FORCED))
-"""Those of MLflow's that `prepare_environment` has looked at."""
 _TRANSFER_TIMEOUT_S = "300"
 _transfer_guard = threading.Lock()
 
@@ -71,11 +79,7 @@ _REASON_CHARS = 400
 
 
 def prepare_environment() -> None:
-    """Sets what MLflow reads from the environment; call it before threads start.
-
-    Raises:
-        ConfigError: The user has set a number that MLflow cannot work with.
-    """
+    """Sets what MLflow reads from the environment; call it before threads start."""
     stand_in_for_passwd()
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -90,7 +94,7 @@ def prepare_environment() -> None:
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
     if registry and registry != os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
-            f"models are registered where their runs are tracked, not at {shown(registry)}",
+            f"models are registered where their runs are tracked, not at {redact_password(registry)}",
             where="MLFLOW_REGISTRY_URI",
             hint="unset it",
         )
@@ -156,7 +160,7 @@ def experiment_id(client: MlflowClient, *, uri: str, name: str) -> str:
                 found = client.get_experiment_by_name(name)
                 assert found is not None
         if found.lifecycle_stage == "deleted":
-            logger.warning("experiment '%s' was deleted in %s; it is restored", name, shown(uri))
+            logger.warning("experiment '%s' was deleted in %s; it is restored", name, redact_password(uri))
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
@@ -177,7 +181,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """A failure in one short line, without the store's password; the end of a long one names the cause."""
-    lines = shown(str(error).strip()).splitlines()
+    lines = redact_password(str(error).strip()).splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= _REASON_CHARS else f"{text[:100]} … {text[103 - _REASON_CHARS :]}"
 
@@ -187,15 +191,7 @@ def answering(uri: str) -> Iterator[MlflowClient]:
     """Connects to a store, and turns the failures of one that does not work into one line for the user.
 
     The block holds calls to the store and what is read from its answers, nothing else: whatever fails there
-    is the store's failure.
-
-    Yields:
-        A client of the store at `uri`.
-
-    Raises:
-        ResourceError: The store cannot be reached or opened, does not answer in time, or answers with an
-            error of its own or with nonsense.
-        InputError: It refuses what the block asks, and the block does not say why.
+    is the store's failure, a `ResourceError`, or an `InputError` where it refuses what the block asks.
     """
     prepare_environment()
     from snpdeconv.tracking.http_limits import command_deadline
@@ -215,7 +211,7 @@ def answering(uri: str) -> Iterator[MlflowClient]:
             if is_refusal(error):
                 raise InputError(
                     f"the tracking store refuses this ({reason(error)})",
-                    where=shown(uri),
+                    where=redact_password(uri),
                     hint="see what is there in `snpdeconv ui`",
                 ) from error
             raise _no_answer(uri, error) from error
@@ -227,7 +223,7 @@ def _no_answer(uri: str, error: Exception) -> ResourceError:
         what = f"answers with nonsense: {type(error).__name__}"
     return ResourceError(
         f"the tracking store {what} ({reason(error)})",
-        where=shown(uri),
+        where=redact_password(uri),
         hint="install it, or name a driver that is there"
         if isinstance(error, ImportError)
         else "start it, or point MLFLOW_TRACKING_URI at the right one",
@@ -236,11 +232,7 @@ def _no_answer(uri: str, error: Exception) -> ResourceError:
 
 @contextlib.contextmanager
 def transfer(*, most: int = 2**20) -> Iterator[None]:
-    """Gives the store minutes instead of seconds to answer, for a file on its way through it.
-
-    Args:
-        most: Bytes that it may send.
-    """
+    """Gives the store minutes instead of seconds to answer, for a file of at most so many bytes."""
     from snpdeconv.tracking.http_limits import transferring
 
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -251,3 +243,143 @@ def transfer(*, most: int = 2**20) -> Iterator[None]:
             yield
         finally:
             os.environ[name] = before
+
+
+_START_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class MlflowUi:
+    """Where the UI is.
+
+    Attributes:
+        process: The server that was started; None if one is running already, by MLFLOW_TRACKING_URI.
+        experiment: The one of the newest run, if there is a run.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes] | None
+    experiment: str | None = None
+
+    @property
+    def page(self) -> str:
+        """The page of the runs; without the parameter MLflow opens its view of language models."""
+        place = "" if self.experiment is None else f"/{self.experiment}/runs"
+        return f"{self.url}/#/experiments{place}?workflowType=machine_learning"
+
+    def wait(self) -> None:
+        """Waits until the server ends or the user interrupts, and stops it."""
+        assert self.process is not None
+        try:
+            self.process.wait()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the server and its workers."""
+        assert self.process is not None
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(timeout=20)
+        except ProcessLookupError:
+            self.process.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def serve_ui(port: int) -> MlflowUi:
+    """Starts the UI over the tracking store on the loopback address, or says where it is; once it answers."""
+    uri = tracking_uri()
+    if not is_database(uri):
+        return MlflowUi(redact_password(uri).rstrip("/"), None)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be used ({error.strerror})", where=f"port {port}", hint="choose another with --port"
+            ) from error
+    client = connect(uri)  # two workers that build a fresh database at once would break it
+    log = home() / "ui.log"
+    log.touch(mode=0o600)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            server_command(port=port, artifacts=artifacts_dir()),
+            env=_environment(uri),
+            # uvicorn imports from its working folder before all others: nobody but root writes here.
+            cwd="/",
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    ui = MlflowUi(f"http://127.0.0.1:{port}", process, _newest_experiment(client))
+    try:
+        _wait_until_healthy(ui, log=log)
+    except BaseException:
+        ui.stop()
+        raise
+    return ui
+
+
+def _newest_experiment(client: MlflowClient) -> str | None:
+    """ID of the experiment that the newest run belongs to."""
+    everything = [one.experiment_id for one in client.search_experiments()]
+    newest = client.search_runs(everything, max_results=1, order_by=["attributes.start_time DESC"])
+    return newest[0].info.experiment_id if newest else None
+
+
+def show_page(url: str) -> None:
+    """Opens a window of the user's browser, where there is a display or $BROWSER names one."""
+    import webbrowser
+
+    has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if has_display or sys.platform == "darwin":  # one that draws into the terminal would take it over
+        webbrowser.open(url)
+
+
+def _environment(uri: str) -> dict[str, str]:
+    """What the server is told where no list of processes shows it: the address may hold a password.
+
+    MLflow takes every option from the environment too. What a user has there is for servers of their own: it
+    could open this one to other machines or pages, move its page or leave the runs out.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in (*_DEFAULTS, *_FORCED) or not name.startswith(("MLFLOW_", "_MLFLOW_"))
+    }
+    return kept | {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def server_command(*, port: int, artifacts: Path) -> list[str]:
+    """The command that serves artifacts, and the database of `_environment`, on the loopback address."""
+    names = ("127.0.0.1", "localhost")
+    hosts = [*names, *(f"{name}:{port}" for name in names)]
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--artifacts-destination", str(artifacts)),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "2"),
+        *("--allowed-hosts", ",".join(hosts)),
+    ]
+
+
+def _wait_until_healthy(ui: MlflowUi, *, log: Path) -> None:
+    import urllib.error
+    import urllib.request
+
+    assert ui.process is not None
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's
+    while ui.process.poll() is None and time.monotonic() < deadline:
+        try:
+            with directly.open(f"{ui.url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise ResourceError("the MLflow server did not start", where=log, hint="its last lines say why")

@@ -25,13 +25,9 @@ _ADDRESS = re.compile(r"https?://[^/].*|(postgresql|mysql|mssql)(\+\w+)?://.+|sq
 
 
 def home() -> Path:
-    """The folder of models, runs, caches and unsent results; made when it is missing.
+    """The folder of models, runs, caches and unsent results, absolute; made when it is missing.
 
-    Returns:
-        The absolute path named by ``SNPDECONV_HOME``, else ``~/.local/share/snpdeconv``.
-
-    Raises:
-        ResourceError: The folder cannot be made or written.
+    It is ``SNPDECONV_HOME``, else ``~/.local/share/snpdeconv``.
     """
     hint = "set SNPDECONV_HOME to a folder that you may write"
     given = os.environ.get("SNPDECONV_HOME") or "~/.local/share/snpdeconv"
@@ -81,21 +77,17 @@ def spool_dir() -> Path:
 def tracking_uri() -> str:
     """The address of the tracking store: ``MLFLOW_TRACKING_URI``, else an sqlite file in the home.
 
-    Returns:
-        The address; a relative sqlite path is made absolute, so that a restart elsewhere finds the same file.
-
-    Raises:
-        ConfigError: The address is a folder (MLflow 3 has no store of plain files), or that of no server and
-            no database.
+    A relative sqlite path is made absolute, so that a restart elsewhere finds the same file. MLflow 3 has no
+    store of plain files: a folder is refused.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return embedded_uri()
     if not _ADDRESS.fullmatch(uri):
         raise ConfigError(
-            f"'{shown(uri)}' is a folder, and MLflow has given up its store of plain files"
+            f"'{redact_password(uri)}' is a folder, and MLflow has given up its store of plain files"
             if uri.startswith(("file:", ".", "/", "~"))
-            else f"'{shown(uri)}' is the address of no tracking server and no database",
+            else f"'{redact_password(uri)}' is the address of no tracking server and no database",
             where="MLFLOW_TRACKING_URI",
             hint=_right_form(uri),
         )
@@ -110,7 +102,7 @@ def _right_form(uri: str) -> str:
     scheme, _, rest = uri.partition(":")
     close = difflib.get_close_matches(scheme.lower(), _REMOTE, n=1)
     if close and rest.strip("/"):
-        return f"did you mean '{shown(close[0] + '://' + rest.lstrip('/'))}'?"
+        return f"did you mean '{redact_password(close[0] + '://' + rest.lstrip('/'))}'?"
     return "unset it for the embedded store, or give http://host:port or sqlite:////path/mlflow.db"
 
 
@@ -122,9 +114,8 @@ def embedded_uri() -> str:
 def sqlite_uri(path: Path) -> str:
     """The address of an sqlite file.
 
-    Raises:
-        ConfigError: Its path would mean another one in an address. Escaped it would mean this one, but MLflow
-            makes the folder that the escaped one names.
+    A path that would mean another one in an address is refused. Escaped it would mean this one, but MLflow
+    makes the folder that the escaped one names.
     """
     if "?" in str(path) or unquote(str(path)) != str(path):
         raise ConfigError(
@@ -157,6 +148,6 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w:/])/(?:[^/\s'\";,()]+/)+", "", text)
 
 
-def shown(uri: str) -> str:
+def redact_password(uri: str) -> str:
     """The address without user name and password, for messages and logs."""
     return re.sub(r"//[^/\s]*@", "//", uri)

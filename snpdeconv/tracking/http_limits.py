@@ -62,11 +62,7 @@ def command_deadline() -> Iterator[None]:
 
 @contextlib.contextmanager
 def transferring(*, most: int) -> Iterator[None]:
-    """Lets requests take as long as files take that keep coming, of this thread and of others.
-
-    Args:
-        most: Bytes that may come.
-    """
+    """Lets requests take as long as files take that keep coming, of at most so many bytes, of all threads."""
     global _transfer
     with _one_transfer:
         _transfer = _Transfer(most)
@@ -93,11 +89,7 @@ class _Limits:
             self._deadline = min(self._deadline, whole)
 
     def left(self) -> float:
-        """Seconds that are left.
-
-        Raises:
-            TimeoutError: None are.
-        """
+        """Seconds that are left; a TimeoutError where none are."""
         deadline = self._deadline if self.transfer is None else self.transfer.deadline()
         left = deadline - time.monotonic()
         if left <= 0:

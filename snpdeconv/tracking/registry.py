@@ -1,7 +1,8 @@
-"""Registered models: sealed folders under a name, with versions and the aliases champion and challenger.
+"""Registered models: folders with checksums, in versions with the aliases champion and challenger; and runs.
 
-Aliases in MLflow have no compare-and-set. Processes of one home take turns by a lock; against a server the
-alias is read again after it was written, and with two homes at once the last writer stands for both.
+Aliases in MLflow have no compare-and-set. Registrations and promotions of one home take turns by a lock, and
+a challenger takes the alias only from the champion that it was compared with; with two homes at once the last
+writer stands for both, so all that promote one model (a scheduled job, a person) must share a home.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,9 @@ from urllib.parse import quote
 
 from snpdeconv.errors import InputError, UserError, nearest
 from snpdeconv.tracking import artifacts
-from snpdeconv.tracking import artifacts as bundle
 from snpdeconv.tracking.artifacts import MOST_BYTES, of_run
 from snpdeconv.tracking.connection import answering, error_code, is_refusal, transfer
-from snpdeconv.tracking.home import home, shown, tracking_uri
+from snpdeconv.tracking.home import home, redact_password, tracking_uri
 from snpdeconv.tracking.spool import locked
 
 if TYPE_CHECKING:
@@ -33,17 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the store knows of a run.
-
-    Attributes:
-        run_id: MLflow's name of the run.
-        name: The run's name for people.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        tags: Facts.
-        params: What the run was asked to do.
-        metrics: The last value of each metric.
-        uri: Address of the store.
-    """
+    """What the store knows of a run; `status` is RUNNING, FINISHED, FAILED or KILLED."""
 
     run_id: str
     name: str
@@ -54,19 +45,7 @@ class RunInfo:
     uri: str
 
     def download(self, path: str, *, into: Path) -> Path:
-        """Brings an artifact of the run here.
-
-        Args:
-            path: File or folder among the run's artifacts.
-            into: Local folder, made if need be.
-
-        Returns:
-            The local file or folder.
-
-        Raises:
-            InputError: The run has no such artifact; names the nearest.
-            ResourceError: The store does not answer.
-        """
+        """Brings an artifact of the run, a file or a folder, into a local folder."""
         into.mkdir(parents=True, exist_ok=True)
         with answering(self.uri) as client:
             _, repository = of_run(client, uri=self.uri, run_id=self.run_id)
@@ -80,12 +59,7 @@ class RunInfo:
 
 
 def get_run_info(run_id: str) -> RunInfo:
-    """Finds a run by MLflow's name of it.
-
-    Raises:
-        InputError: There is no such run in the store.
-        ResourceError: The store does not answer.
-    """
+    """Finds a run by MLflow's name of it."""
     uri = tracking_uri()
     with answering(uri) as client:
         try:
@@ -95,7 +69,7 @@ def get_run_info(run_id: str) -> RunInfo:
             if not is_refusal(error):
                 raise
             raise InputError(
-                f"there is no run '{run_id}' in {shown(uri)}",
+                f"there is no run '{run_id}' in {redact_password(uri)}",
                 where="run",
                 hint="copy the run ID from `snpdeconv train --json` or from `snpdeconv ui`",
             ) from error
@@ -125,8 +99,7 @@ class ModelRef:
     """One version of a registered model.
 
     Attributes:
-        name: The model's name.
-        version: Number of the version, from 1.
+        version: Its number, from 1.
         run_id: MLflow's name of the run that trained it.
         source: Address of its folder.
         sha256: Digest of its SHA256SUMS; None if another program registered it.
@@ -151,11 +124,7 @@ class RegisteredModel:
 
 
 def check_model_name(name: str) -> None:
-    """Refuses a name that could not be registered or asked for later.
-
-    Raises:
-        InputError: The name is empty or holds characters other than letters, digits, space and _ . + -
-    """
+    """Refuses a name that could not be registered or asked for later."""
     if not _NAME.fullmatch(name):
         raise InputError(
             f"'{name}' cannot name a model",
@@ -176,25 +145,12 @@ def register_bundle(
     tags: Mapping[str, str],
     champion_if_none: bool,
 ) -> ModelRef:
-    """Uploads a sealed folder to its run and makes it the newest version and the challenger.
+    """Uploads a checksummed folder to its run and makes it the newest version and the challenger.
 
-    Doing so again with the same folder changes nothing: the version is found by run and digest.
-
-    Args:
-        client: From `connect`.
-        uri: Address of the store.
-        run_id: The run that trained the model.
-        key: The run's key in the spool.
-        name: The model's name.
-        folder: The sealed folder.
-        digest: What `bundle.seal` gave.
-        tags: More tags of the version.
-        champion_if_none: Whether it becomes the champion of a model that has none.
-
-    Raises:
-        InputError: The folder is not as it was sealed.
+    Doing so again with the same folder changes nothing: the version is found by run and digest. With
+    `champion_if_none` it becomes the champion of a model that has none.
     """
-    bundle.verify(folder, digest=digest)
+    artifacts.verify(folder, digest=digest)
     known = [mv for mv in client.search_model_versions(f"run_id = '{run_id}'") if mv.name == name]
     version = next((mv for mv in known if mv.tags.get("snpdeconv.sha256") == digest), None)
     if version is None:
@@ -237,15 +193,7 @@ def _set_aliases(client: MlflowClient, *, name: str, version: int, champion_if_n
 
 
 def resolve(spec: str) -> ModelRef:
-    """Finds the version that a user means.
-
-    Args:
-        spec: NAME@alias, NAME/3 or NAME:3; NAME alone means its champion.
-
-    Raises:
-        InputError: No such model, alias or version; says which there are.
-        ResourceError: The store does not answer.
-    """
+    """Finds the version that a user means: NAME@alias, NAME/3 or NAME:3; NAME alone means its champion."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise InputError("names no model", where=spec, hint="write NAME, NAME@champion or NAME/3")
@@ -268,7 +216,7 @@ def _unknown(spec: str, *, name: str, alias: str, number: str | None) -> InputEr
     models = {model.name: model for model in list_models()}
     if not models:
         return InputError(
-            f"no model is registered in {shown(tracking_uri())}",
+            f"no model is registered in {redact_password(tracking_uri())}",
             where=spec,
             hint="register one with `snpdeconv train --name`",
         )
@@ -299,20 +247,12 @@ def no_champion(model: RegisteredModel, *, where: str) -> InputError:
 
 
 def _versions(model: RegisteredModel) -> str:
-    shown_ = [f"{model.name}/{version}" for version in model.versions]
-    return ", ".join(shown_ if len(shown_) <= 12 else [*shown_[:2], "…", *shown_[-9:]])
+    named = [f"{model.name}/{version}" for version in model.versions]
+    return ", ".join(named if len(named) <= 12 else [*named[:2], "…", *named[-9:]])
 
 
 def resolve_run(run_id: str) -> ModelRef:
-    """Finds the version that a run registered; the newest if there are several.
-
-    Args:
-        run_id: MLflow's name of the run.
-
-    Raises:
-        InputError: There is no such run, or it registered none.
-        ResourceError: The store does not answer.
-    """
+    """Finds the version that a run registered; the newest if there are several."""
     run = get_run_info(run_id)
     with answering(run.uri) as client:
         versions = [
@@ -329,21 +269,13 @@ def resolve_run(run_id: str) -> ModelRef:
 
 
 def version_tags(name: str, version: int) -> Mapping[str, str]:
-    """The facts kept with a version.
-
-    Raises:
-        ResourceError: The store does not answer.
-    """
+    """The facts kept with a version."""
     with answering(tracking_uri()) as client:
         return dict(client.get_model_version(name, str(version)).tags)
 
 
 def list_models() -> list[RegisteredModel]:
-    """All registered models, by name.
-
-    Raises:
-        ResourceError: The store does not answer.
-    """
+    """All registered models, by name."""
     uri = tracking_uri()
     with answering(uri) as client:
         versions: dict[str, list[int]] = {}
@@ -358,11 +290,7 @@ def list_models() -> list[RegisteredModel]:
 
 
 def find_model(name: str) -> RegisteredModel | None:
-    """One model by its name; None where there is none.
-
-    Raises:
-        ResourceError: The store does not answer.
-    """
+    """One model by its name; None where there is none."""
     return next((model for model in list_models() if model.name == name), None)
 
 
@@ -381,25 +309,16 @@ def _pages(search: Callable[..., Any], *, size: int) -> Iterator[Any]:
 
 
 def download(ref: ModelRef, *, cache_dir: Path) -> Path:
-    """Brings a version's files here once, and checks them each time.
+    """Brings a version's files here once, and checks them each time; gives the local folder.
 
-    Args:
-        ref: From `resolve`.
-        cache_dir: Where copies are kept, by name, version and digest.
-
-    Returns:
-        The local folder of the model.
-
-    Raises:
-        InputError: The files are gone from the store or are not those that were registered.
-        ResourceError: The store does not answer.
+    Copies are kept by name, version and digest.
     """
     spec = f"{ref.name}/{ref.version}"
     if ref.sha256 is None:
         raise InputError("was not registered by snpdeconv", where=spec, hint="choose a version that was")
     place = cache_dir / "models" / quote(ref.name, safe="") / f"{ref.version}-{ref.sha256[:16]}"
     if place.is_dir():
-        bundle.verify(place, digest=ref.sha256)
+        artifacts.verify(place, digest=ref.sha256)
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=place.parent) as temporary:
@@ -407,7 +326,7 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
         folder.mkdir()
         with answering(ref.uri):
             try:
-                artifacts.fetch_sealed(
+                artifacts.fetch_checked(
                     ref.source, uri=ref.uri, run_id=ref.run_id, digest=ref.sha256, into=folder
                 )
             except Exception as error:
@@ -416,20 +335,116 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
                 raise InputError(
                     f"its files are not in the store ({ref.source[:200]})", where=spec, hint="train it again"
                 ) from error
-        bundle.verify(folder, digest=ref.sha256)
+        artifacts.verify(folder, digest=ref.sha256)
         try:
             folder.rename(place)
         except OSError:
-            bundle.verify(place, digest=ref.sha256)  # another process was quicker
+            artifacts.verify(place, digest=ref.sha256)  # another process was quicker
     return place
 
 
-def _ref(version: ModelVersion, *, uri: str, name: str | None = None, number: int | None = None) -> ModelRef:
-    """What a store says of a version.
+PREVIOUS = "snpdeconv.previous_champion"
+"""Tag of a version that was promoted: the version that was champion before it."""
+LOOKS, LOOK = "snpdeconv.looks", "snpdeconv.look"
+"""Tags: of a champion, how many challengers were compared with it; of a challenger, which of them it was."""
 
-    Raises:
-        ValueError: It says what cannot be, or tells of another than it was asked for.
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a promotion: the version that is champion now, and whether it is the one wanted."""
+
+    champion: int | None
+    done: bool
+
+
+def champion_of(name: str) -> int | None:
+    """The version that has the alias; None where the model or the alias is not there yet."""
+    model = find_model(name)
+    return None if model is None else model.aliases.get("champion")
+
+
+def promote(
+    name: str, *, version: int, instead_of: int | None, tags: Mapping[str, str] | None = None
+) -> Promotion:
+    """Makes a version the champion, if the champion is still the one that it was compared with.
+
+    `tags` are the decision and its figures, kept with the version.
     """
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        now = client.get_registered_model(name).aliases.get("champion")
+        stands = None if now is None else int(now)
+        done = stands == instead_of
+        facts = {"snpdeconv.promotion": "promoted" if done else f"refused: version {stands} came first"}
+        if done:
+            client.set_registered_model_alias(name, "champion", str(version))
+            facts |= {PREVIOUS: "" if stands is None else str(stands), "snpdeconv.promoted_at": _now()}
+        for key, value in {**(tags or {}), **facts}.items():
+            client.set_model_version_tag(name, str(version), key, value)
+    logger.info("%s: champion is version %s", name, version if done else stands)
+    return Promotion(champion=version if done else stands, done=done)
+
+
+def count_look(name: str, *, champion: int, challenger: int) -> int:
+    """Counts one more comparison of a champion on its held-out samples, before anybody sees what comes of it.
+
+    Gives which comparison of this champion it is, from 1; that of a challenger stays when asked again.
+    """
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        of_champion, _, number = (
+            client.get_model_version(name, str(challenger)).tags.get(LOOK, "").partition(":")
+        )
+        if of_champion == str(champion):
+            return int(number)
+        looks = int(client.get_model_version(name, str(champion)).tags.get(LOOKS, "0")) + 1
+        client.set_model_version_tag(name, str(champion), LOOKS, str(looks))
+        client.set_model_version_tag(name, str(challenger), LOOK, f"{champion}:{looks}")
+    return looks
+
+
+def note(name: str, *, version: int, tags: Mapping[str, str]) -> None:
+    """Keeps facts with a version that is not promoted."""
+    with answering(tracking_uri()) as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(version), key, value)
+
+
+def rollback(name: str, *, to: int | None = None) -> Promotion:
+    """Gives the alias back to the champion before this one, or to the version `to`."""
+    model = find_model(name)
+    if model is None:
+        raise InputError("has no champion", where=name, hint="train and register it first")
+    stands = model.aliases.get("champion")
+    if stands is None and to is None:
+        raise no_champion(model, where=name)
+    if to is not None and to not in model.versions:
+        raise InputError(f"has no version {to}", where=name, hint=nearest(str(to), map(str, model.versions)))
+    with locked(home() / "registry.lock"), answering(tracking_uri()) as client:
+        before = to or int(client.get_model_version(name, str(stands)).tags.get(PREVIOUS) or 0)
+        if before not in model.versions:
+            raise InputError(
+                f"the champion before version {stands}, version {before}, was deleted"
+                if before
+                else f"no champion is on record before version {stands}",
+                where=name,
+                hint=f"choose one of {', '.join(map(str, model.versions))} with --to",
+            )
+        if stands is not None and to is not None and to != stands:
+            # So that a rollback without `to` undoes this one.
+            client.set_model_version_tag(name, str(to), PREVIOUS, str(stands))
+        client.set_registered_model_alias(name, "champion", str(before))
+        if stands is not None:
+            told = f"rolled back at {_now()}"
+            client.set_model_version_tag(name, str(stands), "snpdeconv.promotion", told)
+    logger.info("%s: champion is version %s, before it was %s", name, before, stands)
+    return Promotion(champion=int(before), done=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _ref(version: ModelVersion, *, uri: str, name: str | None = None, number: int | None = None) -> ModelRef:
+    """What a store says of a version; a ValueError if that cannot be, or is of another than asked for."""
     found, digest, run_id = _number(version.version), version.tags.get("snpdeconv.sha256"), version.run_id
     if name not in (None, version.name) or number not in (None, found) or not _NAME.fullmatch(version.name):
         raise ValueError(f"tells of {version.name[:100]!r}/{found}")

@@ -25,7 +25,14 @@ import psutil
 from snpdeconv.errors import ResourceError
 from snpdeconv.tracking import artifacts
 from snpdeconv.tracking.connection import prepare_environment, reason
-from snpdeconv.tracking.home import embedded_uri, home, shown, spool_dir, tracking_uri, without_folders
+from snpdeconv.tracking.home import (
+    embedded_uri,
+    home,
+    redact_password,
+    spool_dir,
+    tracking_uri,
+    without_folders,
+)
 from snpdeconv.tracking.registry import ModelRef, check_model_name
 from snpdeconv.tracking.ship import Shipper
 from snpdeconv.tracking.spool import History, Spool
@@ -42,8 +49,7 @@ _FLUSH_PATIENCE = 2
 class Sender:
     """Ships a spool about once a second; after a failure again and again, in growing intervals.
 
-    Args:
-        shipper: The way to the store; this thread alone uses it. MLflow is imported here, in the thread.
+    MLflow is imported in the thread, which alone uses the shipper.
     """
 
     def __init__(self, shipper: Shipper) -> None:
@@ -59,8 +65,7 @@ class Sender:
     def flush(self, *, timeout_s: float) -> bool:
         """Waits until all that is in the spool now has been sent.
 
-        Returns:
-            Whether it was; False after `timeout_s` seconds, or sooner when the store does not answer.
+        False after `timeout_s` seconds, or sooner when the store does not answer.
         """
         target = self._shipper.spool.size
         deadline = time.monotonic() + timeout_s
@@ -75,11 +80,7 @@ class Sender:
         return True
 
     def stop(self, *, timeout_s: float) -> bool:
-        """Asks the thread to end after the call it is in.
-
-        Returns:
-            Whether it has ended after `timeout_s` seconds.
-        """
+        """Asks the thread to end after the call it is in; whether it has ended after `timeout_s` seconds."""
         self._stopped.set()
         self._hurry.set()
         self._thread.join(timeout_s)
@@ -108,14 +109,14 @@ class Sender:
             logger.warning(
                 "the tracking store %s does not answer (%s): results are kept in %s, "
                 "and `snpdeconv sync` sends them",
-                shown(self._shipper.uri),
+                redact_password(self._shipper.uri),
                 reason(error),
                 self._shipper.spool.folder,
             )
 
     def _worked(self) -> None:
         if self._failures:
-            logger.info("the tracking store %s answers again", shown(self._shipper.uri))
+            logger.info("the tracking store %s answers again", redact_password(self._shipper.uri))
         self._failures = 0
 
 
@@ -123,13 +124,9 @@ _GIB = 1024.0**3
 
 
 class SystemSampler:
-    """A thread that reports resident memory, CPU and GPU memory of this process.
+    """A thread that reports resident memory, CPU and GPU memory of this process; names end in their unit.
 
     MLflow's own monitor reads every GPU of the node and stops for good after one failed call.
-
-    Args:
-        report: Takes the sample; names end in their unit.
-        every_s: Seconds between samples.
     """
 
     def __init__(self, report: Callable[[Mapping[str, float]], None], *, every_s: float) -> None:
@@ -206,18 +203,10 @@ class TrackedRun:
         tags: Mapping[str, object] | None = None,
         system_every_s: float | None = 10.0,
     ) -> TrackedRun:
-        """Starts a run, or goes on with the one that has this key.
+        """Starts a run, or resumes the one that has this key, which a restarted job has stored.
 
-        Args:
-            key: The `key` of the run to go on with; a restarted job passes the one that it stored.
-            experiment: Experiment the run belongs to.
-            name: The run's name for people.
-            params: What the run was asked to do; written once, when the run is made.
-            tags: Further facts, written when the run is made.
-            system_every_s: Seconds between samples of memory and CPU; None for no samples.
-
-        Raises:
-            ResourceError: The home cannot be written, or another process writes this run.
+        `params` and `tags` are written once, when the run is made. With `system_every_s` of None there are no
+        samples of memory and CPU.
         """
         prepare_environment()
         key = uuid.uuid4().hex if key is None else key
@@ -277,15 +266,11 @@ class TrackedRun:
         return tuple(self._shipper.problems)
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one point a metric.
+        """Writes one point a metric; characters of a name that MLflow does not allow become ``_``.
 
         After a restart, points that an earlier process wrote already are left out, so that a resumed run
         has each step once. NaN and infinite values are left out and counted in the tag
         ``snpdeconv.non_finite_points``, since stores change or refuse them.
-
-        Args:
-            step: Step of the run, from 0.
-            values: Metrics by name; characters that MLflow does not allow become ``_``.
         """
         points = {}
         for name, raw in values.items():
@@ -305,12 +290,7 @@ class TrackedRun:
         self._say("tags", {"tags": _texts(tags, longest=_TAG_CHARS)})
 
     def log_artifact(self, path: Path, *, folder: str = "") -> None:
-        """Has a file, or all files of a folder, uploaded as it is when its turn comes.
-
-        Args:
-            path: What to upload; it must stay in place until it was sent.
-            folder: Where to put it among the run's artifacts.
-        """
+        """Has a file, or all files of a folder, uploaded when its turn comes: it must last till then."""
         self._say("artifact", {**_place(path), "folder": folder})
 
     def register(
@@ -323,16 +303,8 @@ class TrackedRun:
     ) -> None:
         """Has a model folder uploaded and made the newest version and challenger of a model.
 
-        Seals the folder: writes SHA256SUMS beside its files. The same folder again is the same version.
-
-        Args:
-            model_name: Name in the registry.
-            folder: The model's files; they must stay as they are until they were sent.
-            tags: Facts about the version.
-            champion_if_none: Whether it also becomes the champion of a model that has none.
-
-        Raises:
-            InputError: The name cannot be a model's.
+        Writes SHA256SUMS beside its files, which must stay as they are until they were sent. The same folder
+        again is the same version. With `champion_if_none` it becomes the champion where none is.
         """
         check_model_name(model_name)
         self._say(
@@ -369,8 +341,7 @@ class TrackedRun:
     def flush(self, *, timeout_s: float) -> bool:
         """Waits until the store has all that was said.
 
-        Returns:
-            Whether it has; False after `timeout_s` seconds, or sooner when the store does not answer.
+        False after `timeout_s` seconds, or sooner when the store does not answer.
         """
         if self.unsaid:
             return False
@@ -379,8 +350,7 @@ class TrackedRun:
     def close(self, *, timeout_s: float = 30.0) -> bool:
         """Sends what can be sent in `timeout_s` seconds and lets go of the run; `sync` sends the rest.
 
-        Returns:
-            Whether the store has everything.
+        Returns whether the store has everything.
         """
         self._stop_sampler()
         unsaid = self.unsaid

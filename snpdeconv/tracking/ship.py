@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from snpdeconv.errors import InputError
 from snpdeconv.tracking import artifacts, registry
 from snpdeconv.tracking.connection import connect, experiment_id, is_refusal, prepare_environment, reason
-from snpdeconv.tracking.home import embedded_uri, home, shown, spool_dir
+from snpdeconv.tracking.home import embedded_uri, home, redact_password, spool_dir
 from snpdeconv.tracking.spool import Event, History, Sent, Spool, peek
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ class _RunIsGone(Exception):
 
 
 class Shipper:
-    """Sends one spool to one store.
-
-    Args:
-        spool: Held by this process.
-        uri: Address of the store.
+    """Sends one spool, held by this process, to one store.
 
     Attributes:
         sent: How far the store has the spool.
@@ -65,8 +61,7 @@ class Shipper:
     def ship(self, *, stopped: Callable[[], bool] = lambda: False) -> None:
         """Sends all that is in the spool and not sent yet; returns early once `stopped` says so.
 
-        Raises:
-            Exception: Whatever the store, the network or MLflow raised; what was sent before it is noted.
+        Raises whatever the store, the network or MLflow raised; what was sent before it is noted.
         """
         made_anew = False
         while True:
@@ -77,7 +72,9 @@ class Shipper:
                     raise ConnectionError("the run is deleted as soon as it is made") from None
                 # All that it has said is on disk: it is made once more, from its first word.
                 logger.warning(
-                    "run %s was deleted for good in %s; it is made anew", self.spool.key, shown(self.uri)
+                    "run %s was deleted for good in %s; it is made anew",
+                    self.spool.key,
+                    redact_password(self.uri),
                 )
                 made_anew = True
                 self.sent = Sent(self.uri)
@@ -115,11 +112,7 @@ class Shipper:
             self._apply(client, batch)
 
     def _revive(self, client: MlflowClient) -> bool:
-        """Brings the run back from the bin, and its experiment; says whether it was there.
-
-        Raises:
-            _RunIsGone: It was deleted for good.
-        """
+        """Brings the run back from the bin, and its experiment; says whether it was there."""
         try:
             run = client.get_run(self._run_id)
         except Exception as error:
@@ -128,7 +121,7 @@ class Shipper:
             raise _RunIsGone from error
         if run.info.lifecycle_stage != "deleted":
             return False
-        logger.warning("run %s was deleted in %s; it is restored", self._run_id, shown(self.uri))
+        logger.warning("run %s was deleted in %s; it is restored", self._run_id, redact_password(self.uri))
         if client.get_experiment(run.info.experiment_id).lifecycle_stage == "deleted":
             client.restore_experiment(run.info.experiment_id)
         client.restore_run(self._run_id)
@@ -284,8 +277,6 @@ class SpoolReport:
     """What became of one spool.
 
     Attributes:
-        key: The run's key.
-        name: The run's name.
         outcome: sent (the store has all of it), incomplete (all but the problems, for good), skipped (still
             alive, or without a word) or failed (try again later).
         note: Why, in one line.
@@ -315,9 +306,6 @@ def sync() -> SyncReport:
     """Sends all unsent results of the home to the stores they were meant for, oldest run first.
 
     Runs whose process ended without a word are marked KILLED; a restart brings them back to RUNNING.
-
-    Raises:
-        ResourceError: The home cannot be written.
     """
     prepare_environment()
     root = spool_dir()
@@ -354,7 +342,7 @@ def _sync_one(spool: Spool, history: History, failures: Counter[str]) -> SpoolRe
     history = spool.history()
     note = "" if history.status else "its process ended without a word: marked KILLED"
     shipper = Shipper(spool, uri=history.opened["uri"] or embedded_uri())
-    store = shown(shipper.uri)
+    store = redact_password(shipper.uri)
     try:
         if history.status is None:
             spool.append("status", {"status": "KILLED"}, time_ms=history.last_ms)

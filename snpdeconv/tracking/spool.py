@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
 
 from snpdeconv.errors import DamagedFile, InputError, ResourceError
 from snpdeconv.files import read_record, read_whole
@@ -77,11 +80,7 @@ class FileLock:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float = 120.0) -> Iterator[None]:
-    """Holds the lock on `path` for the block.
-
-    Raises:
-        ResourceError: Another process held it all the while.
-    """
+    """Holds the lock on `path` for the block; a ResourceError if another process held it all the while."""
     lock = FileLock(path)
     if not lock.acquire(wait_s=wait_s):
         raise ResourceError(
@@ -92,6 +91,64 @@ def locked(path: Path, *, wait_s: float = 120.0) -> Iterator[None]:
     finally:
         lock.release()
 
+
+# The form of each kind of event: what a damaged or altered line cannot pass for.
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # what a database holds
+_Texts = dict[str, str]
+
+
+class _Opened(TypedDict):
+    uri: str
+    host: str
+    pid: _Count
+
+
+class _Created(_Opened):
+    experiment: str
+    name: str
+    params: _Texts
+    tags: _Texts
+
+
+class _Metrics(TypedDict):
+    step: _Count
+    values: dict[str, FiniteFloat]
+
+
+class _Tags(TypedDict):
+    tags: _Texts
+
+
+class _Place(TypedDict):
+    path: str
+    from_home: NotRequired[str]
+
+
+class _Artifact(_Place):
+    folder: str
+
+
+class _Register(_Place):
+    name: str
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    tags: _Texts
+    champion_if_none: bool
+
+
+class _Status(TypedDict):
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+
+
+_TIME = TypeAdapter[int](_Count)
+_FORMS: dict[str, TypeAdapter[Any]] = {
+    "create": TypeAdapter(_Created),
+    "open": TypeAdapter(_Opened),
+    "metrics": TypeAdapter(_Metrics),
+    "tags": TypeAdapter(_Tags),
+    "artifact": TypeAdapter(_Artifact),
+    "register": TypeAdapter(_Register),
+    "status": TypeAdapter(_Status),
+}
 
 KEEP_DONE_DAYS = 30
 _LONGEST_LINE = 16 * 2**20
@@ -121,7 +178,6 @@ class Sent:
     """How far the store at `uri` has a spool.
 
     Attributes:
-        uri: Address of the store.
         run_id: MLflow's name of the run; None until the store gave one.
         offset: All events that end here or before have been sent.
         rejected: How many of them the store refused for good.
@@ -155,12 +211,7 @@ class History:
 
 
 class Spool:
-    """The folder of one run's events, held by this process until `release` or `archive`.
-
-    Args:
-        root: The folder of all spools.
-        key: The run's own name, 32 hexadecimal digits.
-    """
+    """The folder of one run's events, held by this process until `release` or `archive`."""
 
     def __init__(self, root: Path, key: str) -> None:
         self.root = root
@@ -175,8 +226,7 @@ class Spool:
     def acquire(self, *, wait_s: float = 0.0) -> bool:
         """Takes the spool for this process, and cuts off a line torn by a kill.
 
-        Returns:
-            Whether it is ours; False if another process holds it for all of `wait_s` seconds.
+        False if another process holds it for all of `wait_s` seconds.
         """
         if not self._lock.acquire(wait_s=wait_s):
             return False
@@ -196,11 +246,7 @@ class Spool:
         return True
 
     def append(self, kind: str, data: dict[str, Any], *, time_ms: int | None = None) -> None:
-        """Writes one event through to the operating system.
-
-        Raises:
-            OSError: The disk is full; the spool is as it was before.
-        """
+        """Writes one event through to the operating system; after an OSError the spool is as before."""
         stamp = time.time_ns() // 1_000_000 if time_ms is None else time_ms
         line = json.dumps({"kind": kind, "time_ms": stamp, **data}, allow_nan=False).encode() + b"\n"
         with self._write_guard:
@@ -285,11 +331,7 @@ class Spool:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
-    """Yields the events of a spool's file from a line's start on, without holding the spool.
-
-    Raises:
-        DamagedFile: It is a pipe or a device.
-    """
+    """Yields the events of a spool's file from a line's start on, without holding the spool."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
         _require_regular(stream.fileno(), path)
         stream.seek(offset)
@@ -312,12 +354,12 @@ def _require_regular(descriptor: int, path: Path) -> None:
 
 def _parse(line: bytes, end: int) -> Event:
     """An event whose data have the form of its kind; what is damaged may be anything."""
-    from snpdeconv.tracking import events
-
     try:
         data = json.loads(line)
         kind, time_ms = str(data.pop("kind")), int(data.pop("time_ms"))
-        return Event(kind, time_ms, events.checked(kind, time_ms, data), end)
+        _TIME.validate_python(time_ms, strict=True)
+        _FORMS[kind].validate_python(data, strict=True)
+        return Event(kind, time_ms, data, end)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return Event("unreadable", 0, {"line": line[:1000].decode(errors="replace")}, end)
 

@@ -13,7 +13,7 @@ NUM_STEPS = 300
 JOB = """
 import sys, time
 from pathlib import Path
-from snpdeconv.tracking import TrackedRun
+from snpdeconv.tracking.run import TrackedRun
 name, folder = sys.argv[1], Path(sys.argv[2])
 folder.mkdir()
 (folder / "weights").write_text(name)

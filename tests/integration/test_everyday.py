@@ -91,9 +91,8 @@ def test_json_is_alone_on_standard_output(run, cohort, tmp_path):
 
 
 def test_the_page_that_ui_opens_is_that_of_the_runs(cohort, run, home, tmp_path, monkeypatch):
-    from snpdeconv.tracking.connection import connect
+    from snpdeconv.tracking.connection import MlflowUi, _newest_experiment, connect, show_page
     from snpdeconv.tracking.home import embedded_uri
-    from snpdeconv.tracking.server import MlflowUi, _newest_experiment, show_page
 
     assert run(*train_words(cohort, tmp_path / "run", "--name", "height")).code == 0
     client = connect(embedded_uri())
@@ -106,7 +105,7 @@ def test_the_page_that_ui_opens_is_that_of_the_runs(cohort, run, home, tmp_path,
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" >{opened}\n')
     browser.chmod(0o755)
-    show = f"from snpdeconv.tracking.server import show_page; show_page({page!r})"
+    show = f"from snpdeconv.tracking.connection import show_page; show_page({page!r})"
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("BROWSER", raising=False)

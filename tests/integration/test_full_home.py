@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from command_line import Ran, train_words
 
-from snpdeconv.tracking import list_models, resolve, sync
+from snpdeconv.tracking.registry import list_models, resolve
+from snpdeconv.tracking.ship import sync
 from snpdeconv.tracking.spool import Spool
 
 

@@ -17,18 +17,11 @@ from typing import Any
 import pytest
 from command_line import Ran, train_words
 
-from snpdeconv.tracking import (
-    MlflowUi,
-    TrackedRun,
-    download,
-    get_run_info,
-    resolve,
-    serve_ui,
-    sync,
-    tracking_uri,
-)
-from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.server import server_command
+from snpdeconv.tracking.connection import MlflowUi, connect, serve_ui, server_command
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.registry import download, get_run_info, resolve
+from snpdeconv.tracking.run import TrackedRun
+from snpdeconv.tracking.ship import sync
 
 START_TIMEOUT_S = 180.0
 
@@ -211,7 +204,7 @@ def test_a_server_that_comes_back_in_time_needs_no_sync(server: Server, served_h
 
 FIRST_USE = """
 import sys
-from snpdeconv.tracking import TrackedRun
+from snpdeconv.tracking.run import TrackedRun
 run = TrackedRun.open(experiment="shared", name=sys.argv[1], system_every_s=None)
 for step in range(50):
     run.log_metrics(step, {"loss": float(step)})

@@ -13,15 +13,10 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.tracking import (
-    TrackedRun,
-    cache_dir,
-    download,
-    get_run_info,
-    resolve,
-    sync,
-    tracking_uri,
-)
+from snpdeconv.tracking.home import cache_dir, tracking_uri
+from snpdeconv.tracking.registry import download, get_run_info, resolve
+from snpdeconv.tracking.run import TrackedRun
+from snpdeconv.tracking.ship import sync
 
 COMMAND = [sys.executable, "-c", "from snpdeconv.cli import main; main()"]
 
@@ -146,7 +141,7 @@ def test_a_user_whom_nobody_knows(request: pytest.FixtureRequest) -> None:
     )  # fmt: skip
     folder = request.getfixturevalue("open_folder")
     code = (
-        "from snpdeconv.tracking import TrackedRun; import getpass\n"
+        "from snpdeconv.tracking.run import TrackedRun; import getpass\n"
         "run = TrackedRun.open(experiment='e', name='n', system_every_s=None)\n"
         "run.finish(); assert run.close(timeout_s=60); assert getpass.getuser() == 'uid54321'"
     )

@@ -9,7 +9,7 @@ from command_line import train_words
 
 from snpdeconv.pipelines import train as train_module
 from snpdeconv.pipelines.run_folder import RunFolder
-from snpdeconv.tracking import list_models, resolve
+from snpdeconv.tracking.registry import list_models, resolve
 
 
 class Killed(BaseException):

@@ -14,8 +14,7 @@ from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.pipelines.bundle import load_bundle
 from snpdeconv.pipelines.retrain import retrain
 from snpdeconv.pipelines.run_folder import Inputs
-from snpdeconv.tracking import list_models, resolve
-from snpdeconv.tracking.registry import version_tags
+from snpdeconv.tracking.registry import list_models, resolve, version_tags
 
 CONFIG = load_config("small_cpu", overrides=[*FAST, "model.linear=ridge"])
 

@@ -10,7 +10,7 @@ from conftest import LIMIT_S, await_state, only_run, points, words
 
 from snpdeconv.config import load_config
 from snpdeconv.launch.records import all_records, find_record
-from snpdeconv.tracking import list_models
+from snpdeconv.tracking.registry import list_models
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(4 * LIMIT_S)]
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from browser import open_browser
 from PIL import Image
 
-from snpdeconv.tracking import resolve, serve_ui
-from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.server import MlflowUi
+from snpdeconv.tracking.connection import MlflowUi, connect, serve_ui
+from snpdeconv.tracking.registry import resolve
 
 WIDTH, HEIGHT = 1400, 1180
 CURVES = "^(train/(epoch_loss|epoch_lr|gradient_norm)|val/(loss|pearson_r|r2))$"

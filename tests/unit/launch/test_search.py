@@ -22,7 +22,7 @@ from snpdeconv.launch.study import Choice, Range, Study, apply, read_space, stud
 from snpdeconv.launch.submit import find_inputs
 from snpdeconv.pipelines import train as pipeline
 from snpdeconv.pipelines.train import TrainResult
-from snpdeconv.tracking import list_models
+from snpdeconv.tracking.registry import list_models
 from snpdeconv.training.preemption import Preempted
 
 CONFIG = load_config("small_cpu", overrides=list(FAST))

@@ -19,7 +19,7 @@ from snpdeconv.launch.records import all_records, find_record
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.submit import find_inputs, submit_train
 from snpdeconv.pipelines.train import train
-from snpdeconv.tracking import list_models
+from snpdeconv.tracking.registry import list_models
 
 SCRIPT = Path(__file__).parents[3] / "jobs" / "retrain.py"
 SITE = Site(name="test", scheduler="slurm", partition="cpu")

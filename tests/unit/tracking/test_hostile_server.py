@@ -14,17 +14,18 @@ import pytest
 from hostile_server import RUN, Hostile, drip, endless, hostile_server, status
 
 from snpdeconv.errors import UserError
-from snpdeconv.tracking import (
-    TrackedRun,
+from snpdeconv.tracking import http_limits as limits
+from snpdeconv.tracking.registry import (
     download,
     get_run_info,
     list_models,
+    promote,
     resolve,
     resolve_run,
-    sync,
+    rollback,
 )
-from snpdeconv.tracking import http_limits as limits
-from snpdeconv.tracking.promotion import promote, rollback
+from snpdeconv.tracking.run import TrackedRun
+from snpdeconv.tracking.ship import sync
 
 MODEL = {"config.json": b"{}", "model.safetensors": bytes(1000)}
 

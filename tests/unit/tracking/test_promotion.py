@@ -7,10 +7,18 @@ import os
 import pytest
 
 from snpdeconv.errors import InputError
-from snpdeconv.tracking import resolve, tracking_uri, write_checksums
+from snpdeconv.tracking.artifacts import write_checksums
 from snpdeconv.tracking.connection import connect, experiment_id
-from snpdeconv.tracking.promotion import champion_of, note, promote, rollback
-from snpdeconv.tracking.registry import register_bundle, version_tags
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.registry import (
+    champion_of,
+    note,
+    promote,
+    register_bundle,
+    resolve,
+    rollback,
+    version_tags,
+)
 
 pytestmark = pytest.mark.usefixtures("tracking_home")
 

@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import InputError, ResourceError
-from snpdeconv.tracking import (
+from snpdeconv.tracking.artifacts import verify, write_checksums
+from snpdeconv.tracking.connection import connect, experiment_id
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.registry import (
     ModelRef,
     download,
     get_run_info,
     list_models,
+    register_bundle,
     resolve,
     resolve_run,
-    tracking_uri,
-    verify,
-    write_checksums,
 )
-from snpdeconv.tracking.connection import connect, experiment_id
-from snpdeconv.tracking.registry import register_bundle
 
 
 def new_run() -> str:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from snpdeconv.tracking import SyncReport, TrackedRun, get_run_info, sync, tracking_uri
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.registry import get_run_info
+from snpdeconv.tracking.run import TrackedRun
+from snpdeconv.tracking.ship import SyncReport, sync
 from snpdeconv.tracking.spool import Spool
 
 

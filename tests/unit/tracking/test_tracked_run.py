@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import InputError, ResourceError
-from snpdeconv.tracking import TrackedRun, get_run_info, sync, tracking_uri
 from snpdeconv.tracking import run as run_module
 from snpdeconv.tracking.connection import connect
-from snpdeconv.tracking.run import SystemSampler, _clean
+from snpdeconv.tracking.home import tracking_uri
+from snpdeconv.tracking.registry import get_run_info
+from snpdeconv.tracking.run import SystemSampler, TrackedRun, _clean
+from snpdeconv.tracking.ship import sync
 from snpdeconv.tracking.spool import Spool
 
 
@@ -110,7 +112,7 @@ def test_a_lost_home_finds_its_run_by_key(tracking_home: Path) -> None:
 
 WORKER = """
 import sys, time
-from snpdeconv.tracking import TrackedRun
+from snpdeconv.tracking.run import TrackedRun
 run = TrackedRun.open(sys.argv[1], experiment="height", name="killed", system_every_s=None)
 step = int(sys.argv[2])
 while True:

@@ -9,14 +9,15 @@ import pytest
 from command_line import Ran
 
 from snpdeconv.errors import ConfigError, ResourceError
-from snpdeconv.tracking import home, tracking_uri
 from snpdeconv.tracking.connection import connect
 from snpdeconv.tracking.home import (
     artifacts_dir,
     cache_dir,
+    home,
     is_database,
-    shown,
+    redact_password,
     spool_dir,
+    tracking_uri,
     without_folders,
 )
 
@@ -143,8 +144,8 @@ def test_addresses_of_servers_and_databases_are_taken(uri: str, monkeypatch: pyt
 
 
 def test_passwords_are_not_shown() -> None:
-    assert shown("https://ann:secret@host:5000/x") == "https://host:5000/x"
-    assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert redact_password("https://ann:secret@host:5000/x") == "https://host:5000/x"
+    assert redact_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
 def test_what_leaves_the_machine_names_files_without_folders() -> None:

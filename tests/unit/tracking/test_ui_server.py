@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.tracking import serve_ui
-from snpdeconv.tracking import server as server_module
-from snpdeconv.tracking.server import server_command
+from snpdeconv.tracking import connection as server_module
+from snpdeconv.tracking.connection import serve_ui, server_command
 
 
 def test_with_a_server_the_ui_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
