@@ -24,7 +24,7 @@ from scipy import special
 
 from snpdeconv.config import load_config
 from snpdeconv.finemapping import joint_credible_sets
-from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import deconvolve
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.samples import Samples
@@ -140,7 +140,7 @@ def _small_q(
     genotypes: PackedGenotypes, target: NDArray[Any], found: Any, how: dict[str, Any]
 ) -> NDArray[Any]:
     num_draws = load_config("small_cpu").interpretation.decoys
-    decoys = decoy_scores(genotypes, target, found, **how, draws=range(num_draws))
+    decoys = permutation_scores(genotypes, target, found, **how, draws=range(num_draws))
     return np.asarray(q_values(genotypes, found, decoys) <= SMALL_Q)
 
 

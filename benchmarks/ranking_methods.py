@@ -23,7 +23,7 @@ from snpdeconv.finemapping import (
     joint_credible_sets,
     joint_pip,
 )
-from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import Deconvolution, deconvolve
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.samples import Samples
@@ -92,7 +92,7 @@ def _sets(fits: tuple[SingleEffectsFit, ...], study: Replicate) -> tuple[NDArray
 
 def _q_values(study: Replicate, found: Deconvolution, how: dict[str, Any]) -> NDArray[np.float64]:
     num_draws = load_config(PRESET).interpretation.decoys
-    decoys = decoy_scores(study.genotypes, _target(study), found, **how, draws=range(num_draws))
+    decoys = permutation_scores(study.genotypes, _target(study), found, **how, draws=range(num_draws))
     return q_values(study.genotypes, found, decoys)
 
 

@@ -1,6 +1,6 @@
 """Clumps: of many pairs that show one interaction the strongest leads, likely alternatives stay with it.
 
-Owns which pairs stand for a signal of their own. Knows no p-value and no file.
+Owns which pairs stand for a signal of their own, and which are the mark of one ungenotyped SNP instead.
 Shapes: N samples, V variants, C candidates, L clumps.
 """
 
@@ -27,13 +27,7 @@ EXPLAINED = 0.99
 
 @dataclass(frozen=True)
 class LocalLdAdjustment:
-    """Finds what the neighbourhood of a pair explains.
-
-    Attributes:
-        dosages: Genotypes of the N samples.
-        chrom_code: (V,) chromosome as a number.
-        position_bp: (V,) places.
-    """
+    """Finds what the neighbourhood of a pair explains."""
 
     dosages: Dosages
     chrom_code: NDArray[np.int64]
@@ -46,21 +40,15 @@ class LocalLdAdjustment:
         return bool(self.chrom_code[i] == self.chrom_code[j]) and distance < LINKED_BP
 
     def discount(self, null: Null, residual: Tensor, pair: NDArray[np.int64], column: Tensor) -> float:
-        """Factor by which a pair's statistic falls once its surroundings are in the model.
+        """Factor in [0, 1] by which a pair's statistic falls once its surroundings are in the model.
 
         Two SNPs linked with an ungenotyped causal one mark the haplotypes that carry it, so their product
         predicts the trait without any interaction. To the extent that other SNPs nearby mark these haplotypes
         as well, principal components of their dosages take the causal SNP out of the product; an interaction
         keeps the statistic of what is left, the square root of the product's unexplained share.
 
-        Args:
-            null: The trait without pairs.
-            residual: (N,) what other pairs leave.
-            pair: (2,) variants.
-            column: (N,) standardised product.
-
-        Returns:
-            Statistic given the surroundings over that without them, at most 1; 0 if the sign changes.
+        `residual` (N,) is what other pairs leave, `column` (N,) the standardised product. 0 if the sign
+        changes.
         """
         root = null.weight.sqrt()
         scaled = column * root
@@ -169,16 +157,7 @@ def lead(
     """Selects forward: the strongest candidate given those selected leads, what shows the same joins it.
 
     A pair in weak LD with a strong one is significant by itself and would lead a clump of its own; given the
-    strong one it is not, and it is dropped.
-
-    Args:
-        dosages: Genotypes of the N samples.
-        null: The trait without pairs.
-        pairs: (C, 2) candidates, strongest first.
-        statistic: (C,) exact t.
-        surroundings: Of which a leader has to be independent.
-        t_min: Smallest absolute conditional t of a leader.
-        max_clumps: Most leaders.
+    strong one it is not, and it is dropped. Candidates (C, 2) come strongest first, with their exact t (C,).
     """
     most = max(1, CANDIDATE_ELEMENTS // max(1, dosages.num_samples))
     pairs, statistic = pairs[:most], statistic[:most]
@@ -236,17 +215,7 @@ def refine_leads(
     """Judges the leaders whose members are close once more, now that all the others are known.
 
     When they were selected, stronger pairs still were in the residual and made the verdict on them noisy.
-
-    Args:
-        dosages: Genotypes of the N samples.
-        null: The trait without pairs.
-        leaders: All of them.
-        surroundings: Of which a leader has to be independent.
-        factor: Factor of every statistic.
-        t_min: Smallest absolute t of a leader that is kept.
-
-    Returns:
-        The same leaders with another discount.
+    `factor` is that of every statistic.
     """
     discount, kept = leaders.discount.copy(), leaders.kept.copy()
     for own, pair in enumerate(leaders.pairs):
@@ -263,21 +232,12 @@ def refine_leads(
 def clump_members(
     dosages: Dosages, null: Null, leaders: LeadPairs, *, max_pairs: int
 ) -> list[NDArray[np.int64]]:
-    """Finds for each leader the pairs that may be meant in its stead.
+    """Finds for each leader that was kept the (any number, 2) pairs that may be meant in its stead.
 
     All products of the SNPs linked with its one member and those linked with its other are tested on the
     residual of the other leaders. Those within ``SUPPORT`` of the best squared t stay, or within less where
-    that would be too many: the same loss of likelihood is the limit in every clump.
-
-    Args:
-        dosages: Genotypes of the N samples.
-        null: The trait without pairs.
-        leaders: Of :func:`lead`.
-        max_pairs: Most pairs in all.
-
-    Returns:
-        For each leader that was kept its (any number, 2) pairs, the leader first, then from the strongest
-        on; a pair is in the first clump that finds it.
+    `max_pairs` in all would be exceeded: the same loss of likelihood is the limit in every clump. The leader
+    comes first, then the others from the strongest on; a pair is in the first clump that finds it.
     """
     chosen = np.flatnonzero(leaders.kept)[:max_pairs]
     if not len(chosen):

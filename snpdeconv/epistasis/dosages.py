@@ -90,14 +90,8 @@ class Dosages:
         return self.genotypes.num_samples if self.rows is None else len(self.rows)
 
     def tile(self, start: int, stop: int) -> Tensor:
-        """Standardised dosages of neighbouring variants.
-
-        Args:
-            start: First variant, a multiple of four.
-            stop: One after the last.
-
-        Returns:
-            (N, stop - start) float32.
+        """Standardised dosages (N, stop - start) float32 of neighbouring variants; `start` is a multiple of
+        four.
         """
         columns = slice(start // CODES_A_BYTE, -(-stop // CODES_A_BYTE))
         if self._packed is None:
@@ -183,19 +177,12 @@ class Products:
 def pair_columns(
     genotypes: PackedGenotypes, pairs: NDArray[np.integer], *, rows: Rows = None
 ) -> NDArray[np.float32]:
-    """Makes the columns by which pairs join a regression.
+    """Makes the columns (N, P) float32 by which pairs (P, 2) join a regression.
 
     Each is the product of the two standardised dosages (missing ones at the mean) without what intercept and
     either dosage explain of it, scaled to mean 0 and variance 1: its coefficient is an interaction alone, in
-    the unit of the trait for one standard deviation.
-
-    Args:
-        genotypes: The cohort.
-        pairs: (P, 2) variants.
-        rows: (N,) samples; None for all. The columns are standardised over these.
-
-    Returns:
-        (N, P) float32; a column of 0 where the dosages leave nothing of their product.
+    the unit of the trait for one standard deviation; 0 where the dosages leave nothing. Moments are of
+    `rows`.
     """
     return products(Dosages.of(genotypes, rows=rows), pairs.astype(np.int64)).values.numpy()
 

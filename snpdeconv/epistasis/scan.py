@@ -120,35 +120,19 @@ def scan_pairs(
 ) -> PairScan:
     """Scans all pairs of SNPs for interactions in what single SNPs leave of a trait.
 
-    Screens every pair by matrix products (:func:`~snpdeconv.epistasis.screen.screen`, which tells its
-    cost), tests the strongest exactly, selects leaders forward, guards close ones against being one
-    ungenotyped SNP, and adds to each leader the pairs that may be meant in its stead. After a fit that took
-    these pairs, scan once more with what its dosage and dominance columns alone leave, the pairs' part added
-    back: the single SNPs that had stood for pairs are gone from it, and the list replaces the first.
+    Screens every pair by matrix products (:func:`~snpdeconv.epistasis.screen.screen`, which tells its cost),
+    tests the strongest exactly, selects leaders forward, guards close ones against being one ungenotyped SNP,
+    and adds to each leader the pairs that may be meant in its stead. After a fit that took these pairs, scan
+    once more with what its dosage and dominance columns alone leave, the pairs' part added back: the single
+    SNPs that had stood for pairs are gone from it, and the list replaces the first.
 
-    Args:
-        genotypes: The cohort.
-        residual: (N,) what dosages, dominance and covariates leave of the trait; of a binary trait y - mean.
-        chrom: (V,) chromosomes.
-        position_bp: (V,) places.
-        rows: (N,) samples; None for all.
-        mean: (N,) fitted probabilities of a binary trait; None for a quantitative one.
-        covariates: (N, any number), without an intercept; the products are made independent of them.
-        min_distance_bp: Pairs of one chromosome closer than this are not tested.
-        max_r: Largest correlation of the two dosages.
-        min_carriers: Smallest number, expected and seen, of samples that carry both minor alleles.
-        expected_false: Pairs are kept down to the p-value that so many of independent pairs would reach.
-        max_clumps: Most clumps.
-        max_pairs: Most pairs of all clumps together.
-        tile: Variants of a tile, a multiple of four; by default what fits memory. No result depends on it.
-        device: Where to compute.
-        dtype: Of the screen's products; float32, and bfloat16 on a GPU. All that is returned is tested anew.
-
-    Returns:
-        The pairs kept, none if there are none.
-
-    Raises:
-        InputError: The residual does not fit the samples, or the places do not fit the variants.
+    `residual` (N,) is of the samples in `rows`, all by default; of a binary trait y - `mean`, its fitted
+    probabilities (N,). The products are made independent of covariates (N, any number; no intercept). Not
+    tested are pairs nearer than `min_distance_bp` on one chromosome, pairs of dosages more correlated than
+    `max_r`, and those with fewer than `min_carriers`, expected and seen, of both minor alleles. Pairs are
+    kept down to the p-value that `expected_false` of independent pairs would reach. `tile` (variants, a
+    multiple of four) changes no result; neither does `dtype` of the screen's products (bfloat16 on a GPU), as
+    all that is returned is tested anew.
     """
     dosages = Dosages.of(genotypes, rows=rows, device=device)
     given = np.asarray(residual, dtype=np.float64)

@@ -1,7 +1,7 @@
 """The exhaustive screen: all pairs of SNPs as matrix products, tile by tile, the strongest kept.
 
-Owns the screening statistic and its cost. Exact tests, p-values and clumps come after it.
-Shapes: N samples, V variants, b variants of a tile.
+Owns the screening statistic, its cost, and the tiles that stay decoded. Exact tests, p-values and clumps come
+after it. Shapes: N samples, V variants, b variants of a tile.
 """
 
 from __future__ import annotations
@@ -39,13 +39,7 @@ class Tile:
 
 
 class DecodedTiles:
-    """All tiles of a cohort; as many as fit stay decoded.
-
-    Args:
-        dosages: The cohort.
-        size: Variants of a tile, a multiple of four.
-        dtype: Number format of the products.
-    """
+    """All tiles of a cohort, `size` variants each, a multiple of four; as many as fit stay decoded."""
 
     def __init__(self, dosages: Dosages, *, size: int, dtype: torch.dtype) -> None:
         self._dosages, self._size, self._dtype = dosages, size, dtype
@@ -196,19 +190,9 @@ def screen(
     Work: 2 products of 2 N b² FLOP for each of the V²/(2 b²) + V/(2 b) tiles: 2 N V² FLOP in all for V >> b.
     Memory: five (N, b) and about six (b, b) arrays, and tiles that stay decoded.
 
-    Args:
-        dosages: Genotypes of the N samples.
-        residual: (N,) float32, mean 0.
-        variance: (N,) variance of each residual under the null of a binary trait, else None.
-        chrom_code: (V,) chromosome of each variant, as a number.
-        position_bp: (V,) places.
-        min_distance_bp: Pairs of one chromosome closer than this are not tested.
-        min_carriers: Smallest expected number of carriers of both minor alleles.
-        t_min: Smallest absolute t kept.
-        keep: Most pairs kept.
-        tile: b, a multiple of four; by default as many as fit the memory budget above. Where memory runs out
-            the screen begins anew with half as many; no result depends on it.
-        dtype: Of the products' inputs; sums are float32.
+    `residual` (N,) has mean 0, `variance` (N,) is that of each under the null of a binary trait, else None;
+    `chrom_code` (V,) is the chromosome as a number. Where memory runs out the screen begins anew with tiles
+    of half as many variants; no result depends on it.
     """
     of_memory = _tile_size(dosages.num_samples, on_gpu=dosages.device.type == "cuda")
 

@@ -95,18 +95,12 @@ class Tested:
 def retest_pairs(
     dosages: Dosages, null: Null, pairs: NDArray[np.int64], *, factor: float | NDArray[np.float64]
 ) -> Tested:
-    """Tests (P, 2) pairs, each by itself.
+    """Tests (P, 2) pairs, each by itself; one or (P,) factors scale the statistic.
 
     Quantitative: least squares of the residual on the product, both dosages, both heterozygote indicators and
-    the covariates. The standard error is the larger of the homoscedastic and the HC3 one (MacKinnon and
-    White 1985): the latter is needed where a SNP of a strong pair meets others, the former where few double
+    the covariates. The standard error is the larger of the homoscedastic and the HC3 one (MacKinnon and White
+    1985): the latter is needed where a SNP of a strong pair meets others, the former where few double
     carriers make the latter noisy. Binary: score test with saddlepoint tail.
-
-    Args:
-        dosages: Genotypes of the N samples.
-        null: The trait without pairs.
-        pairs: (P, 2) variants.
-        factor: One or (P,) factors of the statistic.
     """
     parts = [
         _test_batch(dosages, null, pairs[b]) for b in batches(len(pairs), num_samples=4 * dosages.num_samples)

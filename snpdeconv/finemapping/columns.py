@@ -1,7 +1,8 @@
 """The columns that compete for the trait: dosage and dominance of every SNP, and extra ones.
 
-Owns decoding, standardisation, mean imputation and projection off the covariates; knows no trait.
-Shapes: N samples, V variants, P columns ([dosage V | dominance V | extra E]), Q covariates and intercept.
+Owns standardisation, projection off the covariates and which columns are kept once made; tiles do the
+decoding and the mean imputation. Knows no trait. Shapes: N samples, V variants, P columns ([dosage V |
+dominance V | extra E]), Q covariates and intercept.
 """
 
 from __future__ import annotations
@@ -19,14 +20,7 @@ from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 
 class KeptRows:
-    """Rows (width,) of float32 by keys 0 to num_keys - 1.
-
-    Args:
-        num_keys: Keys there can be.
-        width: Numbers in a row.
-        most: Most rows.
-        device: Where they are.
-    """
+    """Rows (width,) of float32 by keys 0 to num_keys - 1, at most `most` of them."""
 
     def __init__(self, num_keys: int, *, width: int, most: int, device: torch.device) -> None:
         self.most = most
@@ -73,7 +67,7 @@ COLLINEAR = 1e-5
 TAKEN_ELEMENTS = 2**23
 # Most memory for columns that are asked for again and again, as those that carry effects are.
 KEPT_BYTES = 2**27
-# With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single people.
+# With fewer samples than this of its rarest genotype, a SNP's dominance would rest on single samples.
 DOMINANCE_MIN_SAMPLES = 5
 
 
@@ -126,14 +120,8 @@ class Scaling:
 class Columns:
     """Standardised, projected columns of a cohort, as products with them; made tile by tile.
 
-    Args:
-        genotypes: The samples of the fit.
-        basis: (N, Q) orthonormal basis of the intercept, its first column, and covariates.
-        extra: Extra columns, if any.
-        dominance: Whether SNPs have a dominance column.
-        without_dominance: (V,) SNPs that have none all the same.
-        device: Where tiles are multiplied.
-        tile_variants: Variants in a tile of a CPU; chosen by size where None.
+    `basis` (N, Q) is orthonormal, the intercept first. SNPs have a dominance column if `dominance`, but for
+    those in `without_dominance` (V,). `tile_variants` is of a CPU; chosen by size where None.
     """
 
     def __init__(
@@ -173,25 +161,11 @@ class Columns:
         self._kept = KeptRows(self.num_columns, width=self.num_samples, most=most, device=self.device)
 
     def correlate(self, vectors: Tensor) -> Tensor:
-        """Products of every column with vectors over the samples; one pass.
-
-        Args:
-            vectors: (N, K).
-
-        Returns:
-            (P, K) float64.
-        """
+        """Products (P, K) float64 of every column with vectors (N, K) over the samples; one pass."""
         return self._standardised(self._tiles.products(vectors, het=self.dominance), vectors)
 
     def gram_times(self, weight: Tensor) -> Tensor:
-        """Products of every column with a weighted sum of all; one pass.
-
-        Args:
-            weight: (P,) float64.
-
-        Returns:
-            (P,) float64.
-        """
+        """Products (P,) of every column with a weighted sum of all, weights (P,) float64; one pass."""
         beside = (self._extra @ weight[self._first_extra :].float()).double()
         score, found = self._tiles.gram_times(self._of_genotypes(weight), beside=beside)
         return self._standardised(found, score[:, None])[:, 0]
@@ -208,41 +182,18 @@ class Columns:
         return torch.cat(parts)
 
     def combine(self, weight: Tensor) -> Tensor:
-        """Weighted sum of all columns; one pass.
-
-        Args:
-            weight: (P,) float64.
-
-        Returns:
-            (N,) float64.
-        """
+        """Weighted sum (N,) of all columns, weights (P,) float64; one pass."""
         total = self._tiles.combine(self._of_genotypes(weight))
         total -= self.basis @ (self.basis.T @ total)
         return total + (self._extra @ weight[self._first_extra :].float()).double()
 
     def score(self, of_dosage: NDArray[np.float64], of_het: NDArray[np.float64]) -> Tensor:
-        """Weighted sum of the genotypes less their means, covariates left in; one pass.
-
-        Args:
-            of_dosage: (V,).
-            of_het: (V,).
-
-        Returns:
-            (N,) float64.
-        """
+        """Weighted sum (N,) of dosages and indicators (V,) less their means, covariates left in; one pass."""
         weight = torch.stack([self._send(of_dosage), self._send(of_het)])
         return self._tiles.combine(weight) - (weight * torch.stack([self._mean, self._het_mean])).sum()
 
     def take(self, index: NDArray[np.int64], *, again: bool = False) -> Tensor:
-        """Some columns by themselves.
-
-        Args:
-            index: (S,) columns.
-            again: Whether they will be asked for again, so that they are worth keeping.
-
-        Returns:
-            (N, S) float32.
-        """
+        """Some columns (S,) by themselves, (N, S) float32; kept where they will be asked for `again`."""
         if not again or len(index) > self._kept.most:
             return self._made(index)
         absent = self._kept.absent(index)
@@ -259,15 +210,11 @@ class Columns:
         return out
 
     def weighted_squares(self, weight: Tensor, *, cross: Tensor, inverse: Tensor) -> Tensor:
-        """Weighted sum of squares of every column after weighted projection off the covariates; two passes.
+        """Weighted sum of squares (P,) of every column after weighted projection off the covariates; two
+        passes.
 
-        Args:
-            weight: (N,) of the samples.
-            cross: (N, Q) the basis times the weights.
-            inverse: (Q, Q) inverse of the basis' weighted Gram matrix and its coefficients' precision.
-
-        Returns:
-            (P,) float64.
+        `cross` (N, Q) is the basis times the weights (N,), `inverse` (Q, Q) of the basis' weighted Gram
+        matrix and its coefficients' precision.
         """
         squares = self._tiles.squares(weight)
         along = self._tiles.products(cross, het=self.dominance)

@@ -1,7 +1,6 @@
 """Credible sets: the smallest sets of SNPs that hold an effect with a stated probability.
 
-Owns coverage, purity and the merging of duplicates; takes fitted effects and packed genotypes.
-Shapes: N samples, S SNPs of a set.
+Owns coverage, purity and the merging of duplicates. Shapes: N samples, S SNPs of a set.
 """
 
 from __future__ import annotations
@@ -58,33 +57,22 @@ def credible_sets(
     min_purity: float = 0.5,
     min_log_bayes_factor: float = ENOUGH_EVIDENCE,
 ) -> tuple[CredibleSet, ...]:
-    """Credible sets of the effects of a fit; the columns of a SNP count together.
+    """Credible sets of the effects of a fit, strongest evidence first; the columns of a SNP count together.
 
     An effect of a pair gives one set for each of its two SNPs. Sets that share more than half of the smaller
-    one are duplicates; the one of larger Bayes factor stays.
+    one are duplicates; the one of larger Bayes factor stays. Those with less purity or evidence (natural
+    logarithm) than the least say nothing of use and are left out. Cohort and `rows` are those of the fit.
 
     The probabilities of a set say where an effect is, given that there is one. Whether there is one is what
     the Bayes factor says, averaged over all columns by their prior: under no effect its mean is 1, so that it
     reaches 20 in at most 1 of 20 traits whose residual is normal (Markov; Shafer et al. 2011, Stat. Sci.
     26:84), however many SNPs and pairs were looked at. The prior variance, chosen to make it largest, adds to
     that, and its skewness takes away more. Of several fits, as of each class against the rest, the bound
-    holds for all of them together with the logarithm of their number
-    added.
+    holds for all of them together with the logarithm of their number added.
 
     Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
     among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then
     stands alone in its set. Neither purity nor evidence tells such a set from others.
-
-    Args:
-        fit: The fit.
-        genotypes: The cohort it was fitted on.
-        rows: The samples it was fitted on.
-        coverage: Least probability of a set.
-        min_purity: Sets with a smaller correlation between any two SNPs say nothing of use and are left out.
-        min_log_bayes_factor: Natural logarithm; effects with less evidence give no set.
-
-    Returns:
-        The sets, strongest evidence first.
     """
     found: list[CredibleSet] = []
     strongest_first = sorted(range(len(fit.effects)), key=lambda i: -fit.effects[i].log_bayes_factor)
@@ -118,16 +106,9 @@ def joint_credible_sets(
     rows: NDArray[np.integer] | None = None,
     coverage: float = 0.95,
 ) -> tuple[tuple[int, CredibleSet], ...]:
-    """Credible sets of several fits to one trait, such as of each class against the rest.
+    """Credible sets of K fits to one trait, such as of each class against the rest, strongest evidence first.
 
-    Args:
-        fits: K fits; each has to show the more evidence, the more there are.
-        genotypes: The cohort they were fitted on.
-        rows: The samples they were fitted on.
-        coverage: Least probability of a set.
-
-    Returns:
-        Each set with the number of its fit, strongest evidence first.
+    Each comes with the number of its fit; the more fits, the more evidence each has to show.
     """
     evidence = ENOUGH_EVIDENCE + math.log(len(fits))
     sets = [

@@ -1,7 +1,8 @@
-"""One single effect: one column acts, or both of a SNP, with normal effects of an estimated prior variance.
+"""Single effects: the posterior of one, and the sum of them, each updated against what the others leave.
 
-Owns the Bayes factors, the posterior and the marginal likelihood; knows neither genotypes nor other effects.
-Source: Wang et al. 2020 (JRSS B 82:1273), appendix A. Shapes: P columns; V SNPs, or 0 where only one acts.
+One column acts, or both of a SNP, with normal effects of a prior variance estimated by maximum marginal
+likelihood (Wang et al. 2020, JRSS B 82:1273, appendix A). Knows columns by their products only, neither
+genotypes nor traits. Shapes: N samples; P columns; V SNPs, or 0 where only one column acts.
 """
 
 from __future__ import annotations
@@ -126,14 +127,8 @@ class Evidence:
 def best_prior_variance(evidence: Evidence, *, start: float) -> float:
     """Prior variance of the largest marginal likelihood; 0 where no effect is at least as likely.
 
-    The slope by the log variance is bracketed from ``start`` and its root found by regula falsi (Illinois).
-
-    Args:
-        evidence: What the data say.
-        start: A prior variance to start from, such as the last one; 0 to search a grid.
-
-    Returns:
-        The variance.
+    The slope by the log variance is bracketed from ``start`` (0 to search a grid) and its root found by
+    regula falsi (Illinois).
     """
     if start <= 0:
         typical = evidence.typical_variance
@@ -168,16 +163,10 @@ def _root(evidence: Evidence, at: float) -> float:
 
 
 def posterior(evidence: Evidence, *, correlation: Tensor, prior_variance: float) -> Effect:
-    """Posterior of an effect under its prior variance.
+    """Posterior of an effect under its prior variance, which is larger than 0; ``fitted`` is still zero.
 
-    Args:
-        evidence: What the data say about each column.
-        correlation: (P,) product of each column with the residual that this effect is to explain, over the
-            residual variance.
-        prior_variance: Larger than 0.
-
-    Returns:
-        The effect, ``fitted`` still zero.
+    `correlation` (P,) is the product of each column with the residual that this effect is to explain, over
+    the residual variance.
     """
     total, alpha, both = evidence.posterior(prior_variance)
     variance = 1 / (1 / evidence.variance + 1 / prior_variance)
@@ -227,16 +216,12 @@ SETTLED_VARIANCE = 0.1
 class SingleEffectSum:
     """The posterior of a sum of single effects, updated one at a time against the residual of the others.
 
-    Args:
-        log_prior: (P,) logarithm of the prior weight of each column alone.
-        log_prior_both: (V,) that of dosage and dominance column of a SNP together, where one effect may be
-            both; else (0,). All weights sum to 1.
-        max_effects: Most effects.
-        entry: Log Bayes factor from which on a new effect is added; one that is in stays while its best prior
-            variance is not zero, so that the bound never falls.
-        spare_passes: Whether a pass over the genotypes is dear, because it decodes them: one for an effect
-            then also fetches the columns that the next ones will likely need, and effects spread over very
-            many columns, which need two passes an update, wait until the others have settled.
+    `log_prior` (P,) and `log_prior_both` (V,) are of each column alone, and of both columns of a SNP where
+    one effect may be both, else (0,); all weights sum to 1. `entry` is the log Bayes factor from which on a
+    new effect is added; one that is in stays while its best prior variance is not zero, so that the bound
+    never falls. `limit_passes` tells that a pass over the genotypes is expensive, because it decodes them:
+    one for an effect then also fetches the columns that the next ones will likely need, and effects spread
+    over very many columns, which need two passes an update, wait until the others have settled.
     """
 
     def __init__(
@@ -256,10 +241,8 @@ class SingleEffectSum:
     def rebase(self, gram: LazyGram, correlation: Tensor, *, profile: LogisticProfile | None = None) -> None:
         """Takes new products, after the weights of the samples changed.
 
-        Args:
-            gram: Products among columns.
-            correlation: (P,) products of the columns with the trait.
-            profile: The likelihood along columns, where the products stand for it only nearby.
+        `correlation` (P,) is of the columns with the trait; `profile` the likelihood along columns, where the
+        products stand for it only nearby.
         """
         self._gram = gram
         self._correlation = correlation
@@ -325,9 +308,8 @@ class SingleEffectSum:
     def sweep(self, noise: float, *, spread: bool = True) -> None:
         """Updates every effect once, drops those that became zero, and adds new ones while they are not.
 
-        Args:
-            noise: Residual variance.
-            spread: Whether effects that are spread over very many columns take part.
+        `noise` is the residual variance; `spread` whether effects that are spread over very many columns take
+        part.
         """
         # Summed anew, so that rounding does not pile up over sweeps.
         self._start()
@@ -346,11 +328,7 @@ class SingleEffectSum:
         self.effects = kept
 
     def expected_squares(self, total: float) -> float:
-        """Expected residual sum of squares.
-
-        Args:
-            total: Sum of squares of the trait.
-        """
+        """Expected residual sum of squares of a trait whose sum of squares is `total`."""
         squares = total
         fitted = torch.zeros_like(self._correlation)
         for effect in self.effects:
@@ -368,8 +346,8 @@ class SingleEffectSum:
     def next_effect(self, *, noise: float) -> tuple[Tensor, Tensor]:
         """(P,) probability of each column to act by the next effect, did one exist; (V,) of both of a SNP.
 
-        Its prior variance must not rest on the effects found: decoys, which are compared with real SNPs,
-        are fitted where there are none.
+        Its prior variance must not rest on the effects found: the permutation null, which real SNPs are
+        compared with, is fitted where there are none.
         """
         evidence = self._evidence(self._residual, noise=noise)
         prior_variance = NEXT_VARIANCE * evidence.typical_variance
@@ -441,16 +419,8 @@ class SingleEffectSum:
     ) -> tuple[Evidence, Tensor, float]:
         """Evidence by the likelihood itself along all columns that could carry the effect.
 
-        Args:
-            evidence: By the regression.
-            correlation: (P,) of the regression.
-            log_odds: (N,) without the effect.
-            start: (P,) effects to start from.
-            prior_variance: Of the effect, to start from.
-            fixed: Whether it stays.
-
-        Returns:
-            The evidence, the correlations that belong to it, and the best prior variance.
+        `log_odds` (N,) are without the effect, `start` (P,) effects to start from. Gives the evidence, the
+        correlations (P,) that belong to it, and the best prior variance, or the given one if that is `fixed`.
         """
         assert self._profile is not None
         log_odds, most = self._profile.left(log_odds)

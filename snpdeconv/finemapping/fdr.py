@@ -1,7 +1,7 @@
-"""False discovery rates of a ranking from decoys: people's real genotypes, given to other people.
+"""False discovery rates of a ranking from a permutation null: real genotypes, given to other samples.
 
-Owns how decoys are made, scored and counted; knows no table and not what a ranking is used for.
-Shapes: N samples, V variants, O outputs, C covariates, D draws.
+Owns how the null is drawn, fitted and counted, and what the posterior adds; knows no table. Settings and
+columns call the permuted SNPs decoys. Shapes: N samples, V variants, O outputs, C covariates, D permutations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 Floats = NDArray[np.float64]
 
 DECOY_STREAM = 11
-# What decoys give a larger rate is not held against the posterior, nor is what stands lower in the ranking.
+# SNPs of a larger rate by the null, and those that rank lower, are not held against the posterior.
 HOPELESS = 0.5
 MOST_JUDGED = 2_000
 # SNPs in less LD than this, among so many samples at most, are not linked.
@@ -28,7 +28,7 @@ LINKED_R2 = 0.1
 MOST_SAMPLES = 5_000
 
 
-def decoy_scores(
+def permutation_scores(
     genotypes: PackedGenotypes,
     target: ArrayLike,
     found: Deconvolution,
@@ -43,38 +43,24 @@ def decoy_scores(
     draws: Iterable[int] = range(10),
     seed: int = 0,
 ) -> Floats:
-    """Scores that the same SNPs get when they are decoys, in the fit that made the ranking.
+    """(D, V) scores that the same SNPs get under a permutation, in the fit that made the ranking.
 
-    A draw gives every person the whole genotype of another: frequencies, LD and the number of tests stay, and
-    nothing is left that could be associated. Decoys meet the real SNPs in one fit: what these explain, the
-    linear predictor found, stands in it as a covariate, and decoys compete for the rest, as real SNPs without
-    effect do, singly, by their dominance and in pairs. Decoys tell what chance does, not structure: a
-    confounder that the covariates leave is not among what they estimate.
+    A permutation gives every sample the whole genotype of another: frequencies, LD and the number of tests
+    stay, and nothing is left that could be associated. The permuted SNPs meet the real ones in one fit: what
+    these explain, the linear predictor of `found`, stands in it as a covariate, and the permuted SNPs compete
+    for the rest, as real SNPs without effect do, singly, by their dominance and in pairs. The null tells what
+    chance does, not structure: a confounder that the covariates leave is not among what it estimates.
 
-    Args:
-        genotypes: The cohort.
-        target: (N,) as given to the fit.
-        found: The fit whose `score` is the ranking.
-        chrom: (V,) chromosomes.
-        position_bp: (V,) places.
-        rows: (N,) samples of the fit; all by default.
-        covariates: (N, C) as given to the fit.
-        prior_weights: (V,) as given to the fit.
-        pairs: Whether the fit looked for pairs.
-        settings: Those of the fit.
-        draws: (D,) their numbers; a draw rests on its number and the seed alone, so that several machines can
-            share them. Each takes about as long as the fit of a trait without effects.
-        seed: Of the draws.
-
-    Returns:
-        (D, V) scores.
+    All but the last two arguments are those of the fit. `draws` numbers the permutations; one rests on its
+    number and the seed alone, so that several machines can share them. Each takes about as long as the fit of
+    a trait without effects.
     """
-    people = np.arange(genotypes.num_samples) if rows is None else np.asarray(rows)
-    given = np.empty((len(people), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+    samples = np.arange(genotypes.num_samples) if rows is None else np.asarray(rows)
+    given = np.empty((len(samples), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     beside = np.hstack([given, found.fitted])
 
     def draw(number: int) -> Floats:
-        rows = np.random.default_rng([DECOY_STREAM, seed, number]).permutation(people)
+        rows = np.random.default_rng([DECOY_STREAM, seed, number]).permutation(samples)
         try:
             return deconvolve(
                 genotypes,
@@ -91,31 +77,22 @@ def decoy_scores(
         except InputError as error:
             if error.where != "covariates":
                 raise
-            # What was found explains the trait wholly: nothing is left that a decoy could show.
+            # What was found explains the trait wholly: nothing is left that a permutation could show.
             return np.zeros(genotypes.num_variants)
 
     scores = [draw(number) for number in track(draws, "draws of decoys")]
     return np.array(scores).reshape(-1, genotypes.num_variants)
 
 
-def decoy_q_values(score: ArrayLike, decoys: ArrayLike) -> Floats:
-    """Smallest false discovery rate at which each SNP would still be reported.
+def permutation_q_values(score: ArrayLike, decoys: ArrayLike) -> Floats:
+    """(V,) smallest false discovery rate at which each SNP would still be reported, from `decoys` (D, V).
 
-    A SNP's p-value is the share of decoys that score as high, itself counted among them so that it is never 0
-    (Phipson and Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39); the rates are those of Benjamini and
-    Hochberg (1995). So it takes 10 SNPs at D = 1, or 2 at D = 5, above all decoys to reach a rate of .1.
+    A SNP's p-value is the share of null scores that are as high, itself counted among them so that it is
+    never 0 (Phipson and Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39); the rates are those of Benjamini and
+    Hochberg (1995). So it takes 10 SNPs at D = 1, or 2 at D = 5, above the whole null to reach a rate of .1.
     A discovery counts as false if it is linked with nothing causal: SNPs in LD with a causal one share its
-    evidence, and how far it can be told apart is what inclusion probabilities and credible sets say.
-
-    Args:
-        score: (V,) of the ranking, higher is better.
-        decoys: (D, V) scores of decoys on the same scale.
-
-    Returns:
-        (V,) in (0, 1], never smaller for a lower score; equal scores have equal values.
-
-    Raises:
-        InputError: No decoys, or of another number of SNPs.
+    evidence, and how far it can be told apart is what inclusion probabilities and credible sets say. Values
+    are in (0, 1], never smaller for a lower score; equal scores have equal values.
     """
     values, null = np.asarray(score, dtype=np.float64), np.asarray(decoys, dtype=np.float64)
     if null.ndim != 2 or not len(null) or null.shape[1] != len(values):
@@ -142,33 +119,25 @@ def q_values(
     *,
     rows: NDArray[np.integer] | None = None,
 ) -> Floats:
-    """False discovery rates of a ranking by `score`: the larger of what decoys and the posterior say.
+    """(V,) false discovery rates of a ranking by `score`: the larger of what null and posterior say.
 
-    Decoys tell which scores chance reaches, SNP by SNP. Among dense SNPs a linked group that shares a faint
-    hint, or the far end of a real signal, passes them all at once, and by the number of SNPs looks like many
-    discoveries. The posterior tells where effects are: the probability that a SNP is linked with what acts is
-    the sum of the inclusion probabilities around it, and its mean complement over the SNPs down to a score
-    estimates the rate as well (Käll et al. 2008, Bioinformatics 24:i42). The larger of the two counts.
-
-    Args:
-        genotypes: The cohort.
-        found: The fit.
-        decoys: (D, V) of :func:`decoy_scores`.
-        rows: (N,) samples of the fit.
-
-    Returns:
-        (V,) in (0, 1], never smaller for a lower score.
+    The permutation null, `decoys` (D, V), tells which scores chance reaches, SNP by SNP. Among dense SNPs a
+    linked group that shares a faint hint, or the far end of a real signal, passes it all at once, and by the
+    number of SNPs looks like many discoveries. The posterior tells where effects are: the probability that a
+    SNP is linked with what acts is the sum of the inclusion probabilities around it, and its mean complement
+    over the SNPs down to a score estimates the rate as well (Käll et al. 2008, Bioinformatics 24:i42). The
+    larger of the two counts; it is in (0, 1] and never smaller for a lower score.
     """
-    by_decoys = decoy_q_values(found.score, decoys)
+    by_null = permutation_q_values(found.score, decoys)
     order = np.argsort(-found.score, kind="stable")[:MOST_JUDGED]
-    judged = order[by_decoys[order] < HOPELESS]
+    judged = order[by_null[order] < HOPELESS]
     missed = 1 - _linked_mass(genotypes, found.pip, judged, rows=rows)
     rate = np.cumsum(missed) / np.arange(1, len(judged) + 1)
     # Of SNPs with equal scores, all count.
     last = np.searchsorted(-found.score[judged], -found.score[judged], side="right") - 1
-    by_posterior = np.ones_like(by_decoys)
+    by_posterior = np.ones_like(by_null)
     by_posterior[judged] = np.minimum.accumulate(rate[last][::-1])[::-1]
-    return np.maximum(by_decoys, by_posterior)
+    return np.maximum(by_null, by_posterior)
 
 
 def _linked_mass(

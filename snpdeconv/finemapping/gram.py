@@ -1,7 +1,8 @@
-"""Products of all columns with the few that carry the posterior: a Gram matrix made where it is asked for.
+"""What a fit asks of its columns: their products, the likelihood along them, and each sample's predictor.
 
-Owns sample weights, the cache and when a pass over the genotypes is worth it; knows no trait.
-Shapes: N samples, P columns, S columns held.
+`LazyGram` makes rows of the Gram matrix where the posterior asks for them and decides when a pass over the
+genotypes is worth it; `LogisticProfile` looks at a logistic likelihood beyond its quadratic; `Predictor`
+turns the posterior into pseudo-observations. Shapes: N samples, P columns, S columns held, Q covariates.
 """
 
 from __future__ import annotations
@@ -26,11 +27,8 @@ BLOCK_BYTES = 2**28
 class LazyGram:
     """Rows of X'WX, where X is projected off the covariates under the weights W.
 
-    Args:
-        columns: The columns X.
-        weight: (N,) of the samples; None for equal weights of 1.
-        precision: (Q,) of the covariates' coefficients before the data, in their basis; flat by default.
-        cache_bytes: Most memory that rows may keep.
+    `weight` (N,) is None for equal weights of 1; `precision` (Q,) of the covariates' coefficients before the
+    data, in their basis, is flat by default.
     """
 
     def __init__(
@@ -78,10 +76,8 @@ class LazyGram:
         return self._columns.correlate(vectors)
 
     def fetch(self, index: NDArray[np.int64]) -> None:
-        """Makes rows available; those missing are made together.
-
-        Args:
-            index: Columns, in any order; at most ``most_rows`` of them count.
+        """Makes rows of columns available, in any order, at most ``most_rows``; those missing are made
+        together.
         """
         absent = self._rows.absent(np.unique(index)[: self.most_rows])
         step = max(16, BLOCK_BYTES // (8 * self._columns.num_columns))
@@ -100,15 +96,9 @@ class LazyGram:
         return self.project(self._columns.combine(full)[:, None])[:, 0]
 
     def times(self, index: NDArray[np.int64], weight: Tensor, *, score: Tensor | None = None) -> Tensor:
-        """X'WX b of a vector b with few entries other than zero.
+        """X'WX b (P,) float64 of a vector b with entries `weight` (S,) at `index` (S,) and zeros elsewhere.
 
-        Args:
-            index: (S,) where.
-            weight: (S,) float64 what.
-            score: What :meth:`score` gives, if it is known, which spares a pass where entries are many.
-
-        Returns:
-            (P,) float64.
+        What :meth:`score` gives spares a pass where entries are many, if it is known.
         """
         if len(index) > MOST_FETCHED:
             return self._dense_times(index, weight, score)
@@ -136,12 +126,8 @@ LEAST_CURVATURE = 1e-9
 
 @dataclass(frozen=True)
 class Expansion:
-    """Quadratics in the effects of K columns: ``shift + slope * b - curvature * b**2 / 2``, over no effect.
-
-    Attributes:
-        slope: (K,).
-        curvature: (K,).
-        shift: (K,).
+    """Quadratics in the effects of K columns: ``shift + slope * b - curvature * b**2 / 2``, over no effect;
+    (K,).
     """
 
     slope: Tensor
@@ -155,12 +141,8 @@ class LogisticProfile:
     A regression on pseudo-observations extrapolates the curvature at one predictor. With few cases among the
     carriers this overstates the evidence of an effect without limit; here the likelihood itself is looked at.
 
-    Args:
-        columns: The columns.
-        gram: Their products under the weights of the round; effects are those of columns as it projects them.
-        case: (N,) zeros and ones.
-        base: (N,) log odds without any effect.
-        most: Log likelihood that covariates alone leave to be gained.
+    Effects are those of columns as `gram` projects them; `base` (N,) are log odds without any effect, and
+    `most` is what covariates alone leave the log likelihood to gain.
     """
 
     def __init__(self, columns: Columns, gram: LazyGram, *, case: Tensor, base: Tensor, most: float) -> None:
@@ -179,13 +161,10 @@ class LogisticProfile:
     def expand(
         self, index: NDArray[np.int64], others: Tensor, *, start: Tensor, prior_variance: float
     ) -> Expansion:
-        """Quadratics around the most probable effects of columns (K,).
+        """Quadratics around the most probable effects of columns (K,), found from `start` (K,).
 
-        Args:
-            index: (K,) columns.
-            others: (N,) of :meth:`left`.
-            start: (K,) effects to start from.
-            prior_variance: Of the effects, which keeps them finite where carriers are all cases.
+        `others` (N,) are of :meth:`left`; the prior variance keeps effects finite where carriers are all
+        cases.
         """
         # A column a row: sums over the samples then run along memory.
         x = self._gram.project(self._columns.take(index, again=True)).T.contiguous()

@@ -1,7 +1,7 @@
-"""Single effects of dosage, dominance and pairs, fitted as one sum, in one call.
+"""Fine mapping of one trait: single effects of dosage, dominance and pairs, fitted as one sum.
 
-Owns the order of fits and scans and the prior of pairs; knows no file and no name.
-Shapes: N samples, V variants, P pairs, O outputs, C covariates.
+Owns the order of fits and scans, the prior of pairs, and the terms that predict other samples; knows no file
+and no name. Shapes: N samples, V variants, P pairs, O outputs, C covariates.
 """
 
 from __future__ import annotations
@@ -83,15 +83,11 @@ class PairColumns:
 
 
 def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) -> Terms:
-    """Terms of which the linear predictors of fits to the same samples are made.
+    """Terms of which the linear predictors of O fits are made; the fits, and `pairs`, share columns.
 
     A SNP has a term of its standardised dosage and one of its dominance, a pair one of the product of both
     standardised dosages; what the dosages explain of the product is taken out of their own terms and of the
     intercept.
-
-    Args:
-        fits: O fits that share columns.
-        pairs: Their extra columns, if any.
     """
     scaling = fits[0].scaling
     dosage, het, extra = (np.stack(parts) for parts in zip(*map(_standardised, fits), strict=True))
@@ -164,17 +160,10 @@ FROM_PAIRS = 0.05
 
 
 def inherited(fit: SingleEffectsFit, pairs: PairColumns) -> NDArray[np.float64]:
-    """Prior weights to add: a SNP that acts in a pair likelier acts by itself as well.
+    """(V,) prior weights to add: a SNP that acts in a pair likelier acts by itself as well.
 
     Among SNPs in LD, that a pair rests on one of them says which of them another signal nearby is of. Single
     SNPs pass nothing on to pairs.
-
-    Args:
-        fit: Of the columns of single SNPs and of the pairs.
-        pairs: Its extra columns.
-
-    Returns:
-        (V,) of dosages, and of dominance.
     """
     paired = fit.column_pip[2 * len(fit.pip) :]
     missed = np.ones(len(fit.pip))
@@ -266,23 +255,11 @@ def deconvolve(
     Dosages and dominance columns are fitted first; all pairs are scanned on what they leave, and the pairs
     found join the fit. Where single SNPs that had stood for pairs gave way to them, the scan is made once
     more on what dosages and dominance columns alone now leave, and its pairs replace the first ones. In a
-    last fit the prior of the SNPs of pairs is larger
-    (:func:`~snpdeconv.finemapping.joint.inherited`).
+    last fit the prior of the SNPs of pairs is larger (`inherited`).
 
-    Args:
-        genotypes: The cohort.
-        target: (N,) values of the samples in `rows`; zeros and ones, or class indices, of classes.
-        kind: Kind of the trait; one of classes is fitted class against the rest, without pairs.
-        chrom: (V,) chromosomes; SNPs of X, Y and MT have no dominance.
-        position_bp: (V,) places.
-        rows: (N,) samples fitted; all by default.
-        covariates: (N, C) of these samples, without an intercept.
-        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
-        pairs: Whether to look for pairs.
-        settings: How to fit.
-
-    Raises:
-        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    `target` (N,) and covariates (N, C; no intercept) are of the samples in `rows`, all by default; classes
+    are indices, each fitted against the rest, without pairs. SNPs of X, Y and MT have no dominance.
+    `prior_weights` (V,) are relative.
     """
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     how = settings or Settings()
@@ -347,13 +324,7 @@ class _Study:
     def fit(
         self, columns: PairColumns | None, *, prior_weights: Floats | None = None, refine: bool = True
     ) -> SingleEffectsFit:
-        """Fits all columns; only the last fit has to look for a better optimum than the first one.
-
-        Args:
-            columns: The pairs that join, if any.
-            prior_weights: (V,); those of the study by default.
-            refine: Whether to look.
-        """
+        """Fits all columns; only the last fit has to look for a better optimum than the first one."""
         weights = self.prior_weights if prior_weights is None else prior_weights
         extra = None
         if columns is not None:

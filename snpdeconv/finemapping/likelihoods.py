@@ -1,7 +1,7 @@
-"""How a trait comes out of the sum of effects: normal with estimated variance, or logistic.
+"""How a trait comes out of the sum of effects: the climbs of a linear and of a logistic regression.
 
-Owns the order in which a likelihood's climb is made; knows no variants.
-Shapes: N samples, P columns, Q covariates and intercept.
+Owns the order of their steps and the trials that lead out of a local optimum; knows no variants. Shapes: N
+samples, P columns, Q covariates and intercept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, 
 logger = logging.getLogger(__name__)
 
 
-# Gain of the bound at which, where passes are dear, effects spread over very many columns are left alone:
-# they creep on for many sweeps, each of which takes two passes an effect.
+# Gain of the bound at which, where passes are expensive, effects spread over very many columns are left
+# alone: they creep on for many sweeps, each of which takes two passes an effect.
 SPREAD_TOLERANCE = 0.02
 # Gain of the bound for which another solution is taken, and sweeps in which it has to show.
 REFINED_GAIN = 0.5
@@ -57,17 +57,10 @@ class NormalClimb:
     elbo: list[float]
 
     def run(self, *, max_sweeps: int, tolerance: float, spread: bool, never_spread: bool = False) -> bool:
-        """Sweeps until the bound stands still; the residual variance is set to its best value after each.
+        """Sweeps until the bound stands still, which it tells; sets the residual variance after each.
 
-        Args:
-            max_sweeps: Most sweeps in all.
-            tolerance: Gain of the bound at which to stop.
-            spread: Whether effects spread over very many columns take part from the first sweep on; else they
-                do whenever the others have settled.
-            never_spread: Whether they stay as they are.
-
-        Returns:
-            Whether the bound stands still.
+        Effects spread over very many columns take part from the first sweep on if `spread`; else, and unless
+        `never_spread`, whenever the others have settled.
         """
         always = spread
         while len(self.elbo) < max_sweeps:
@@ -90,13 +83,6 @@ def refined_normal(climb: NormalClimb, *, tolerance: float) -> NormalClimb:
     Coordinate ascent is caught where one column stands in for two that it is linked to. As in susieR's
     ``refine``, the columns of one effect are forbidden, the other effects settle without them, and all settle
     again with them; the first solution whose bound is higher is taken, until there is none.
-
-    Args:
-        climb: At its top.
-        tolerance: Gain of the bound at which to stop.
-
-    Returns:
-        The highest found.
     """
     tried: set[bytes] = set()
     for _ in range(MOST_REFINEMENTS):
@@ -205,11 +191,7 @@ class LogisticClimb:
         )
 
     def settle_covariates(self, *, tolerance: float) -> None:
-        """Fits the covariates by themselves, which may take many rounds but needs no genotypes.
-
-        Args:
-            tolerance: Gain of the bound at which to stop.
-        """
+        """Fits the covariates by themselves, which may take many rounds but needs no genotypes."""
         self.run(max_sweeps=MOST_NULL_ROUNDS, tolerance=tolerance, sweeps_a_round=0)
         # What effects have to surpass: a first round whose bound is lower is none.
         del self.elbo[:-1]
@@ -219,18 +201,10 @@ class LogisticClimb:
         )
 
     def run(self, *, max_sweeps: int, tolerance: float, sweeps_a_round: int = SWEEPS_A_ROUND) -> bool:
-        """Rounds until the bound stands still.
+        """Rounds until the bound stands still, which it tells; without sweeps the effects stay as they are.
 
         After a round that lowers it the next pseudo-observations are mixed half with the last ones, and one
         that lowers it by much is taken back; the effects end as they were where the bound was highest.
-
-        Args:
-            max_sweeps: Most sweeps in all.
-            tolerance: Gain of the bound at which to stop.
-            sweeps_a_round: Sweeps on the same pseudo-observations; none leaves the effects as they are.
-
-        Returns:
-            Whether the bound stands still.
         """
         mixed, gained, settled, refused = 1.0, 0.0, False, False
         weight, product = self.best.weight, self.best.product
@@ -415,17 +389,7 @@ def fit_normal(
     gram_bytes: int,
     refine: bool,
 ) -> Ascent:
-    """Linear regression; the residual variance is set to its best value after each sweep.
-
-    Args:
-        columns: Columns, projected off the covariates.
-        target: (N,) float64 trait.
-        effects: To be fitted.
-        max_sweeps: Most sweeps.
-        tolerance: Gain of the bound at which to stop.
-        gram_bytes: Most memory for products among columns.
-        refine: Whether to look for a higher bound beyond the first one, unless passes are dear.
-    """
+    """Linear regression on `target` (N,); the residual variance is set to its best value after each sweep."""
     gram = LazyGram(columns, cache_bytes=gram_bytes)
     residual = gram.project(target[:, None])
     total = float(residual.square().sum())
@@ -464,15 +428,6 @@ def fit_logistic(
     other coefficients a weak normal one, as covariates that part cases from controls have no best ones
     (Gelman et al. 2008). The quadratic bound of Jaakkola and Jordan is not used: among few cases its
     curvature is twice the real one, which halves every chi-square.
-
-    Args:
-        columns: Columns.
-        case: (N,) float64 zeros and ones.
-        effects: To be fitted.
-        max_sweeps: Most sweeps.
-        tolerance: Gain of the bound at which to stop.
-        gram_bytes: Most memory for products among columns.
-        refine: Whether to look for a higher bound beyond the first one, unless passes are dear.
     """
     climb = LogisticClimb.start(columns, case, effects, gram_bytes=gram_bytes)
     climb.settle_covariates(tolerance=tolerance)

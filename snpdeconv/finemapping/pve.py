@@ -61,27 +61,17 @@ def block_pve(
     num_draws: int = 200,
     seed: int = 0,
 ) -> BlockPVE:
-    """Explained variance of each block, over the samples of the fit.
+    """Explained variance of each block, over the samples of the fit; 0 where no effect was found.
 
     Each draw chooses for every effect the column that acts and its size; a block's score is the sum of those
     of its columns, and its share is the variance of the score over that of all scores and the residual (Zhou,
     Carbonetto and Stephens 2013, PLoS Genetics 9:e1003264), whose variance on the logistic scale is pi² / 3.
     A pair across two blocks gives each half of its variance. Shares of blocks in LD with each other need not
     sum to the total. They speak of the effects that were found: what was too weak to be seen is no block's.
+    Of classes, each fitted against the rest, a block has the share of the class of which it explains most,
+    and so has the total.
 
-    Args:
-        fits: One fit, or for classes one each against the rest; a block's share is then that of the class of
-            which it explains most, and so is the total.
-        genotypes: The cohort that was fitted.
-        kind: Kind of the trait.
-        blocks: LD blocks of its variants.
-        rows: (n,) samples fitted; all by default.
-        covariates: (n, C) as given to the fit.
-        num_draws: D.
-        seed: Of all draws.
-
-    Returns:
-        The shares; 0 for blocks in which no effect was found.
+    `rows` and covariates (n, C) are as given to the fit.
     """
     num_fitted = genotypes.num_samples if rows is None else len(rows)
     chosen = draw_rows(num_fitted, rows=None, max_rows=MAX_ROWS, seed=seed)

@@ -1,7 +1,8 @@
-"""Fits a sum of single effects to a trait, straight from packed genotypes.
+"""A sum of single effects (SuSiE) fitted to one trait, straight from packed genotypes: settings, prior,
+result.
 
-Owns the settings, the prior and the way from arrays to a result; knows no file and no name.
-Shapes: N samples, V variants, P columns, C covariates.
+From arrays to `SingleEffectsFit`, its predictions and the fits of one class against the rest; knows no file
+and no name. Shapes: N samples, V variants, P columns, C covariates.
 """
 
 from __future__ import annotations
@@ -116,15 +117,10 @@ class SingleEffectsFit:
         *,
         extra: ArrayLike | None = None,
     ) -> Floats:
-        """Linear predictor of other samples: the trait's mean, or its log odds.
+        """Linear predictor (n,) of other samples: the trait's mean, or its log odds.
 
-        Args:
-            genotypes: The variants of the fit in its order; missing dosages count as the mean of the fit.
-            covariates: (n, C) as given to the fit.
-            extra: (n, E) values of the extra columns of the fit, made in the same way.
-
-        Raises:
-            InputError: Variants, covariates or extra columns are not those of the fit.
+        Genotypes, covariates (n, C) and extra columns (n, E) are those of the fit in its order; missing
+        dosages count as the mean of the fit.
         """
         self._check_width("genotypes", genotypes.num_variants, expected=len(self.pip))
         given = np.empty((genotypes.num_samples, 0)) if covariates is None else np.asarray(covariates)
@@ -156,17 +152,7 @@ def genotype_score(
     scaling: Scaling,
     extra: NDArray[np.generic],
 ) -> Floats:
-    """Expected sum of all effects, up to a constant and the covariates.
-
-    Args:
-        genotypes: N samples.
-        effects: The effects.
-        scaling: What turns genotypes into columns.
-        extra: (N, E) values of the extra columns.
-
-    Returns:
-        (N,) scores.
-    """
+    """(N,) expected sum of all effects, up to a constant and the covariates; `extra` is (N, E)."""
     of_dosage, of_het, of_extra = scaling.coefficients(*weights_of(effects))
     means = of_dosage * scaling.dosage_mean + of_het * scaling.het_mean
     # The value of each code, a missing one at the mean; no SNP stands behind the last slots.
@@ -219,14 +205,12 @@ class Settings:
             that are spread over all SNPs and say nothing take most of the time.
         dominance_weight: Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By
             default 1, of a binary trait 0.1.
-        max_sweeps: Most sweeps over all effects.
         tolerance: Gain of the evidence bound at which to stop.
-        refine: Whether to look for a better solution beyond the first; in cohorts of less than
-            ``dear_genotypes``.
-        dear_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes over them are spared.
+        refine: Whether to look for a better solution beyond the first; only in cohorts of fewer than
+            ``expensive_genotypes``.
+        expensive_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes are limited.
         gram_bytes: Most memory for products among columns.
         tile_variants: Variants decoded at once on a CPU; chosen by size where None.
-        device: Where to compute.
     """
 
     max_effects: int = 20
@@ -235,7 +219,7 @@ class Settings:
     max_sweeps: int = 100
     tolerance: float = 1e-3
     refine: bool = True
-    dear_genotypes: int = 2**27
+    expensive_genotypes: int = 2**27
     gram_bytes: int = 2**29
     tile_variants: int | None = None
     device: str = "cpu"
@@ -262,20 +246,9 @@ def fit_single_effects(
     the weights of a logistic likelihood they are not, and an effect is one of the two. Missing genotypes
     count as the mean of their SNP; covariates are projected out.
 
-    Args:
-        genotypes: The cohort.
-        target: (n,) values, or zeros and ones, of the samples in `rows`.
-        kind: Kind of the trait.
-        rows: (n,) samples fitted, the training samples as a rule; all by default. They are copied, packed.
-        covariates: (n, C) of the samples in `rows`, without an intercept.
-        prior_weights: (V,) relative prior weights of the SNPs; equal by default.
-        without_dominance: (V,) SNPs that act by their dosage alone, such as those of which men have one copy:
-            among these, a heterozygote is a woman.
-        extra: Columns of the samples in `rows` that join those of the SNPs.
-        settings: How to fit.
-
-    Raises:
-        InputError: Trait, covariates or weights do not fit the cohort, or leave nothing to explain.
+    `target` (n,), covariates (n, C; no intercept) and `extra` are of the samples in `rows` (n,), all by
+    default. `prior_weights` (V,) are relative. `without_dominance` (V,) marks SNPs that act by their dosage
+    alone, such as those of which men have one copy: among these, a heterozygote is a woman.
     """
     how = settings or Settings()
     truth = np.asarray(target, dtype=np.float64)
@@ -305,7 +278,7 @@ def fit_single_effects(
         log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
         max_effects=how.max_effects,
         entry=how.entry,
-        limit_passes=columns.num_samples * columns.num_variants > how.dear_genotypes,
+        limit_passes=columns.num_samples * columns.num_variants > how.expensive_genotypes,
     )
     trait = torch.from_numpy(truth).to(columns.device)
     ascend = fit_normal if kind == "quantitative" else fit_logistic
@@ -333,20 +306,9 @@ def fit_one_against_rest(
     extra: ExtraColumns | None = None,
     settings: Settings | None = None,
 ) -> tuple[SingleEffectsFit, ...]:
-    """Fits each class of a trait against all others; `joint_pip` joins their inclusion probabilities.
+    """Fits each of K classes (n,) against all others, with the arguments of `fit_single_effects`; K fits.
 
-    Args:
-        genotypes: As in :func:`fit_single_effects`.
-        target: (n,) class indices 0 to K - 1.
-        rows: As above.
-        covariates: As above.
-        prior_weights: As above.
-        without_dominance: As above.
-        extra: As above.
-        settings: As above.
-
-    Returns:
-        K fits.
+    `joint_pip` joins their inclusion probabilities.
     """
     classes = np.asarray(target)
     return tuple(
@@ -387,11 +349,7 @@ def _check(cohort: PackedGenotypes, truth: Floats, *, basis: Floats, kind: str) 
 
 
 def snp_weights(prior_weights: ArrayLike | None, *, num_variants: int) -> Floats:
-    """Relative prior weights (V,) that sum to 1.
-
-    Raises:
-        InputError: They are not one a SNP, or not finite and positive.
-    """
+    """Relative prior weights (V,) that sum to 1."""
     given = np.ones(num_variants) if prior_weights is None else np.asarray(prior_weights, dtype=np.float64)
     if not (
         given.shape == (num_variants,) and np.isfinite(given).all() and given.min() >= 0 and given.sum() > 0

@@ -1,7 +1,8 @@
-"""Products with packed genotypes on a CPU, decoded in small tiles at every pass.
+"""Products with packed genotypes, decoded tile by tile at every pass: `Tiles` on a CPU, `DeviceTiles` on a
+GPU.
 
-Owns decoding, mean imputation and the memory that it takes; knows no covariates and no trait. A tile that
-stays in the processor's cache is decoded in less time than memory takes to hand over a float copy.
+Owns decoding, mean imputation and the memory that they take; knows no covariates and no trait. On a CPU a
+tile that stays in the processor's cache is decoded in less time than memory takes to hand over a float copy.
 Shapes: N samples, V variants, K vectors, B packed bytes a sample.
 """
 
@@ -48,12 +49,7 @@ _DOSAGE_AND_HET_OF_BYTE = _of_byte(_DOSAGE, _HET)
 
 
 class Tiles:
-    """Dosages and heterozygote indicators of a cohort, missing ones at the mean of their variant.
-
-    Args:
-        genotypes: N samples.
-        tile_variants: Variants in a tile; chosen by size where None.
-    """
+    """Dosages and heterozygote indicators of a cohort, missing ones at the mean of their variant."""
 
     def __init__(self, genotypes: PackedGenotypes, *, tile_variants: int | None) -> None:
         self.counts = genotypes.counts()
@@ -81,26 +77,11 @@ class Tiles:
         return torch.from_numpy(self._genotypes.codes(columns=columns.numpy()))
 
     def products(self, vectors: Tensor, *, het: bool) -> Tensor:
-        """Products of the genotypes with vectors over the samples; one pass.
-
-        Args:
-            vectors: (N, K).
-            het: Whether heterozygote indicators are asked for beside dosages.
-
-        Returns:
-            (1 or 2, V, K) float64, of the dosages and of the indicators.
-        """
+        """Products (1 or 2, V, K) float64 of dosages, indicators if `het`, with vectors (N, K); one pass."""
         return self._imputed(*self._products(vectors, het=het))
 
     def squares(self, weight: Tensor) -> Tensor:
-        """Weighted sums of squared dosages, of dosages times indicators and of squared indicators; one pass.
-
-        Args:
-            weight: (N,) of the samples.
-
-        Returns:
-            (3, V) float64.
-        """
+        """(3, V) weighted sums of squared dosages, dosages times indicators, squared indicators; one pass."""
         found, of_missing = self._products(weight[:, None], het=True)
         (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
         # Dosages of 0, 1 and 2 have squares 0, 1 and 4, and meet an indicator only where they are 1.
@@ -108,13 +89,8 @@ class Tiles:
         return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
 
     def combine(self, weight: Tensor) -> Tensor:
-        """Weighted sum over the variants; one pass.
-
-        Args:
-            weight: (1 or 2, V) float64, of the dosages and of the indicators.
-
-        Returns:
-            (N,) float64.
+        """(N,) float64 weighted sum over the variants, weights (1 or 2, V) of dosages and indicators; one
+        pass.
         """
         right, of_missing = self._slots(weight)
         total = torch.zeros(self._genotypes.num_samples, dtype=torch.float64)
@@ -125,15 +101,7 @@ class Tiles:
         return total
 
     def gram_times(self, weight: Tensor, *, beside: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum over the variants with something beside, and the products with it; one pass.
-
-        Args:
-            weight: (1 or 2, V) float64, of the dosages and of the indicators.
-            beside: (N,) float64, added to the sum.
-
-        Returns:
-            (N,) and (1 or 2, V, 1) float64.
-        """
+        """`combine` with `beside` (N,) added, and the products (1 or 2, V, 1) with it; one pass."""
         right, of_missing = self._slots(weight)
         total, sums = beside.clone(), _Sums(1, self._width, het=len(weight) == 2)
         for rows, chosen, values, missing in self._decoded(self._stripes, het=len(weight) == 2):
@@ -225,16 +193,12 @@ MOST_ROWS = 2**16
 
 
 class DeviceTiles:
-    """Dosages and heterozygote indicators of a cohort, missing ones at the mean of their variant.
+    """Dosages and heterozygote indicators of a cohort on a GPU, missing ones at the mean of their variant.
 
     Genotypes are exact in bfloat16 and vectors are split into three terms, so that rounding is that of
-    float32 products.
-
-    Args:
-        packed: (N, B) uint8 on the device.
-        counts: (4, V) of each code there, of :func:`~snpdeconv.genetics.gpu.count_codes`.
-        has_missing: Whether any genotype is missing; without, indicators of it are not multiplied.
-        tile_genotypes: Genotypes decoded at once; fewer where memory runs out, by which sums round otherwise.
+    float32 products. `packed` (N, B) uint8 and `counts` (4, V) are on the device; without missing genotypes
+    their indicators are not multiplied. Fewer genotypes are decoded at once where memory runs out, by which
+    sums round otherwise.
     """
 
     def __init__(
@@ -275,18 +239,18 @@ class DeviceTiles:
         return codes_of(self._packed, columns)
 
     def products(self, vectors: Tensor, *, het: bool) -> Tensor:
-        """As :meth:`Tiles.products <snpdeconv.finemapping.tiles.Tiles.products>`."""
+        """As `Tiles.products`."""
         return self._tile.do(lambda _: self._imputed(*self._products(vectors, het=het)))
 
     def squares(self, weight: Tensor) -> Tensor:
-        """As :meth:`Tiles.squares <snpdeconv.finemapping.tiles.Tiles.squares>`."""
+        """As `Tiles.squares`."""
         found, of_missing = self._tile.do(lambda _: self._products(weight[:, None], het=True))
         (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
         called = torch.stack([2 * dosage - het, het, het])
         return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
 
     def combine(self, weight: Tensor) -> Tensor:
-        """As :meth:`Tiles.combine <snpdeconv.finemapping.tiles.Tiles.combine>`."""
+        """As `Tiles.combine`."""
         right = self._slots(weight)
 
         def summed(_: int) -> Tensor:
@@ -295,7 +259,7 @@ class DeviceTiles:
         return self._tile.do(summed)
 
     def gram_times(self, weight: Tensor, *, beside: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`Tiles.gram_times <snpdeconv.finemapping.tiles.Tiles.gram_times>`."""
+        """As `Tiles.gram_times`."""
         right, num = self._slots(weight), len(weight)
 
         def summed(_: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What a trained network says about each SNP: its attention, and integrated gradients of its output.
 
-Takes any model with encode, forward_encoded and attention, and any iterable of batches; knows no variant, no
-file and no training. Shapes: B batch, N samples, S slots, C channels, O outputs.
+Owns the path from the mean genotype, how batches are spread over threads, and how many samples memory takes
+at once. Takes any model with encode, forward_encoded and attention, and any iterable of batches; knows no
+variant, no file and no training. Shapes: B batch, N samples, S slots, C channels, O outputs.
 """
 
 from __future__ import annotations
@@ -134,11 +135,8 @@ def map_on_threads(
 ) -> Iterator[Result]:
     """What the work gives for each item, in order; on a GPU one after the other.
 
-    Args:
-        work: Changes nothing that another call reads. It runs on other threads, to which neither autocast nor
-            the mode of gradients carries over.
-        items: Taken as they are needed.
-        device: Where the work is done.
+    The work changes nothing that another call reads. It runs on other threads, to which neither autocast nor
+    the mode of gradients carries over. Items are taken as they are needed.
     """
     num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     if num_threads == 1:
@@ -209,17 +207,9 @@ def attention_scores(
 ) -> Attribution:
     """The model's SNP-level attention, in evaluation mode and full precision.
 
-    Args:
-        model: The network, on `device`.
-        loader: Batches with ``.genotypes`` and ``.covariates``, or tuples (genotypes, ...). `max_samples`
-            takes its first samples: shuffle it where the cohort is sorted. Batches that memory does not hold
-            are halved.
-        device: Where the network is.
-        max_samples: Samples to look at; all by default.
-        aggregate: Mean or maximum over the samples.
-
-    Raises:
-        ResourceError: There is no memory for a single sample.
+    `loader` gives batches with ``.genotypes`` and ``.covariates``, or tuples (genotypes, ...). `max_samples`
+    takes its first samples: shuffle it where the cohort is sorted. Batches that memory does not hold are
+    halved.
     """
     plain = _plain(model)
     scores, pieces = _Scores(aggregate), OomSafeBatches()
@@ -262,21 +252,9 @@ def integrated_gradients(
     times that as torch has threads, each of which takes batches of its own; a batch that memory does not hold
     is halved. The model runs in evaluation mode and full precision.
 
-    Args:
-        model: The network, on `device`.
-        loader: As for `attention_scores`.
-        kind: The output attributed is the logit (binary), the value (quantitative), or the logit of the
-            predicted class less the mean of the others (multiclass).
-        device: Where the network is.
-        steps: Points on the path.
-        max_samples: Samples to look at; all by default.
-        aggregate: Mean or maximum over the samples.
-
-    Returns:
-        The score is the mean, or maximum, over samples of the absolute attribution, summed over channels.
-
-    Raises:
-        ResourceError: There is no memory for a single sample.
+    The output attributed is the logit (binary), the value (quantitative), or the logit of the predicted class
+    less the mean of the others (multiclass); the score is the mean, or maximum, over samples of the absolute
+    attribution, summed over channels. `loader` and `max_samples` are as for `attention_scores`.
     """
     rule = path_rule(steps)
     plain = _plain(model)
@@ -415,10 +393,10 @@ def _batches(loader: Iterable[Any], *, max_samples: int | None) -> Iterator[tupl
             return
 
 
-# On a CPU, slots of all people at once: with fewer, the time between operations shows; with more, what one
+# On a CPU, slots of all samples at once: with fewer, the time between operations shows; with more, what one
 # operation leaves is gone from the cache before the next.
 SLOTS_AT_ONCE = 2**17
-# On a GPU, people who are looked at to learn what each takes.
+# On a GPU, samples that are looked at to learn what each takes.
 NUM_TRIED = 2
 
 
@@ -430,35 +408,29 @@ def attribution_batch_size(
     device: torch.device,
     safety: float,
 ) -> int:
-    """People whose outputs and gradients are best computed together.
+    """Samples, at least 1, whose outputs and gradients are best computed together.
 
-    Args:
-        model: On `device`.
-        genotypes: (n, S / 4) packed genotypes of a few people.
-        covariates: (n, C) of them, where the model takes any.
-        device: Where.
-        safety: Share of a GPU's available memory that the work may take.
-
-    Returns:
-        At least 1. Where memory runs out all the same, the work halves its batches itself.
+    Genotypes (n, S / 4), packed, and covariates (n, C) of a few samples are for a trial; `safety` is the
+    share of a GPU's available memory that the work may take. Where memory runs out all the same, the work
+    halves its batches itself.
     """
     if device.type == "cpu":
         return max(1, SLOTS_AT_ONCE // model.n_snps)
     try:
-        each = bytes_a_person(model, genotypes, covariates, device=device)
+        each = bytes_per_sample(model, genotypes, covariates, device=device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return 1
     fits = max(1, int(safety * available_bytes(device)) // max(1, each))
-    logger.info("%.3f GiB a person: %d at once fit on %s", each / GIB, fits, device)
+    logger.info("%.3f GiB a sample: %d at once fit on %s", each / GIB, fits, device)
     return fits
 
 
-def bytes_a_person(
+def bytes_per_sample(
     model: InterpretableSNPModel, genotypes: Tensor, covariates: Tensor | None, *, device: torch.device
 ) -> int:
-    """The most memory that a gradient of the model's outputs by its input takes, over the people in it."""
+    """Most memory that a gradient of the model's outputs by its input takes, over the samples in it."""
     given = genotypes.to(device), None if covariates is None else covariates.to(device)
     was_training = model.training
     model.eval()

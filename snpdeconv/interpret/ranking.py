@@ -1,6 +1,7 @@
-"""The table of ranked variants: how it is ordered, written, and held against planted truth.
+"""The tables of a ranking: variants in their order, credible sets, pairs and LD blocks.
 
-Takes scores by method; knows neither how they were made nor any genotype. Shapes: V variants.
+Owns how methods are combined, how variants are ordered, what columns mean, and how a ranking is held against
+planted truth. Knows neither how scores were made nor any genotype. Shapes: V variants.
 """
 
 from __future__ import annotations
@@ -59,22 +60,17 @@ def build_ranking(
     final: str,
     posterior: Posterior | None = None,
 ) -> pd.DataFrame:
-    """Variants from the most important down.
+    """Variants from the most important down: one row each, all columns of ranking.tsv.
 
-    Args:
-        variants: The V variants.
-        block_names: (V,) name of each one's LD block.
-        scores: (V,) finite scores by method, higher is more important; that of ``marginal`` is -log10 p.
-        final: The method in `scores` to order by; with a posterior ``single_effects`` and ``ensemble`` are
-            the order by pip, as it is written, then by ``single_effects``, which is the evidence. Ties go by
-            ``marginal``, where it is there, then by chromosome, position and alleles.
-        posterior: What single effects say, where they were asked.
+    `scores` (V,) are finite, higher is more important; that of ``marginal`` is -log10 p. `final` names the
+    method to order by; with a posterior ``single_effects`` and ``ensemble`` are the order by pip, as it is
+    written, then by ``single_effects``, which is the evidence. Ties go by ``marginal``, where it is there,
+    then by chromosome, position and alleles.
 
-    Returns:
-        Columns rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
-        `final`, or -log10 of rank / (V + 1) where pip decides), with a posterior pip, effect, class (of a
-        trait that has them), credible_set (missing for most), pair_with and q_value, and then one for each
-        method in the order of `scores` that ``score`` is not a copy of; ``marginal`` is always there.
+    Columns are rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
+    `final`, or -log10 of rank / (V + 1) where pip decides), with a posterior pip, effect, class (of a trait
+    that has them), credible_set (missing for most), pair_with and q_value, and then one for each method in
+    the order of `scores` that ``score`` is not a copy of; ``marginal`` is always there.
     """
     by_pip = posterior is not None and final in ("single_effects", "ensemble")
     table = variants.to_frame().assign(block=block_names, score=scores[final])
@@ -111,15 +107,10 @@ def write_tsv(table: pd.DataFrame, path: Path) -> None:
 def recovered(ranking: pd.DataFrame, causal: pd.DataFrame, *, window_bp: int = 50_000) -> pd.DataFrame:
     """Where the planted variants of a simulation stand in a ranking.
 
-    Args:
-        ranking: As `build_ranking` gives it.
-        causal: Columns variant_id, chrom, pos, and others that are kept, one row a planted variant.
-        window_bp: How far a variant may lie to stand for a planted one.
-
-    Returns:
-        The rows of `causal` with ``rank`` (missing where the variant was filtered out), and
-        ``best_variant_id``, ``best_rank`` and ``best_distance_bp`` of the best-ranked variant of the same
-        chromosome within the window, the planted one included; ordered by rank.
+    `causal` has columns variant_id, chrom, pos, and others that are kept, one row a planted variant. To its
+    rows come ``rank`` (missing where the variant was filtered out), and ``best_variant_id``, ``best_rank``
+    and ``best_distance_bp`` of the best-ranked variant of the same chromosome within the window, the planted
+    one included; ordered by rank.
     """
     ranking = ranking.sort_values("rank")
     rank_of = dict(zip(ranking["variant_id"], ranking["rank"], strict=True))
@@ -156,20 +147,11 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
 def combine(
     scores: Mapping[str, NDArray[np.float64]], *, weights: Mapping[str, float] = DEFAULT_WEIGHTS
 ) -> NDArray[np.float64]:
-    """Weighted mean over methods of -log10(rank / (V + 1)).
+    """(V,) weighted mean over methods of -log10(rank / (V + 1)).
 
     That is the -log10 p-value a variant would have if the method's scores were exchangeable, so methods with
-    scores on any scale count alike, and the top of a list counts most. Tied scores share their mean rank.
-
-    Args:
-        scores: (V,) finite score of each variant by method; higher is more important.
-        weights: Weight of each method in `scores`; others are left out of account.
-
-    Returns:
-        (V,) non-negative.
-
-    Raises:
-        ConfigError: A method has no weight, or none of the weights is positive.
+    scores (V,) on any scale count alike, and the top of a list counts most; higher is more important. Tied
+    scores share their mean rank.
     """
     missing = sorted(scores.keys() - weights.keys())
     if missing:
@@ -236,19 +218,13 @@ def credible_set_table(
 ) -> pd.DataFrame:
     """One row a credible set, the strongest evidence first.
 
-    Args:
-        sets: The sets, strongest first.
-        variants: The V variants that they number.
-        kinds: Of each set, what its effect is: additive, dominance or pair.
-        classes: Of each set, the class of the trait that its effect tells from the rest; empty where a trait
-            has no such classes.
-        effects: Of each set, what a standard deviation of its best SNP's dosage does; NaN where the effect is
-            not of a dosage.
+    `kinds` are additive, dominance or pair; `classes` the class of the trait that each effect tells from the
+    rest, empty where a trait has none; `effects` what a standard deviation of the best SNP's dosage does, NaN
+    where the effect is not of a dosage.
 
-    Returns:
-        Columns set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
-        num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
-        blanks, which no ID can hold, the most probable SNP first.
+    Columns are set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
+    num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
+    blanks, which no ID can hold, the most probable SNP first.
     """
     labels = _labels(variants)
     rows = []
@@ -283,13 +259,8 @@ def credible_set_table(
 def pair_table(pairs: PairEffects, *, variants: Variants) -> pd.DataFrame:
     """One row a pair of SNPs that may interact, the most probable first, equal ones by their p-value.
 
-    Args:
-        pairs: The P pairs.
-        variants: The V variants that they number.
-
-    Returns:
-        Place and alleles of both SNPs (variant_id_1, chrom_1, pos_1, counted_allele_1, other_allele_1 and the
-        same with 2), effect, pip, neg_log10_p and q_value.
+    Columns are place and alleles of both SNPs (variant_id_1, chrom_1, pos_1, counted_allele_1, other_allele_1
+    and the same with 2), effect, pip, neg_log10_p and q_value.
     """
     sides = [
         variants.take(side).to_frame().add_suffix(f"_{number}")
@@ -313,17 +284,10 @@ def block_table(
 ) -> pd.DataFrame:
     """One row an LD block, that of the largest share of variance first, equal ones along the genome.
 
-    Args:
-        blocks: The K blocks.
-        variants: The V variants.
-        share: Explained variance of each block.
-        pip: (V,) inclusion probabilities.
-        score: (V,) what orders the variants of a block of equal pip.
-        sets: Credible sets; a block names those that have a SNP in it.
+    `pip` and `score` (V,) order the variants of a block; it names the credible sets that have a SNP in it.
 
-    Returns:
-        Columns block, chrom, start, end, num_snps, pve, pve_low, pve_high (the 95 % interval), best_snp,
-        best_pip and credible_sets (names with commas, NA where there are none).
+    Columns are block, chrom, start, end, num_snps, pve, pve_low, pve_high (the 95 % interval), best_snp,
+    best_pip and credible_sets (names with commas, NA where there are none).
     """
     # Of each block the variant that the ranking puts first; the first in the cohort where several are equal.
     order = np.lexsort((-score, -pip.round(PIP_DECIMALS), blocks.of_variant))

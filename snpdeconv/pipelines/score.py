@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from snpdeconv.config import Config, InterpretationConfig
 from snpdeconv.device import or_on_the_cpu
 from snpdeconv.finemapping import Settings, joint_credible_sets
-from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import Deconvolution, deconvolve
 from snpdeconv.finemapping.pve import BlockPVE, block_pve
 from snpdeconv.genetics.blocks import Blocks
@@ -55,7 +55,7 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Study
 from snpdeconv.pipelines.evaluation import statistics_device
 from snpdeconv.stats.association import Marginal, marginal_association
-from snpdeconv.stats.common import has_heavy_tails, normal_scores, without_covariates
+from snpdeconv.stats.common import has_heavy_tails, inverse_normal_transform, without_covariates
 from snpdeconv.stats.inflation import warn_of_inflation
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
@@ -247,7 +247,7 @@ def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> Pe
             "--set interpretation.normal_scores=false takes it as it is",
             " beside its covariates" if people.covariates.shape[1] else "",
         )
-    return replace(people, target=normal_scores(left).astype(np.float32))
+    return replace(people, target=inverse_normal_transform(left).astype(np.float32))
 
 
 def _warn_of_few(people: People) -> None:
@@ -323,7 +323,7 @@ def _q_values(
 
     def drawn(device: torch.device) -> NDArray[np.float64]:
         ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
-        return decoy_scores(people.genotypes, people.target, found, **ways)
+        return permutation_scores(people.genotypes, people.target, found, **ways)
 
     decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
     q_value = q_values(people.genotypes, found, np.concatenate(decoys))

@@ -35,8 +35,8 @@ MOST_VARIANTS = 4096
 BLOCK_ELEMENTS = 2**20
 # A variant that the covariates (or being constant) explain up to this share has no variation left to test.
 COLLINEAR = 1e-9
-# Prior of the logistic null model: the standard deviation, among people, of what the covariates do to the log
-# odds. Without separation it moves no result by more than a part in a million.
+# Prior of the logistic null model: the standard deviation, among samples, of what the covariates do to the
+# log odds. Without separation it moves no result by more than a part in a million.
 PRIOR_SD = 10_000.0
 # Minor alleles expected in the smaller group from which on a score of theirs is as good as normal.
 ENOUGH_ALLELES = 2_000
@@ -158,18 +158,9 @@ def marginal_association(
 
     Multiclass: F-test of the dosage on the classes, nested in the covariates; where the smallest class
     expects few minor alleles, p is no smaller than that of each class against the rest, corrected for their
-    number. Covariates are projected out of
-    both sides (Frisch-Waugh-Lovell), once for all variants.
+    number. Covariates are projected out of both sides (Frisch-Waugh-Lovell), once for all variants.
 
-    Args:
-        genotypes: The cohort.
-        target: (n,) values, zeros and ones, or class indices of the samples in `rows`.
-        kind: Kind of the trait.
-        rows: (n,) samples tested, the training samples as a rule; all by default.
-        covariates: (n, any number) of the samples in `rows`, without an intercept.
-
-    Raises:
-        InputError: Too few samples for the covariates, or covariates that determine the trait.
+    `target` and covariates (n, any number; no intercept) are of the samples in `rows` (n,), all by default.
     """
     truth = np.asarray(target)
     basis = covariate_basis(covariates, num_samples=len(truth))
@@ -373,8 +364,8 @@ def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _
 def _logistic_null(case: Floats, basis: Floats) -> _Null:
     """Logistic regression of the trait on the covariates by Newton's method, under a very weak prior.
 
-    An indicator of people who are all controls has its best coefficient at infinity; the prior keeps it
-    finite, and those people count for next to nothing in the tests, as they should.
+    An indicator of samples that are all controls has its best coefficient at infinity; the prior keeps it
+    finite, and those samples count for next to nothing in the tests, as they should.
     """
     num_samples = len(case)
     intercept = basis.sum(axis=0) / np.sqrt(num_samples)

@@ -1,6 +1,7 @@
-"""Tails of t, F and normal statistics as -log10 p, where p itself may be far below the smallest float.
+"""What all tests share: tails, the covariates' basis, inverse normal transform, saddlepoint approximation.
 
-Knows no genotype and no trait. Shapes: V variants.
+Tails of t, F and normal statistics are -log10 p, where p itself may be far below the smallest float. Knows no
+genotype. Shapes: N samples, V variants, C columns, Q covariates and intercept.
 """
 
 from __future__ import annotations
@@ -50,10 +51,9 @@ def deviate(neg_log10_p: Floats) -> Floats:
 
 
 def inflation(neg_log10_p: Floats) -> float:
-    """Genomic control lambda (Devlin and Roeder 1999): median chi-square of the p-values over that expected.
+    """Genomic control lambda (Devlin and Roeder 1999) of at least one p-value (V,).
 
-    Args:
-        neg_log10_p: (V,) of the variants tested, at least one.
+    That is the median chi-square over the one expected.
     """
     return float(deviate(np.asarray(np.median(neg_log10_p))) ** 2 / special.ndtri(0.25) ** 2)
 
@@ -94,15 +94,10 @@ IMPLIED = 1e-8
 
 
 def covariate_basis(covariates: ArrayLike | None, *, num_samples: int) -> NDArray[np.float64]:
-    """Orthonormal basis of intercept and covariates, whatever the unit of each.
+    """(N, Q) orthonormal basis of intercept, which comes first, and covariates, whatever the unit of each.
 
-    Args:
-        covariates: (N, any number), without an intercept; None for none. A covariate that is constant or that
-            others imply adds nothing.
-        num_samples: N.
-
-    Returns:
-        (N, Q); the first column is constant, the others are orthogonal to it.
+    Covariates (N, any number) come without an intercept; one that is constant or that others imply adds
+    nothing.
     """
     intercept = np.full((num_samples, 1), num_samples**-0.5)
     if covariates is None:
@@ -115,21 +110,16 @@ def covariate_basis(covariates: ArrayLike | None, *, num_samples: int) -> NDArra
     return np.hstack([intercept, left[:, size > IMPLIED * max(size, default=0.0)]])
 
 
-# A normal quantity stays under both in cohorts of some hundred people. Above, variants of 3 to 20 carriers
+# A normal quantity stays under both in cohorts of some hundred samples. Above, variants of 3 to 20 carriers
 # make an effect of chance in more than one study of ten.
 MOST_SKEWNESS = 0.4
 MOST_EXCESS_KURTOSIS = 1.0
 
 
 def without_covariates(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.float64]:
-    """What covariates leave of a quantity: a covariate that explains most of it hides the tails of the rest.
+    """(N,) what covariates leave of a quantity, which has mean 0.
 
-    Args:
-        values: (N,) quantity.
-        covariates: (N, any number), without an intercept.
-
-    Returns:
-        (N,) of mean 0.
+    A covariate that explains most of it hides the tails of the rest.
     """
     given = np.asarray(values, dtype=np.float64)
     basis = covariate_basis(covariates, num_samples=len(given))
@@ -137,23 +127,15 @@ def without_covariates(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.f
 
 
 def has_heavy_tails(values: ArrayLike) -> bool:
-    """Whether a few people weigh so much that a regression would rest on them.
-
-    Args:
-        values: (N,) quantity.
-    """
+    """Whether a few samples weigh so much that a regression would rest on them."""
     given = np.asarray(values, dtype=np.float64)
     return bool(abs(stats.skew(given)) > MOST_SKEWNESS or stats.kurtosis(given) > MOST_EXCESS_KURTOSIS)
 
 
-def normal_scores(values: ArrayLike) -> NDArray[np.float64]:
-    """Rank-based inverse normal transformation (Blom 1958; see Beasley et al. 2009, Behav. Genet. 39:580).
+def inverse_normal_transform(values: ArrayLike) -> NDArray[np.float64]:
+    """Rank-based inverse normal transform (Blom 1958; see Beasley et al. 2009, Behav. Genet. 39:580).
 
-    Args:
-        values: (N,) quantity; equal values share their mean rank.
-
-    Returns:
-        (N,) scores of variance about 1.
+    Equal values share their mean rank; the variance is about 1.
     """
     rank = stats.rankdata(values)
     scores: NDArray[np.float64] = special.ndtri((rank - 0.375) / (len(rank) + 0.25))
@@ -249,18 +231,11 @@ class EmpiricalCumulants:
 
 
 def binary_score_tail(column: Tensor, score: Tensor, mean: Tensor) -> Tensor:
-    """-log10 p of scores of a binary trait, two-sided as twice the tail that was seen.
+    """(C,) float64 -log10 p of scores (C,) of a binary trait, two-sided as twice the tail that was seen.
 
-    The score of a column x is Σ x (y - μ) with independent y of mean μ; its cumulants
-    K(s) = Σ log(1 - μ + μ exp(s x)) - s Σ μ x are exact, so the tail holds where the normal one does not.
-
-    Args:
-        column: (N, C) columns, orthogonal to the null model.
-        score: (C,) scores seen.
-        mean: (N,) probabilities of the null model.
-
-    Returns:
-        (C,) float64.
+    The score of a column x is Σ x (y - μ) with independent y of mean μ; its cumulants K(s) = Σ log(1 - μ + μ
+    exp(s x)) - s Σ μ x are exact, so the tail holds where the normal one does not. Columns (N, C) are
+    orthogonal to the null model, whose probabilities are `mean` (N,).
     """
     variance = (mean * (1 - mean)) @ column.square()
     sd = variance.clamp(min=1e-30).sqrt().double()
@@ -276,16 +251,7 @@ def binary_score_tail(column: Tensor, score: Tensor, mean: Tensor) -> Tensor:
 
 
 def upper_tail(x: Tensor, q: Tensor, cumulants: Cumulants) -> Tensor:
-    """-log10 of twice P(Σ x value >= q).
-
-    Args:
-        x: (N, C) columns, of which Σ x value has variance 1.
-        q: (C,) sums seen, above 0.
-        cumulants: Of the values.
-
-    Returns:
-        (C,).
-    """
+    """(C,) -log10 of twice P(Σ x value >= q), q > 0, of columns x (N, C); Σ x value has variance 1."""
     largest = LARGEST_TILT / x.abs().amax(0)
     low, high = torch.zeros_like(q), largest.clone()
     s = torch.minimum(q, largest / 2)

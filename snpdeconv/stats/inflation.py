@@ -1,6 +1,6 @@
 """Whether plain association is inflated, and what a user can do about it.
 
-Shapes: N people, V variants.
+Shapes: N samples, V variants.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ FEW_INDEPENDENT = 500
 # continents many times.
 NUM_COMPONENTS = 10
 STANDS_OUT = 1.5
-# Structure is the same all over the genome, a haplotype is not: what one end of it says of people has to be
-# seen at the other end. Squared correlation that counts, its noise for a component and person, the share of
+# Structure is the same all over the genome, a haplotype is not: what one end of it says of samples has to be
+# seen at the other end. Squared correlation that counts, its noise for a component and sample, the share of
 # SNPs between both ends, and SNPs that an end needs.
 AGREES = 0.25
 NOISE_OF_AGREEMENT = 8.0
 BETWEEN = 0.1
 LEAST_AT_AN_END = 100
 # What structure is looked for in.
-MOST_PEOPLE, MOST_VARIANTS = 2_000, 10_000
+MOST_SAMPLES, MOST_VARIANTS = 2_000, 10_000
 
 
 def warn_of_inflation(
@@ -47,12 +47,8 @@ def warn_of_inflation(
 ) -> None:
     """Logs the inflation of association; in one line, whether structure, LD or too many SNPs say why.
 
-    Args:
-        lambda_gc: Of association.
-        genotypes: (N, V) that it was computed on.
-        variants: The V variants.
-        num_components: Principal components that were covariates.
-        seed: Of the people looked at, where they are many.
+    `num_components` principal components were covariates; `seed` chooses the samples looked at, where they
+    are many.
     """
     logger.info("genomic inflation λ_GC of plain association: %.3f (1 is none)", lambda_gc)
     if not lambda_gc > INFLATED:
@@ -94,7 +90,7 @@ def largest_by_chance(num_independent: int) -> float:
 
 @dataclass(frozen=True)
 class _Look:
-    """Some people, and variants of theirs in little LD, in the order of the genome."""
+    """Some samples, and variants of theirs in little LD, in the order of the genome."""
 
     genotypes: PackedGenotypes
     chrom: NDArray[np.object_]
@@ -105,7 +101,7 @@ class _Look:
 
     @classmethod
     def at(cls, genotypes: PackedGenotypes, *, variants: Variants, seed: int) -> _Look:
-        rows = draw_rows(genotypes.num_samples, rows=None, max_rows=MOST_PEOPLE, seed=seed)
+        rows = draw_rows(genotypes.num_samples, rows=None, max_rows=MOST_SAMPLES, seed=seed)
         frequency = allele_frequency(genotypes.counts(rows=rows))
         varies = np.flatnonzero((frequency > 0) & (frequency < 1))
         columns = independent_variants(
@@ -116,7 +112,7 @@ class _Look:
     def components_standing_out(self) -> int:
         """Leading components that explain far more than the tenth, the same at both ends of the genome.
 
-        0 where there are too few people or SNPs to tell.
+        0 where there are too few samples or SNPs to tell.
         """
         size = int((1 - BETWEEN) / 2 * len(self.columns))
         if size < LEAST_AT_AN_END or len(self.rows) <= NUM_COMPONENTS:

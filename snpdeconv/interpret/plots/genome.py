@@ -1,6 +1,7 @@
 """Association and importance along the genome, one above the other. Reads a ranking table; knows no genotype.
 
-Shapes: V variants.
+Owns where variants stand on an axis, what credible sets and LD blocks look like, and where labels go. Shapes:
+V variants.
 """
 
 from __future__ import annotations
@@ -115,20 +116,12 @@ MOST_PERMUTED = 5
 def label_centres(
     points: NDArray[np.float64], *, widths: NDArray[np.float64], low: float, high: float, row: float
 ) -> NDArray[np.float64]:
-    """Where to centre each label of a row: in the order with the fewest crossings, then the shortest way.
+    """(n,) where to centre each label of a row: in the order with the fewest crossings, then the shortest
+    way.
 
     Of the first five all orders are tried. Each further label goes where it is best, and then neighbours
-    change places as long as that makes the order better.
-
-    Args:
-        points: (n, 2) horizontal and vertical place of what is labelled.
-        widths: (n,) of the labels, with the gap between them.
-        low: Left end of the row.
-        high: Right end of the row; the labels fit between the two.
-        row: Vertical place of the row, above all points.
-
-    Returns:
-        (n,) horizontal places.
+    change places as long as that makes the order better. `points` (n, 2) lie below the row, whose height is
+    `row`; labels fit between `low` and `high`, and their `widths` (n,) hold the gap between them.
     """
 
     def placed(order: Order) -> NDArray[np.float64]:
@@ -223,10 +216,7 @@ def shaded_blocks(
 ) -> list[tuple[float, float, str]]:
     """Start, end and colour of the LD blocks of marked SNPs; blocks of one colour that touch are one stretch.
 
-    Args:
-        ranking: V rows with a column ``block``.
-        marked: Rows of SNPs and the colour of their blocks; of a block marked twice, the first counts.
-        axis: Where the variants stand.
+    `marked` are rows of SNPs and the colour of their blocks; of a block marked twice, the first counts.
     """
     block = pd.factorize(ranking["block"])[0]
     colour = {int(one): shade for rows, shade in reversed(marked) for one in np.unique(block[rows])}
@@ -268,15 +258,8 @@ def association_plot(
     it is the score, the five leading SNPs are named and their blocks shaded. Where nothing is found (no set,
     or by association no SNP that passes) nothing is named.
 
-    Args:
-        ranking: As `ranking.build_ranking` gives it, with a ``marginal`` column, and with ``pip`` and
-            ``credible_set`` (a name, missing for most) if there are any.
-        path: The PNG.
-        method: Name of the method that ``score`` is of.
-        trait: Name of the trait.
-        causal: IDs of planted variants, marked.
-        num_sets: How many credible sets there are, where SNPs are in several of them (sides of pairs, or
-            classes) and the ranking names the strongest alone; by default as many as it names.
+    `causal` are IDs of planted variants; `num_sets` is how many credible sets there are, where SNPs are in
+    several of them (sides of pairs, or classes) and the ranking names the strongest alone.
     """
     axis = GenomeAxis.of(ranking)
     by_pip = "pip" in ranking
@@ -436,8 +419,7 @@ def _label_named(
 ) -> int:
     """Names points in a row above them, moved apart sideways, with leader lines that do not cross.
 
-    Returns:
-        How many there was room for; the first ones come first.
+    Returns how many there was room for; the first ones come first.
     """
     if not len(names):
         return 0

@@ -42,17 +42,8 @@ def pair_map(
 ) -> None:
     """Each pair that may act at the positions of its SNPs, below the diagonal; the leading ones listed above.
 
-    The size is the inclusion probability, the colour the sign of the effect. LD blocks that hold a credible
-    set are bands.
-
-    Args:
-        pairs: As `effect_tables.pair_table` gives them; may be empty. Those of a smaller inclusion
-            probability than LEAST_PIP are left out.
-        ranking: As `ranking.build_ranking` gives it, all SNPs of the pairs among its rows.
-        path: The PNG.
-        trait: Name of the trait.
-        causal_pairs: IDs of planted pairs, marked.
-        looked_for: Whether pairs were looked for at all.
+    The size is the inclusion probability, the colour the sign of the effect; pairs of less than LEAST_PIP are
+    left out, planted ones (IDs) marked. LD blocks that hold a credible set are bands.
     """
     axis = GenomeAxis.of(ranking)
     place = dict(zip(ranking["variant_id"], axis.places, strict=True))

@@ -1,6 +1,7 @@
-"""Predictions against the truth of a test set: calibration, ROC, scatter. Knows no model.
+"""Figures without a genome: test predictions against the truth, training curves, methods, shares of LD
+blocks.
 
-Shapes: N samples, C classes.
+Knows no model. Shapes: N samples, C classes.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ def calibration_plot(
 ) -> None:
     """Observed against predicted share in ten bins of equal size, over a histogram of the predictions.
 
-    Args:
-        predictions: (N,) probability of class 1, or (N, C) probabilities of the classes.
-        targets: (N,) zeros and ones, or class indices.
-        kind: For multiclass, the probability of the most probable class against how often it is right.
-        path: The PNG.
+    Predictions are probabilities (N,) of class 1 or (N, C) of all classes; of several classes, the
+    probability of the most probable one is held against how often it is right.
     """
     given, truth = np.asarray(predictions, dtype=np.float64), np.asarray(targets)
     if kind == "binary":
@@ -98,12 +96,8 @@ def roc_plot(
 ) -> None:
     """Sensitivity against 1 - specificity; for several classes, each one against the rest.
 
-    Args:
-        predictions: (N,) probability of class 1, or (N, C) probabilities of the classes.
-        targets: (N,) zeros and ones, or class indices.
-        kind: Kind of the trait.
-        classes: Names of the classes; of a binary trait, the two.
-        path: The PNG.
+    Predictions are probabilities (N,) of class 1 or (N, C) of all classes; `classes` names them, the two of a
+    binary trait.
     """
     from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -137,14 +131,7 @@ def roc_plot(
 
 
 def prediction_scatter(predictions: ArrayLike, targets: ArrayLike, *, trait: str, path: Path) -> None:
-    """Observed against predicted values of a quantitative trait, with the line that fits them.
-
-    Args:
-        predictions: (N,) values.
-        targets: (N,) values.
-        trait: Name of the trait, with its unit if it has one.
-        path: The PNG.
-    """
+    """Observed against predicted values (N,) of a quantitative trait, with the line that fits them."""
     value, truth = np.asarray(predictions, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     r2 = 1 - np.sum((truth - value) ** 2) / np.sum((truth - truth.mean()) ** 2)
     both = np.concatenate([value, truth])
@@ -196,14 +183,9 @@ def training_curves(
     path: Path,
     first_epoch: int = 1,
 ) -> None:
-    """Losses, and beside them scores, after each epoch, with the epoch whose weights were kept.
+    """Losses, and beside them scores if any, after each epoch, with the epoch whose weights were kept.
 
-    Args:
-        losses: By name (such as training, validation), one value an epoch.
-        scores: By name (such as AUROC), one value an epoch; may be empty.
-        best_epoch: The epoch kept, counted from 1; 0 is before the first.
-        path: The PNG.
-        first_epoch: The epoch of the first values.
+    Curves by name have one value an epoch, from `first_epoch` on; `best_epoch` 0 is before the first.
     """
     panels = [("loss", losses), ("score", scores)] if scores else [("loss", losses)]
     with style.figure_file(path, width=5.6 * len(panels), height=4.0) as figure:
@@ -237,15 +219,7 @@ def importance_by_method(
     causal: Collection[str] = (),
     num_leading: int = 20,
 ) -> None:
-    """The rank of each leading SNP under each method, as a table coloured by rank.
-
-    Args:
-        ranking: As `ranking.build_ranking` gives it.
-        path: The PNG.
-        methods: Columns of `ranking` to compare.
-        causal: IDs of planted variants, marked.
-        num_leading: Rows: the first ones of the ranking.
-    """
+    """The rank of each leading SNP under each method (column of the ranking), as a table coloured by rank."""
     num_variants = len(ranking)
     leading = ranking.nsmallest(num_leading, "rank").index
     rank = np.column_stack([stats.rankdata(-ranking[name].to_numpy(), method="min") for name in methods])
@@ -303,11 +277,7 @@ def block_plot(
 ) -> None:
     """The LD blocks that explain most of the trait's variance, with 95 % intervals; none without a set.
 
-    Args:
-        blocks: As `effect_tables.block_table` gives it.
-        path: The PNG.
-        trait: Name of the trait.
-        total: Share of all blocks together, and its interval.
+    `total` is the share of all blocks together, and its interval.
     """
     nothing_found = blocks["credible_sets"].isna().all()
     seen = blocks[(blocks["pve"] >= LEAST_SHARE) & (not nothing_found)].nlargest(NUM_SHOWN, "pve")

@@ -50,13 +50,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def figure_file(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """A figure to draw in; written as a PNG, whole or not at all, when the block ends well.
-
-    Args:
-        path: The PNG.
-        width: In inches.
-        height: In inches.
-    """
+    """A figure (inches) to draw in; written as a PNG, whole or not at all, when the block ends well."""
     # Figure without pyplot: no window system, no global state, safe beside a user's own figures.
     import matplotlib
     from matplotlib.figure import Figure

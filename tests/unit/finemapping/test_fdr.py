@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from snpdeconv.errors import InputError
-from snpdeconv.finemapping.fdr import decoy_q_values, decoy_scores, q_values
+from snpdeconv.finemapping.fdr import permutation_q_values, permutation_scores, q_values
 from snpdeconv.finemapping.joint import Deconvolution, deconvolve
 from snpdeconv.genetics.packed import PackedGenotypes
 
@@ -28,7 +28,7 @@ def rankings(draw):
 @given(rankings())
 def test_rates_are_ordered_as_the_scores_and_in_range(ranking):
     score, decoys = ranking
-    q = decoy_q_values(score, decoys)
+    q = permutation_q_values(score, decoys)
     assert ((q > 0) & (q <= 1)).all()
     order = np.argsort(-score, kind="stable")
     assert (np.diff(q[order]) >= 0).all()
@@ -40,43 +40,44 @@ def test_is_benjamini_and_hochberg_of_the_share_of_decoys(ranking):
     score, decoys = ranking
     reached = (decoys.ravel()[None] >= score[:, None]).sum(axis=1)
     expected = stats.false_discovery_control((1 + reached) / (1 + decoys.size), method="bh")
-    assert decoy_q_values(score, decoys) == pytest.approx(expected)
+    assert permutation_q_values(score, decoys) == pytest.approx(expected)
 
 
 @given(rankings(), st.integers(0, 2**31))
 def test_order_of_snps_and_scale_do_not_matter(ranking, seed):
     score, decoys = ranking
     order = np.random.default_rng(seed).permutation(len(score))
-    q = decoy_q_values(score, decoys)
-    assert np.array_equal(decoy_q_values(score[order], decoys), q[order])
-    assert np.array_equal(decoy_q_values(np.exp(3 * score), np.exp(3 * decoys)), q)
+    q = permutation_q_values(score, decoys)
+    assert np.array_equal(permutation_q_values(score[order], decoys), q[order])
+    assert np.array_equal(permutation_q_values(np.exp(3 * score), np.exp(3 * decoys)), q)
 
 
 @given(rankings())
 def test_stronger_decoys_never_lower_a_rate(ranking):
     score, decoys = ranking
-    assert (decoy_q_values(score, decoys + 0.25) >= decoy_q_values(score, decoys)).all()
+    assert (permutation_q_values(score, decoys + 0.25) >= permutation_q_values(score, decoys)).all()
 
 
 def test_snps_that_nothing_speaks_for_have_no_chance():
     score = np.zeros(1_000)
     score[:4] = 0.9
     decoys = np.zeros((5, 1_000))
-    q = decoy_q_values(score, decoys)
+    q = permutation_q_values(score, decoys)
     assert q[:4] == pytest.approx(0.05, rel=1e-3)
     assert (q[4:] == 1).all()
 
 
 def test_one_snp_alone_needs_ten_draws():
     score = np.append(np.zeros(499), 1.0)
-    assert decoy_q_values(score, np.zeros((9, 500)))[-1] > 0.1
-    assert decoy_q_values(score, np.zeros((10, 500)))[-1] < 0.1
+    assert permutation_q_values(score, np.zeros((9, 500)))[-1] > 0.1
+    assert permutation_q_values(score, np.zeros((10, 500)))[-1] < 0.1
 
 
 def test_chance_alone_is_reported_as_seldom_as_stated():
     rng = np.random.default_rng(0)
     reported = [
-        (decoy_q_values(rng.normal(size=200), rng.normal(size=(10, 200))) <= 0.1).any() for _ in range(600)
+        (permutation_q_values(rng.normal(size=200), rng.normal(size=(10, 200))) <= 0.1).any()
+        for _ in range(600)
     ]
     # 1 of 11 in expectation, and three standard errors.
     assert np.mean(reported) <= 1 / 11 + 3 * (0.09 * 0.91 / 600) ** 0.5
@@ -85,7 +86,7 @@ def test_chance_alone_is_reported_as_seldom_as_stated():
 @pytest.mark.parametrize("shape", [(0, 5), (2, 4), (5,)])
 def test_decoys_of_other_snps_are_refused(shape):
     with pytest.raises(InputError, match="decoys"):
-        decoy_q_values(np.zeros(5), np.zeros(shape))
+        permutation_q_values(np.zeros(5), np.zeros(shape))
 
 
 def ranked(pip, score=None):
@@ -109,7 +110,7 @@ def test_the_posterior_only_adds_to_the_decoys_rate(ranking):
     score, decoys = ranking
     found = ranked(score**2, score)
     q = q_values(linked_pairs(len(score)), found, decoys)
-    assert (q >= decoy_q_values(score, decoys)).all()
+    assert (q >= permutation_q_values(score, decoys)).all()
     assert (q <= 1).all()
     assert (np.diff(q[np.argsort(-score, kind="stable")]) >= 0).all()
     assert all(len(set(q[score == value])) == 1 for value in score)
@@ -119,7 +120,7 @@ def test_snps_far_from_what_acts_are_false_whatever_decoys_say():
     pip = np.array([1.0, 0.0, 0.5, 0.5, 0.02, 0.02, 0.0, 0.0, 0.0, 0.0])
     score = np.array([1.0, 0.01, 0.5, 0.5, 0.02, 0.02, 0.0, 0.0, 0.0, 0.0])
     decoys = np.zeros((20, 10))
-    by_decoys, q = decoy_q_values(score, decoys), q_values(linked_pairs(10), ranked(pip, score), decoys)
+    by_decoys, q = permutation_q_values(score, decoys), q_values(linked_pairs(10), ranked(pip, score), decoys)
     assert (by_decoys[:6] <= 0.05).all()
     # Two linked SNPs that share one effect are one discovery that is certain.
     assert q[:1] == pytest.approx(by_decoys[:1])
@@ -143,7 +144,7 @@ def cohort(seed):
 def q_of(genotypes, trait, *, kind, place, pairs=False, num_draws=4, rows=None, covariates=None):
     given = {"rows": rows, "covariates": covariates, "pairs": pairs, **place}
     found = deconvolve(genotypes, trait, kind=kind, **given)
-    decoys = decoy_scores(genotypes, trait, found, draws=range(num_draws), seed=3, **given)
+    decoys = permutation_scores(genotypes, trait, found, draws=range(num_draws), seed=3, **given)
     assert decoys.shape == (num_draws, NUM_VARIANTS)
     return q_values(genotypes, found, decoys, rows=rows), decoys
 

@@ -210,8 +210,8 @@ def test_tiles_cache_and_wide_supports_do_not_change_the_result(study, kind, mon
     assert again.elbo == expected.elbo
     monkeypatch.setattr(gram, "BLOCK_BYTES", 1)
     for changed in (
-        Settings(tile_variants=12, dear_genotypes=0, **exact),
-        Settings(dear_genotypes=0, gram_bytes=0, **exact),
+        Settings(tile_variants=12, expensive_genotypes=0, **exact),
+        Settings(expensive_genotypes=0, gram_bytes=0, **exact),
         Settings(tile_variants=28, **exact),
     ):
         found = fit(codes, y, kind=kind, covariates=covariates, settings=changed)
@@ -248,7 +248,7 @@ def test_refinement_leaves_a_local_optimum():
 def test_sparing_passes_changes_little(study):
     codes, y = study
     expected = fit(codes, y)
-    found = fit(codes, y, settings=Settings(dear_genotypes=0))
+    found = fit(codes, y, settings=Settings(expensive_genotypes=0))
     np.testing.assert_allclose(found.pip, expected.pip, atol=0.02)
     assert found.elbo[-1] > expected.elbo[-1] - 0.2
     assert np.diff(found.elbo).min() > -1e-6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from snpdeconv.finemapping import credible_sets, fit_single_effects, joint_credible_sets
-from snpdeconv.finemapping.fdr import decoy_scores, q_values
+from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import deconvolve
 from snpdeconv.genetics.packed import PackedGenotypes
 
@@ -80,7 +80,7 @@ def test_inclusion_and_false_discovery_of_small_classes_agree():
     planted = [3, 9, 14]
     genotypes, target, place = small_classes(3, num_snps=20, planted=planted)
     found = deconvolve(genotypes, target, kind="multiclass", **place)
-    decoys = decoy_scores(genotypes, target, found, **place, draws=range(4))
+    decoys = permutation_scores(genotypes, target, found, **place, draws=range(4))
     q = q_values(genotypes, found, decoys)
     assert found.pip[planted].min() > 0.99
     assert q[planted].max() <= 0.1

@@ -5,7 +5,7 @@ import torch
 
 from snpdeconv.device import Allocations
 from snpdeconv.interpret import attribution
-from snpdeconv.interpret.attribution import attribution_batch_size, bytes_a_person, integrated_gradients
+from snpdeconv.interpret.attribution import attribution_batch_size, bytes_per_sample, integrated_gradients
 from snpdeconv.models.model import ARCHITECTURES, InterpretableSNPModel
 from snpdeconv.training.data import PackedLoader
 
@@ -29,7 +29,7 @@ def test_on_a_cpu_fewer_people_of_more_slots():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_measured_with_two_people_holds_for_many(architecture):
     model, packed, covariates = network(architecture)
-    each = bytes_a_person(model.train(), packed[:2], covariates[:2], device=CPU)
+    each = bytes_per_sample(model.train(), packed[:2], covariates[:2], device=CPU)
     assert model.training
     loader = PackedLoader(packed, torch.zeros(24), covariates, batch_size=24)
     integrated_gradients(model, loader, kind="quantitative", device="cpu", steps=2)
@@ -40,7 +40,7 @@ def test_what_is_measured_with_two_people_holds_for_many(architecture):
 
 
 def test_on_a_gpu_as_many_as_memory_holds_at_what_each_takes(monkeypatch):
-    monkeypatch.setattr(attribution, "bytes_a_person", lambda *_, device: 3 * 2**20)
+    monkeypatch.setattr(attribution, "bytes_per_sample", lambda *_, device: 3 * 2**20)
     monkeypatch.setattr(attribution, "available_bytes", lambda device: 2**30)
     model, packed, covariates = network()
     ask = {"device": torch.device("cuda"), "safety": 0.5}

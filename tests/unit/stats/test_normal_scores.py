@@ -6,16 +6,16 @@ from scipy import stats
 
 from snpdeconv.finemapping import credible_sets, fit_single_effects
 from snpdeconv.genetics.packed import PackedGenotypes
-from snpdeconv.stats.common import has_heavy_tails, normal_scores, without_covariates
+from snpdeconv.stats.common import has_heavy_tails, inverse_normal_transform, without_covariates
 
 
 def test_scores_are_normal_and_keep_the_order():
     values = np.exp(np.random.default_rng(1).normal(size=1_000))
-    scores = normal_scores(values)
+    scores = inverse_normal_transform(values)
     assert (np.argsort(scores) == np.argsort(values)).all()
     assert stats.shapiro(scores).pvalue > 0.9
     assert scores.std() == pytest.approx(1, abs=0.01)
-    tied = normal_scores([3.0, 1.0, 3.0, 2.0])
+    tied = inverse_normal_transform([3.0, 1.0, 3.0, 2.0])
     assert tied[0] == tied[2] > tied[3] > tied[1]
 
 
@@ -34,7 +34,7 @@ def test_few_people_with_huge_values_make_no_credible_set():
         genotypes = PackedGenotypes.from_codes(codes)
         trait = np.exp(2 * rng.normal(size=600))
         for by_rank in (True, False):
-            target = normal_scores(trait) if by_rank else trait
+            target = inverse_normal_transform(trait) if by_rank else trait
             fit = fit_single_effects(genotypes, target, kind="quantitative")
             found[by_rank] += bool(credible_sets(fit, genotypes))
     assert found[True] == 0
@@ -54,7 +54,7 @@ def test_heavy_tails_behind_a_covariate_make_no_effects_of_few_carriers():
         for by_rank in (True, False):
             fit = fit_single_effects(
                 PackedGenotypes.from_codes(codes),
-                normal_scores(left) if by_rank else trait,
+                inverse_normal_transform(left) if by_rank else trait,
                 kind="quantitative",
                 covariates=covariate,
             )
