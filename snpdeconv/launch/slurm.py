@@ -1,6 +1,7 @@
-"""From a job and a request to SLURM, or to a process of this machine: one way, by submitit.
+"""How a job gets to SLURM or to a process of this machine: its sbatch script, environment and container.
 
-Owns the sbatch script, the containers in it and the environment of the job.
+submitit carries the job and starts it again; the script, and the process that looks after a local job, are
+ours. `Plan` has all that the script depends on, so that a dry run prints the one that would be queued.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from submitit import LocalExecutor, SlurmExecutor
-from submitit.core.utils import DelayedSubmission
-from submitit.helpers import clean_env
-from submitit.local.local import LocalJob
+from submitit.core.utils import JobPaths
+from submitit.helpers import DelayedSubmission, clean_env
 
 from snpdeconv.errors import ConfigError, ResourceError, has_control
 from snpdeconv.launch import site as containers
@@ -42,62 +41,8 @@ _REQUEUE = (
     '  scontrol requeue "$SLURM_JOB_ID" || touch "$job.norequeue"',
     "fi",
 )
-_ENTRY = "-P -u -m snpdeconv.launch.entry"
-"""Without -P a module of the working folder would take the place of ours."""
-
-
-class _Slurm(SlurmExecutor):
-    """submitit's, also where there is no SLURM: to show the script."""
-
-    @property
-    def _submitit_command_str(self) -> str:
-        return f"{self.python} {_ENTRY} {shlex.quote(str(self.folder))}"
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-
-class _Detached(LocalExecutor):
-    """submitit's, with a controller that outlives the terminal and keeps none of its streams open."""
-
-    @property
-    def _submitit_command_str(self) -> str:
-        return f"{self.python} {_ENTRY} {shlex.quote(str(self.folder))}"
-
-    def _submit_command(self, command: str) -> LocalJob[Any]:
-        given = self.parameters
-        environment = os.environ | {
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_COMMAND": command,
-            "SUBMITIT_LOCAL_NTASKS": str(given["tasks_per_node"]),
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * given["timeout_min"]),
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(given["signal_delay_s"]),
-            "SUBMITIT_LOCAL_WITH_SHELL": "",
-            "SUBMITIT_STDERR_TO_STDOUT": "1",
-            "CUDA_VISIBLE_DEVICES": _local_gpus(given["gpus_per_node"]),
-        }
-        words = [sys.executable, "-P", "-m", "snpdeconv.launch.controller", str(self.folder)]
-        script = " && ".join([*given["setup"], f"exec {shlex.join(words)}"])
-        process = subprocess.Popen(
-            ["/bin/bash", "-c", script],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        tasks = list(range(given["tasks_per_node"]))
-        return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
-
-
-def _local_gpus(count: int) -> str:
-    """The first `count` of the GPUs that this process may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = list(map(str, range(count))) if visible is None else visible.split(",")
-    return ",".join(names[:count])
+_MOST_AT_ONCE = 256
+"""Elements of an array that run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +50,7 @@ class Plan:
     """How a job, or each element of an array, is to run.
 
     Attributes:
-        name: For people: `job_name` of it is what the scheduler gets.
-        request: What it asks for; on this machine the memory is not looked at.
-        site: Where it goes.
+        name: What the scheduler calls it, through `job_name`.
         folder: Where its output goes.
         needs: Files and folders that it reads or writes: a container gets to see them.
         after: SLURM's numbers of the jobs that must have ended well before.
@@ -120,6 +63,11 @@ class Plan:
     needs: tuple[Path, ...] = ()
     after: tuple[str, ...] = ()
 
+    @property
+    def mounted(self) -> list[Path]:
+        """All that the job reads or writes."""
+        return [home(), self.folder, *self.needs]
+
 
 def job_name(name: str) -> str:
     """A name as schedulers, scripts and paths take it; it may come from a trait or from a server."""
@@ -127,16 +75,78 @@ def job_name(name: str) -> str:
 
 
 def sbatch_script(plan: Plan, *, num_elements: int = 1) -> str:
-    """What `submit_to_slurm` hands to sbatch; needs no SLURM.
-
-    Args:
-        plan: How the job runs.
-        num_elements: Of an array; 1 for a single job.
-    """
-    executor = _slurm(plan, is_array=num_elements > 1)
+    """What `submit_to_slurm` hands to sbatch; needs no SLURM."""
+    request, site = plan.request, plan.site
+    number, place, log = "$SLURM_JOB_ID", "0", f"{plan.folder}/%j_%t_log.out"
+    options: dict[str, Any] = {
+        "job_name": job_name(plan.name),
+        "nodes": request.nodes,
+        "ntasks_per_node": request.tasks_per_node,
+        "cpus_per_task": request.cpus_per_task,
+        "mem": f"{request.mem_gib}G",
+        "time": request.timeout_min,
+        "signal": f"USR2@{request.signal_delay_s}",
+        "partition": site.partition_for(gpus_per_node=request.gpus_per_node),
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "open-mode": "append",
+        "requeue": True,
+        **_gpus(plan),
+    }
     if num_elements > 1:
-        executor.parameters["map_count"] = num_elements
-    return executor._make_submission_file_text(executor._submitit_command_str, "").rstrip() + "\n"
+        number, place = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "$SLURM_ARRAY_TASK_ID"
+        log = f"{plan.folder}/%A_%a_%t_log.out"
+        options["array"] = f"0-{num_elements - 1}%{min(num_elements, _MOST_AT_ONCE)}"
+    options["output"] = log.replace("%t", "0")
+    options |= site.sbatch
+    if options.get("no-requeue"):
+        del options["requeue"]
+    if plan.after:
+        options |= {"dependency": "afterok:" + ":".join(plan.after), "kill-on-invalid-dep": "yes"}
+    options = {option: value for option, value in options.items() if value is not None and value is not False}
+    srun = [
+        *("srun", "--unbuffered", "--output", log),
+        # srun takes the CPUs of a task not from sbatch (since SLURM 22.05).
+        f"--cpus-per-task={request.cpus_per_task}",
+        # Without it a rank that fails would leave the others waiting for it.
+        "--kill-on-bad-exit=1",
+        *containers.srun_options(site.container, needs=plan.mounted, variables=_variables(plan)),
+    ]
+    # A line break in what becomes a comment for sbatch would begin a command.
+    for value in (str(plan.folder), *options, *options.values(), *srun):
+        if isinstance(value, str) and has_control(value):
+            raise ConfigError(
+                "holds a line break or another control character",
+                where=repr(value),
+                hint="leave it out of paths, names and options of a job",
+            )
+    if set(str(plan.folder)) & set("%\\"):
+        raise ConfigError(
+            "holds a % or a backslash, which mean something else to SLURM in the paths of logs",
+            where=plan.folder,
+            hint="set SNPDECONV_HOME to a folder without it",
+        )
+    where = shlex.quote(str(plan.folder))
+    lines = [
+        "#!/bin/bash",
+        *("", "# Parameters", *(_sbatch_line(option, options[option]) for option in sorted(options))),
+        *("", "# setup", *site.setup, *_exports(plan)),
+        # The job is given what it is to do under its number, which may not have been heard at submission.
+        f'job={where}/"{number}"',
+        'rm -f "$job.exit"',
+        f'[ -e "${{job}}_submitted.pkl" ] || cp -p {where}/"{place}.pkl" "${{job}}_submitted.pkl"',
+        *("", "# command", "export SUBMITIT_EXECUTOR=slurm", f"{shlex.join(srun)} {_command(plan)}", ""),
+        *("", "# teardown", "code=$?", 'echo "$code" >"$job.exit"'),
+        *(_REQUEUE if site.container.runtime != "none" else ()),
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sbatch_line(option: str, value: Any) -> str:
+    given = "" if value is True else f"={shlex.quote(str(value))}"
+    return f"#SBATCH --{option.replace('_', '-')}{given}"
 
 
 class Unanswered(ResourceError):
@@ -144,26 +154,13 @@ class Unanswered(ResourceError):
 
 
 def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
-    """Queues a job, or several as an array.
+    """Queues a job, or several as an array; gives SLURM's number, "" if it timed out and the queue must tell.
 
-    Args:
-        jobs: Callables that submitit can carry.
-        plan: How each runs.
-
-    Returns:
-        SLURM's number; "" if it has timed out, so that the queue must tell.
-
-    Raises:
-        ConfigError: The container's image lacks a place to mount what the job needs.
-        ResourceError: SLURM does not take it.
-        Unanswered: The user would not wait for the answer.
-        KeyboardInterrupt: The user would not have it; it is withdrawn.
+    Ctrl-C withdraws the job and is raised again; where the user does not wait for that, `Unanswered`.
     """
-    containers.check_mount_points(plan.site.container, needs=_shown(plan))
+    containers.check_mount_points(plan.site.container, needs=plan.mounted)
     for place, job in enumerate(jobs):
-        payload = DelayedSubmission(job)
-        payload.set_timeout(plan.request.timeout_min, plan.site.max_requeues)
-        payload.dump(plan.folder / f"{place}.pkl")
+        _write_job(job, plan, plan.folder / f"{place}.pkl")
     script = plan.folder / "sbatch.sh"
     script.write_text(sbatch_script(plan, num_elements=len(jobs)))
     answer, interrupted = _ask_sbatch([str(script)])
@@ -185,11 +182,7 @@ def submit_to_slurm(jobs: Sequence[Any], plan: Plan) -> str:
 def _ask_sbatch(words: list[str]) -> tuple[subprocess.CompletedProcess[str], bool]:
     """Runs sbatch to its end, in a group of its own: a Ctrl-C waits for its answer, a second one does not.
 
-    Returns:
-        Its answer, and whether the user pressed Ctrl-C.
-
-    Raises:
-        Unanswered: At the second Ctrl-C.
+    Gives its answer, and whether the user pressed Ctrl-C.
     """
     came: list[int] = []
 
@@ -227,20 +220,11 @@ def withdraw(number: str) -> None:
 
 
 def submit_here(job: Any, plan: Plan) -> int:
-    """Starts a job on this machine, in processes of its own.
+    """Starts a job on this machine, in processes of its own; gives the number of the one that looks after it.
 
-    Args:
-        job: A callable that submitit can carry.
-        plan: How it runs.
-
-    Returns:
-        The number of the process that looks after it.
-
-    Raises:
-        ConfigError: It asks for several machines, or the container's image lacks a place to mount what the
-            job needs.
+    That one outlives the terminal, and keeps none of its streams open.
     """
-    containers.check_mount_points(plan.site.container, needs=_shown(plan))
+    containers.check_mount_points(plan.site.container, needs=plan.mounted)
     request = plan.request
     if request.nodes > 1:
         raise ConfigError(
@@ -248,16 +232,35 @@ def submit_here(job: Any, plan: Plan) -> int:
             where="resources.nodes",
             hint="--set resources.nodes=1, or name a --cluster",
         )
-    executor = _Detached(plan.folder, max_num_timeout=plan.site.max_requeues, python=_python(plan))
-    executor.update_parameters(
-        tasks_per_node=request.tasks_per_node,
-        gpus_per_node=request.gpus_per_node,
-        timeout_min=request.timeout_min,
-        signal_delay_s=request.signal_delay_s,
-        setup=[*plan.site.setup, *_exports(plan)],
-    )
+    limits = [str(60 * request.timeout_min), str(request.signal_delay_s)]
+    words = [sys.executable, "-P", "-m", "snpdeconv.launch.controller", str(plan.folder), *limits, "--"]
+    script = [*plan.site.setup, *_exports(plan), f"exec {shlex.join(words)} {_command(plan)}"]
+    written = plan.folder / "0.pkl"
+    _write_job(job, plan, written)
     with clean_env():  # of the job that this process may run in
-        return int(executor.submit(job).job_id)
+        process = subprocess.Popen(
+            ["/bin/bash", "-c", " && ".join(script)],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": _local_gpus(request.gpus_per_node)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    written.rename(JobPaths(plan.folder, str(process.pid)).submitted_pickle)  # the job waits for it
+    return process.pid
+
+
+def _write_job(job: Any, plan: Plan, path: Path) -> None:
+    payload = DelayedSubmission(job)
+    payload.set_timeout(plan.request.timeout_min, plan.site.max_requeues)
+    payload.dump(path)
+
+
+def _local_gpus(count: int) -> str:
+    """The first `count` of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(count))) if visible is None else visible.split(",")
+    return ",".join(names[:count])
 
 
 def slurm_answers() -> bool:
@@ -265,76 +268,6 @@ def slurm_answers() -> bool:
     if shutil.which("sbatch") is None:
         return False
     return run_slurm(["scontrol", "ping"]).returncode == 0
-
-
-def _slurm(plan: Plan, *, is_array: bool) -> _Slurm:
-    request, site = plan.request, plan.site
-    executor = _Slurm(plan.folder, max_num_timeout=site.max_requeues, python=_python(plan))
-    further: dict[str, str | bool] = {"requeue": True, **site.sbatch}
-    if further.pop("no-requeue", False):
-        further = {"no-requeue": True, **further}
-        further.pop("requeue")
-    further = {option: value for option, value in further.items() if value is not False}
-    if plan.after:
-        further |= {"dependency": "afterok:" + ":".join(plan.after), "kill-on-invalid-dep": "yes"}
-    parameters: dict[str, Any] = {
-        "job_name": job_name(plan.name),
-        "nodes": request.nodes,
-        "ntasks_per_node": request.tasks_per_node,
-        "cpus_per_task": request.cpus_per_task,
-        "mem": f"{request.mem_gib}G",
-        "time": request.timeout_min,
-        "signal_delay_s": request.signal_delay_s,
-        "partition": site.partition_for(gpus_per_node=request.gpus_per_node),
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "stderr_to_stdout": True,
-        "setup": [*site.setup, *_exports(plan), *_own_lines(plan.folder, is_array=is_array)],
-        "srun_args": [
-            # srun takes the CPUs of a task not from sbatch (since SLURM 22.05).
-            f"--cpus-per-task={request.cpus_per_task}",
-            # Without it a rank that fails would leave the others waiting for it.
-            "--kill-on-bad-exit=1",
-            *containers.srun_options(plan.site.container, needs=_shown(plan), variables=_variables(plan)),
-        ],
-        "additional_parameters": further,
-        "wckey": None,
-        **_gpus(plan),
-    }
-    parameters["teardown"] = [
-        "code=$?",
-        'echo "$code" >"$job.exit"',
-        *(_REQUEUE if site.container.runtime != "none" else ()),
-        'exit "$code"',
-    ]
-    # A line break in what becomes a comment for sbatch would begin a command.
-    for value in (*_texts({k: v for k, v in parameters.items() if k != "setup"}), str(plan.folder)):
-        if has_control(value):
-            raise ConfigError(
-                "holds a line break or another control character",
-                where=repr(value),
-                hint="leave it out of paths, names and options of a job",
-            )
-    if set(str(plan.folder)) & set("%\\"):
-        raise ConfigError(
-            "holds a % or a backslash, which mean something else to SLURM in the paths of logs",
-            where=plan.folder,
-            hint="set SNPDECONV_HOME to a folder without it",
-        )
-    executor.update_parameters(**parameters)
-    return executor
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All text in nested values."""
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
-    elif isinstance(value, str):
-        yield value
 
 
 def _gpus(plan: Plan) -> dict[str, Any]:
@@ -369,28 +302,15 @@ def _variables(plan: Plan) -> dict[str, str]:
     return variables | dict(plan.site.environment)
 
 
-def _python(plan: Plan) -> str:
-    """The words before ``-m submitit...``: the interpreter, in the container where there is one."""
-    container = plan.site.container
-    if container.runtime == "none":
-        return shlex.quote(sys.executable)
-    gpus = plan.request.gpus_per_node > 0
-    return containers.interpreter(container, needs=_shown(plan), variables=_variables(plan), with_gpus=gpus)
-
-
-def _shown(plan: Plan) -> list[Path]:
-    """What the job reads or writes."""
-    return [home(), plan.folder, *plan.needs]
-
-
-def _own_lines(folder: Path, *, is_array: bool) -> list[str]:
-    """Gives a job what it is to do under its number, which may not have been heard when it was submitted."""
-    number, place = "$SLURM_JOB_ID", "0"
-    if is_array:
-        number, place = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID", "$SLURM_ARRAY_TASK_ID"
-    where = shlex.quote(str(folder))
-    return [
-        f'job={where}/"{number}"',
-        'rm -f "$job.exit"',
-        f'[ -e "${{job}}_submitted.pkl" ] || cp -p {where}/"{place}.pkl" "${{job}}_submitted.pkl"',
-    ]
+def _command(plan: Plan) -> str:
+    """What each process of the job is, quoted for a shell: in the container where there is one."""
+    container, python = plan.site.container, shlex.quote(sys.executable)
+    if container.runtime != "none":
+        python = containers.interpreter(
+            container,
+            needs=plan.mounted,
+            variables=_variables(plan),
+            with_gpus=plan.request.gpus_per_node > 0,
+        )
+    # Without -P a module of the working folder would take the place of ours.
+    return f"{python} -P -u -m snpdeconv.launch.entry {shlex.quote(str(plan.folder))}"

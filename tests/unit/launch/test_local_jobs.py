@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from submitit import JobEnvironment
+from submitit.core.job_environment import SignalHandler
 from submitit.core.utils import DelayedSubmission, cloudpickle_dump
 from toy_jobs import Counting, Deaf, Failing, Summing
 
@@ -18,7 +20,7 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError, DamagedFile, ResourceError
 from snpdeconv.launch.control import cancel, log_file, read_log
 from snpdeconv.launch.entry import load_job
-from snpdeconv.launch.jobs import SequentialJobs
+from snpdeconv.launch.jobs import SequentialJobs, TimeLimitHandler
 from snpdeconv.launch.queue import Target, launch, make_record, still_to_wait_for
 from snpdeconv.launch.records import Record, save
 from snpdeconv.launch.scheduler import find_process
@@ -100,6 +102,30 @@ def test_notice_brings_it_back(start, tmp_path):
     done = ended(record)
     assert (done.state, done.starts) == ("done", 2)
     assert (tmp_path / "n").read_text().split() == [str(step) for step in range(1, 61)]
+
+
+def test_a_container_without_slurm_asks_its_batch_script_to_queue_it_again(tmp_path, monkeypatch):
+    """What is used of submitit's insides: its handler of the signal, and the hook of an environment."""
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "12",
+                        "SLURM_PROCID": "0", "PATH": str(tmp_path)}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    tmp_path.chmod(0o700)
+    job = Counting(record="r", settings="s", notice_s=1, in_container=True, out="o")
+    environment, payload = JobEnvironment(), DelayedSubmission(job)
+    payload.set_timeout(60, 3)
+    before = signal.signal(
+        signal.SIGUSR2, SignalHandler(environment, environment.paths, payload).checkpoint_and_try_requeue
+    )
+    try:
+        TimeLimitHandler(notice_s=1, in_container=True, gave_up=pytest.fail)
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "12.requeue").exists()
+    assert load_job(tmp_path / "12_submitted.pkl").function == job
 
 
 def test_it_gives_up_after_so_many_limits(start, tmp_path):
