@@ -28,7 +28,6 @@ from snpdeconv.genetics.variants import Variants, normalise_chrom
 
 logger = logging.getLogger(__name__)
 
-
 _MOST_BYTES = 64 * 2**20
 _PLINK_MAGIC = b"\x6c\x1b"
 _BED_COMMENTS = ("#", "track", "browser")

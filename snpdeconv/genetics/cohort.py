@@ -32,7 +32,6 @@ from snpdeconv.genetics.variants import FilteredChunk, Variants, VariantSpool
 
 logger = logging.getLogger(__name__)
 
-
 FORMAT_VERSION = 1
 GENOTYPES, VARIANTS, SAMPLES, DESCRIPTION = "genotypes.bin", "variants.tsv", "samples.tsv", "store.json"
 

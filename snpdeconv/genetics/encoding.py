@@ -1,4 +1,4 @@
-"""Genotype codes as numbers for a network: unpacking, channel definitions, normalisation. torch only.
+"""Genotype codes as numbers for a network: unpacking, channel definitions, normalisation.
 
 Owns what each channel of an encoding means; knows no file, no sample and no model.
 Shape suffixes: B batch, N samples, S SNPs or slots, C channels.
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.genetics.packed import MISSING
 
-MISSING = 3
 ENCODING_DIMS = (1, 2, 4, 8)
 # Standardised dominance of a rare homozygote is -(1 - p) / p, which at MAF 0.5 % would be a value of -199 in
 # one sample and ruin a gradient; below a MAF of about 11 % the rare homozygote is held at this value instead.

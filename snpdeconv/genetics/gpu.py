@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from snpdeconv.device import available_bytes, with_index
-from snpdeconv.genetics.encoding import MISSING
-from snpdeconv.genetics.packed import PackedGenotypes
+from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 logger = logging.getLogger(__name__)
-
 
 _CHUNK_BYTES = 2**26
 _MOST_OF_FREE = 0.5

@@ -83,7 +83,7 @@ def match_variants(
     `model_frequency`: (V,) frequency of the counted allele in training, NaN where unknown; `cohort_counts`:
     (4, W) number of people of the cohort with each code, missing last.
     """
-    sites = _Sites.of(model, cohort=cohort)
+    sites = _Sites.from_tables(model, cohort=cohort)
     joined = _join(sites)
     column, flip = joined.column, joined.flip
     single = (sites.counted < _NUM_BASES) & (sites.other < _NUM_BASES)
@@ -196,7 +196,7 @@ class _Sites:
     num_duplicated: int
 
     @classmethod
-    def of(cls, model: Variants, *, cohort: Variants) -> _Sites:
+    def from_tables(cls, model: Variants, *, cohort: Variants) -> _Sites:
         num_model = len(model)
         names = np.concatenate([model.chrom, cohort.chrom])
         # What PLINK calls XY others call X: positions are those of X in both.

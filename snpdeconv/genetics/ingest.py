@@ -19,17 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snpdeconv.config import Multiallelic
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.cohort import FORMAT_VERSION, Cohort, StoreWriter, describe, is_store, open_store
-from snpdeconv.genetics.formats import (
-    ACCEPTED,
-    CohortFiles,
-    Multiallelic,
-    VariantChunk,
-    VariantReader,
-    find_files,
-    open_reader,
-)
+from snpdeconv.genetics.formats import ACCEPTED, CohortFiles, VariantChunk, VariantReader, find_files
 from snpdeconv.genetics.packed import MISSING, pack
 from snpdeconv.genetics.variants import AUTOSOMES, Variants
 
@@ -135,6 +128,22 @@ def _rules(files: CohortFiles, *, multiallelic: Multiallelic, autosomes: int) ->
             hint=nearest(multiallelic, ("split", "skip")),
         )
     return f"snpdeconv store {FORMAT_VERSION} {_RULES_VERSION} {files.kind} {multiallelic} {autosomes}"
+
+
+def open_reader(
+    files: CohortFiles, *, multiallelic: Multiallelic = "split", autosomes: int = 22
+) -> VariantReader:
+    """Opens a cohort for reading and checks that its files fit together."""
+    # Imported when there is something to import: htslib is not loaded for a store or for another format.
+    if files.kind == "vcf":
+        from snpdeconv.genetics.formats.vcf import VcfReader
+
+        return VcfReader(*files.paths, multiallelic=multiallelic)
+    from snpdeconv.genetics.formats.plink import BedReader, PgenReader
+
+    if files.kind == "bed":
+        return BedReader(*files.paths, autosomes=autosomes)
+    return PgenReader(*files.paths, multiallelic=multiallelic, autosomes=autosomes)
 
 
 def _require_readable(files: CohortFiles) -> None:

@@ -148,6 +148,11 @@ def draw_rows(
     return candidates[np.sort(drawn)]
 
 
+def evenly_spaced(num_all: int, num_most: int) -> NDArray[np.int64]:
+    """At most `num_most` of the indices of `num_all` things, the first and the last among them."""
+    return np.linspace(0, num_all - 1, min(num_all, num_most)).round().astype(np.int64)
+
+
 def _standardise(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Centres columns, puts their mean 0 for missing and scales them to length 1, constant ones to 0."""
     missing = codes == MISSING

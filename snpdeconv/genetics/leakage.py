@@ -20,6 +20,7 @@ from sklearn.model_selection import cross_val_predict
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.covariates import Covariates
+from snpdeconv.genetics.ld import evenly_spaced
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes, allele_frequency
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.samples import Samples
@@ -228,14 +229,14 @@ def same_genotypes(genotypes: PackedGenotypes, *, rows: NDArray[np.int64]) -> ND
     n = len(rows)
     if n < 2 or genotypes.num_variants < _FEWEST_SNPS:
         return none
-    few = genotypes.take(rows=rows, columns=_evenly(genotypes.num_variants, _CANDIDATES))
+    few = genotypes.take(rows=rows, columns=evenly_spaced(genotypes.num_variants, _CANDIDATES))
     counts = few.counts()
     frequency = np.nan_to_num(allele_frequency(counts))
     common = np.minimum(frequency, 1 - frequency) >= _COMMON
     usable = np.flatnonzero(common & (counts[MISSING] <= (1 - _WELL_CALLED) * n))
     if len(usable) < _FEWEST_SNPS:
         return none
-    codes = few.codes(columns=usable[_evenly(len(usable), _MOST_SNPS)])
+    codes = few.codes(columns=usable[evenly_spaced(len(usable), _MOST_SNPS)])
     rng = np.random.default_rng(0)
     # What two people differ by, whom chance has paired.
     one, other = rng.integers(n, size=(2, 4_000))
@@ -266,7 +267,3 @@ def _difference(
     called = (first != MISSING) & (second != MISSING)
     differ: NDArray[np.float64] = ((first != second) & called).sum(axis=1) / np.maximum(called.sum(axis=1), 1)
     return differ
-
-
-def _evenly(num_all: int, num_most: int) -> NDArray[np.int64]:
-    return np.linspace(0, num_all - 1, min(num_all, num_most)).round().astype(np.int64)

@@ -229,7 +229,7 @@ class PackedGenotypes:
         packed = self.packed if rows is None else self.packed[rows]
         if columns is None:
             return unpack(packed, self.num_variants)
-        return _Columns.of(columns, num_variants=self.num_variants).codes(packed)
+        return _Columns.from_index(columns, num_variants=self.num_variants).codes(packed)
 
     def take(self, *, rows: Index | None = None, columns: Index | None = None) -> PackedGenotypes:
         """Copies a selection, packed anew; works through the rows in pieces of bounded size.
@@ -241,7 +241,7 @@ class PackedGenotypes:
             return PackedGenotypes(
                 np.array(self.packed if rows is None else self.packed[rows]), self.num_variants
             )
-        chosen = _Columns.of(columns, num_variants=self.num_variants)
+        chosen = _Columns.from_index(columns, num_variants=self.num_variants)
         index = _row_index(rows, self.num_samples)
         width = row_bytes(len(chosen))
         out = _room(len(index), width)
@@ -299,7 +299,7 @@ class _Columns:
     absent: NDArray[np.int64]
 
     @classmethod
-    def of(cls, columns: Index, *, num_variants: int) -> _Columns:
+    def from_index(cls, columns: Index, *, num_variants: int) -> _Columns:
         if isinstance(columns, slice) or columns.dtype == np.bool_:
             index = np.arange(num_variants)[columns]
         else:

@@ -14,11 +14,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.ld import backward_r2
+from snpdeconv.genetics.ld import backward_r2, evenly_spaced
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 logger = logging.getLogger(__name__)
-
 
 _WORK_BYTES = 2**26
 _OVERSAMPLING = 10
@@ -157,7 +156,7 @@ def independent_variants(
     autosomal = np.isin(chrom[columns], _AUTOSOMES)
     if autosomal.any():
         columns = columns[autosomal]
-    columns = columns[_evenly(len(columns), max_variants)].astype(np.int64)
+    columns = columns[evenly_spaced(len(columns), max_variants)].astype(np.int64)
     chosen = genotypes.take(rows=rows, columns=columns)
     stays = np.ones(len(columns), dtype=bool)
     for start, r2 in backward_r2(chosen, chrom=chrom[columns], window=_LD_WINDOW, seed=seed):
@@ -216,10 +215,6 @@ def _randomized(
     else:
         logger.warning("principal components: the last of them had not settled in %d passes", _MAX_ITERATIONS)
     return _Spectrum(found, basis @ rotation[:, ::-1][:, :num_components], trace)
-
-
-def _evenly(num_all: int, num_most: int) -> NDArray[np.int64]:
-    return np.linspace(0, num_all - 1, min(num_all, num_most)).round().astype(np.int64)
 
 
 def _standardised(

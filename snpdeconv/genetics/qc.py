@@ -21,7 +21,6 @@ from snpdeconv.genetics.variants import Variants, normalise_chrom
 
 logger = logging.getLogger(__name__)
 
-
 _WORK_BYTES = 2**24
 _MANY = 0.1
 

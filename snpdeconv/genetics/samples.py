@@ -145,7 +145,7 @@ class HashedSamples:
     pairs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, samples: Samples) -> HashedSamples:
+    def from_samples(cls, samples: Samples) -> HashedSamples:
         """Hashes samples, under a new salt."""
         salt = os.urandom(_SALT_BYTES)
         pairs = _hashes(_pairs(samples), salt=salt) if samples.has_fid else []

@@ -20,7 +20,6 @@ Floats = NDArray[np.float64]
 NUM_CODES = 4
 # Samples times terms made at once: 64 MiB of float64.
 BATCH_ELEMENTS = 2**23
-CRUMBS = 0.01
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Terms:
         variance = self.variance(frequency)
         order = np.argsort(variance, kind="stable")
         # Linked terms add up: the sum's standard deviation is at most the sum of theirs.
-        left_out = np.cumsum(np.sqrt(variance[order])) <= CRUMBS * np.sqrt(variance.sum())
+        left_out = np.cumsum(np.sqrt(variance[order])) <= 0.01 * np.sqrt(variance.sum())
         kept = np.sort(order[~left_out])
         return replace(
             self,

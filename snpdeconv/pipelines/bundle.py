@@ -176,7 +176,9 @@ def make_bundle(
         covariate_encoder=dataset.covariate_encoder,
         components=components,
         inputs=None,
-        held_out=HashedSamples.of(dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test])),
+        held_out=HashedSamples.from_samples(
+            dataset.cohort.samples.take(dataset.trait.rows[dataset.split.test])
+        ),
         config=config,
     )
 

@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 from random import Random
 
-from snpdeconv.genetics.formats.vcf import BgzfWriter
+from snpdeconv.simulation.writers import BgzfWriter
 
 NASTY = (
     "", " ", ".", "-", "0", "-1", "-9", "-999", "1e999", "-inf", "nan", "NA", "1e-320", "9" * 400, "9" * 5000, "2147483648",

@@ -143,7 +143,7 @@ def sound_bundle(folder: Path) -> None:
         trait="height", kind="quantitative", classes=(), scale=Scale(1.5, 2.0),
         calibration=Calibration(kind="quantitative", scale=1.0, bias=(0.0,)),
         covariate_encoder=None, components=components,
-        held_out=HashedSamples.of(Samples.build(["i", "j"], fid=["f", "g"])),
+        held_out=HashedSamples.from_samples(Samples.build(["i", "j"], fid=["f", "g"])),
         inputs=Inputs(genotypes="/a.bed", phenotypes="/p.tsv", trait="height"), config=load_config("small_cpu"),
     )  # fmt: skip
     save_bundle(bundle, folder / "model")

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from snpdeconv.genetics.formats import Multiallelic, VariantReader, find_files, open_reader
+from snpdeconv.config import Multiallelic
+from snpdeconv.genetics.formats import VariantReader, find_files
+from snpdeconv.genetics.ingest import open_reader
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.simulation.writers import write_bed, write_pgen, write_vcf

@@ -1,6 +1,7 @@
-"""The genotype formats: which files make up a cohort, and one module per format that streams its variants.
+"""The genotype formats: which files make up a cohort, and what the module of each format gives.
 
 A reader yields variants in chunks of bounded size and counts what it skips; it knows nothing of stores.
+A new format is a module here with a reader, a kind of `CohortFiles` and a line where an import opens it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from snpdeconv.config import Multiallelic
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.packed import unpack
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-
-Multiallelic = Literal["split", "skip"]
-"""What becomes of a site with several ALT alleles: one biallelic variant for each, or none."""
 
 ACCEPTED = ".bed, .pgen, .vcf, .vcf.gz, .bcf, a PLINK prefix or an imported folder"
 
@@ -101,23 +100,6 @@ def find_files(source: Path) -> CohortFiles:
         tables = (_companion(source, ".pvar", ".bim"), _companion(source, ".psam", ".fam"))
         return CohortFiles("pgen", (source, *tables))
     raise InputError(f"unknown extension '{source.suffix}'", where=source, hint=f"give {ACCEPTED}")
-
-
-def open_reader(
-    files: CohortFiles, *, multiallelic: Multiallelic = "split", autosomes: int = 22
-) -> VariantReader:
-    """Opens a cohort for reading and checks that its files fit together."""
-    if files.kind == "bed":
-        from snpdeconv.genetics.formats.plink import BedReader
-
-        return BedReader(*files.paths, autosomes=autosomes)
-    if files.kind == "pgen":
-        from snpdeconv.genetics.formats.plink import PgenReader
-
-        return PgenReader(*files.paths, multiallelic=multiallelic, autosomes=autosomes)
-    from snpdeconv.genetics.formats.vcf import VcfReader
-
-    return VcfReader(*files.paths, multiallelic=multiallelic)
 
 
 def _companion(genotypes: Path, *suffixes: str) -> Path:

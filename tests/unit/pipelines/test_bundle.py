@@ -43,7 +43,7 @@ def bundle():
         calibration=Calibration(kind="quantitative", scale=1.0, bias=(0.0,)),
         covariate_encoder=None,
         components=None,
-        held_out=HashedSamples.of(Samples.build(["i", "j"], fid=["f", "g"])),
+        held_out=HashedSamples.from_samples(Samples.build(["i", "j"], fid=["f", "g"])),
         inputs=Inputs(genotypes="/a.bed", phenotypes="/p.tsv", trait="height"),
         config=load_config("small_cpu"),
     )
@@ -68,7 +68,7 @@ def test_people_tested_on_travel_as_hashes(bundle, tmp_path):
     assert loaded == bundle.held_out
     assert "\t" not in text
     assert len(loaded) == 2
-    assert loaded.salt != HashedSamples.of(Samples.build(["i"])).salt
+    assert loaded.salt != HashedSamples.from_samples(Samples.build(["i"])).salt
     with_families = Samples.build(["j", "i", "j"], fid=["g", "g", "f"])
     assert loaded.among(with_families).tolist() == [True, False, False]
     assert loaded.among(Samples.build(["j", "k", "i"])).tolist() == [True, False, True]  # as a VCF names them

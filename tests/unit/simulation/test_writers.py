@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ResourceError
-from snpdeconv.genetics.formats.vcf import BGZF_END, BgzfWriter
+from snpdeconv.genetics.formats.vcf import BGZF_END
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.simulation.writers import write_bed, write_pgen, write_vcf
+from snpdeconv.simulation.writers import BgzfWriter, write_bed, write_pgen, write_vcf
 
 WRITERS = {"bed": write_bed, "pgen": write_pgen, "vcf": write_vcf}
 
@@ -143,7 +143,7 @@ def test_unwritable_folder(tmp_path: Path, random_cohort) -> None:
 def test_bgzf_is_gzip_in_blocks_with_their_lengths(tmp_path_factory, pieces: list[bytes], block: int) -> None:
     path = tmp_path_factory.getbasetemp() / "x.gz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snpdeconv.genetics.formats.vcf._BLOCK_BYTES", block)
+        patch.setattr("snpdeconv.simulation.writers._BGZF_BYTES", block)
         with BgzfWriter(path) as file:
             for piece in pieces:
                 file.write(piece)
