@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from snpdeconv.epistasis import pair_columns
 from snpdeconv.finemapping.columns import Scaling
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, SingleEffect, SingleEffectsFit
-from snpdeconv.genetics.blocks import Blocks
-from snpdeconv.genetics.ld import draw_rows
+from snpdeconv.genetics.ld import Blocks, draw_rows
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.stats.common import covariate_basis
 

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from snpdeconv.config import Multiallelic
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.genetics.cohort import FORMAT_VERSION, Cohort, StoreWriter, describe, is_store, open_store
+from snpdeconv.genetics.cohort import (
+    FORMAT_VERSION,
+    Cohort,
+    StoreWriter,
+    describe,
+    is_store,
+    open_store,
+)
 from snpdeconv.genetics.formats import ACCEPTED, CohortFiles, VariantChunk, VariantReader, find_files
 from snpdeconv.genetics.packed import MISSING, pack
 from snpdeconv.genetics.variants import AUTOSOMES, Variants
@@ -237,7 +244,7 @@ def _check(variants: Variants, *, where: Path) -> None:
         raise InputError(
             f"variant '{variants.variant_id[v]}' at position {variants.position_bp[v]} has {what}",
             where=where,
-            hint="mend or leave out that variant",
+            hint="correct or leave out that variant",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.ld import Blocks
 
 logger = logging.getLogger(__name__)
 

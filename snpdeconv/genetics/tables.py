@@ -223,7 +223,7 @@ class Column:
         return f"line {self.lines[first]} says '{self.texts[first]}'"
 
     def is_numeric(self, *, hint: str) -> bool:
-        """Whether the values there are numbers, or texts; a mixture is the user's to mend."""
+        """Whether the values there are numbers, or texts; a mixture is an error."""
         text = np.isnan(self.numbers) & ~self.missing
         self._refuse_foreign_numbers(text)
         if text.any() and not (text | self.missing).all():
@@ -234,7 +234,7 @@ class Column:
             raise InputError(
                 f"column '{self.name}' has a number that is not finite ({self.at(np.isinf(self.numbers))})",
                 where=self.path,
-                hint="mend it, or write NA",
+                hint="correct it, or write NA",
             )
         finite = self.numbers[~self.missing & ~text]
         spread = np.ptp(finite) if len(finite) else 0.0

@@ -21,7 +21,7 @@ from snpdeconv.files import replacing
 from snpdeconv.finemapping import CredibleSet, SingleEffectsFit
 from snpdeconv.finemapping.joint import PairEffects
 from snpdeconv.finemapping.pve import BlockPVE
-from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.variants import Variants, normalise_chroms
 
 # What pips are written with, so that a reader finds in the file what orders it.

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.cohort import Cohort
-from snpdeconv.genetics.covariates import complete_people
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
-from snpdeconv.genetics.phenotypes import Trait, load_trait
+from snpdeconv.genetics.phenotypes import Trait, complete_samples, load_trait
 from snpdeconv.genetics.qc import wanted_samples
 from snpdeconv.genetics.tables import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
@@ -159,7 +158,7 @@ def usable_rows(
     if bundle.covariate_encoder is None or covariates is None:
         return rows
     return rows[
-        complete_people(
+        complete_samples(
             covariates,
             samples=cohort.samples,
             rows=rows,

@@ -19,17 +19,24 @@ from numpy.typing import NDArray
 from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
 from snpdeconv.genetics.cohort import Cohort
-from snpdeconv.genetics.covariates import CovariateEncoder, complete_people, load_covariates
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.leakage import check_covariates, join_copies
+from snpdeconv.genetics.ld import Blocks, compute_blocks, read_blocks
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.pca import Components, fit_components
-from snpdeconv.genetics.phenotypes import Trait, check_trait, load_groups, load_trait, tell_classes
+from snpdeconv.genetics.phenotypes import (
+    CovariateEncoder,
+    Trait,
+    check_trait,
+    complete_samples,
+    load_covariates,
+    load_groups,
+    load_trait,
+    tell_classes,
+)
 from snpdeconv.genetics.qc import filter_samples, filter_variants, wanted_samples, wanted_variants
-from snpdeconv.genetics.splits import Split, split, split_beside
+from snpdeconv.genetics.splits import Split, check_covariates, join_copies, split, split_beside
 from snpdeconv.genetics.variants import Variants, num_autosomes
 from snpdeconv.pipelines.run_folder import Inputs, read_held_out
 from snpdeconv.tracking.home import cache_dir
@@ -352,7 +359,7 @@ def _wanted(
         )
     left_out = {"people_not_asked_for": len(trait.rows) - len(rows), "people_missing_covariate": 0}
     if inputs.covariates is not None:
-        complete = complete_people(
+        complete = complete_samples(
             inputs.covariates,
             samples=cohort.samples,
             rows=rows,

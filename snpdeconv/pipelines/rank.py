@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from snpdeconv.config import Config, Method, NetworkMethod, with_overrides
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import write_json, write_text
-from snpdeconv.genetics.blocks import Blocks
 from snpdeconv.genetics.cohort import Cohort
+from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.variants import Variants

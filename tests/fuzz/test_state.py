@@ -45,7 +45,14 @@ from snpdeconv.pipelines.bundle import Bundle, load_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Scale
 from snpdeconv.pipelines.run_folder import Inputs, RunFolder
 from snpdeconv.tracking import http_limits
-from snpdeconv.tracking.registry import download, get_run_info, list_models, resolve, resolve_run, rollback
+from snpdeconv.tracking.registry import (
+    download,
+    get_run_info,
+    list_models,
+    resolve,
+    resolve_run,
+    rollback,
+)
 from snpdeconv.tracking.spool import Sent, Spool, peek
 from snpdeconv.training.checkpoint import newest_checkpoint
 from snpdeconv.training.metrics import Calibration

@@ -244,7 +244,7 @@ class VcfReader:
             raise InputError(
                 f"the header names {len(self.samples)} samples, of which htslib reads {len(names)}",
                 where=self._path,
-                hint="mend the #CHROM line: one name a sample, between single tabs",
+                hint="correct the #CHROM line: one name a sample, between single tabs",
             )
         return records
 

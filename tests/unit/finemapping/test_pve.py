@@ -9,7 +9,7 @@ from snpdeconv.epistasis import pair_columns
 from snpdeconv.finemapping import ExtraColumns, Settings, fit_one_against_rest, fit_single_effects
 from snpdeconv.finemapping import pve as module
 from snpdeconv.finemapping.pve import block_pve
-from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 5

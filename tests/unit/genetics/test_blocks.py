@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.blocks import Blocks, compute_blocks, read_blocks
+from snpdeconv.genetics.ld import Blocks, compute_blocks, read_blocks
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snpdeconv.genetics.blocks import Blocks, compute_blocks
 from snpdeconv.genetics.layout import Layout
-from snpdeconv.genetics.ld import ld_neighbors
+from snpdeconv.genetics.ld import Blocks, compute_blocks, ld_neighbors
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 

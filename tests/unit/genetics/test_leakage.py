@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from snpdeconv.errors import InputError
-from snpdeconv.genetics.covariates import load_covariates
-from snpdeconv.genetics.leakage import check_covariates, join_copies, same_genotypes
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
-from snpdeconv.genetics.phenotypes import load_trait
+from snpdeconv.genetics.phenotypes import load_covariates, load_trait
 from snpdeconv.genetics.samples import Samples
+from snpdeconv.genetics.splits import check_covariates, join_copies, same_genotypes
 
 N = 300
 

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.genetics.covariates import CovariateEncoder, load_covariates
-from snpdeconv.genetics.phenotypes import load_groups, load_trait
+from snpdeconv.genetics.phenotypes import CovariateEncoder, load_covariates, load_groups, load_trait
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.tables import read_table
 

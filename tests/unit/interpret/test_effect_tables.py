@@ -9,7 +9,7 @@ import pytest
 from snpdeconv.finemapping import CredibleSet, fit_single_effects
 from snpdeconv.finemapping.joint import PairEffects
 from snpdeconv.finemapping.pve import BlockPVE
-from snpdeconv.genetics.blocks import Blocks
+from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.ranking import (

@@ -6,8 +6,8 @@ import torch
 
 from snpdeconv.config import load_config
 from snpdeconv.device import OomSafeBatches
-from snpdeconv.genetics.blocks import compute_blocks
 from snpdeconv.genetics.layout import Layout
+from snpdeconv.genetics.ld import compute_blocks
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
