@@ -7,6 +7,7 @@ P slots of a window, D width, d node width. Nodes are (d, S, B).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -81,6 +82,42 @@ class NodeNorm(nn.Module):
         return h * torch.rsqrt(mean_square + 1e-5).to(h.dtype) * self.weight.to(h.dtype)
 
 
+# Nodes x samples of a piece: the weights' gradient has a left operand of a megabyte then.
+_PIECE_COLUMNS = 2**16
+
+
+class NodeProduct(torch.autograd.Function):
+    """bias + weight @ columns, with a gradient of the weight that a CPU sums over pieces of the columns.
+
+    On CPUs with AMX oneDNN (of torch 2.13) divides by zero, which ends the process, in a product of two
+    bfloat16 matrices along their rows whose left one has at most 32 rows and fills 3 MiB: 1,536 slots and 128
+    samples do. Pieces are smaller than that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+        """(d,), (d, c) and (c, N) -> (d, N), in autocast's format where autocast is on."""
+        ctx.save_for_backward(bias, weight, columns)
+        ctx.columns_dtype = columns.dtype
+        return torch.addmm(bias.unsqueeze(1), weight, columns)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Gradients of all three, each in its own format."""
+        (gradient,) = gradients
+        bias, weight, columns = ctx.saved_tensors
+        columns = columns.to(gradient.dtype)
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            is_cut = gradient.device.type == "cpu" and gradient.dtype == torch.bfloat16
+            pieces = math.ceil(columns.shape[1] / _PIECE_COLUMNS) if is_cut else 1
+            weight_gradient = torch.zeros_like(weight)
+            for part, of in zip(gradient.chunk(pieces, 1), columns.chunk(pieces, 1), strict=True):
+                weight_gradient += part @ of.t()
+        columns_gradient = weight.to(gradient.dtype).t() @ gradient
+        return gradient.sum(1).to(bias.dtype), weight_gradient, columns_gradient.to(ctx.columns_dtype)
+
+
 class MessagePassing(nn.Module):
     """One round of messages: each node adds what it makes of itself and of its neighbours' weighted sum.
 
@@ -103,7 +140,8 @@ class MessagePassing(nn.Module):
         edges = (weight * self.edge).to(h.dtype)
         message: Tensor = GatherNeighbors.apply(normed, neighbors, edges)  # type: ignore[no-untyped-call]
         both = torch.cat([normed, message]).flatten(1)
-        update = F.elu(torch.addmm(self.update.bias.unsqueeze(1), self.update.weight, both)).view_as(h)
+        update: Tensor = NodeProduct.apply(self.update.bias, self.update.weight, both)  # type: ignore[no-untyped-call]
+        update = F.elu(update).view_as(h)
         kept = self.dropout(torch.ones_like(h[0])) if self.training else 1.0
         return h + update * kept
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snpdeconv.models.gnn import GatherNeighbors, chain_neighbors
+from snpdeconv.models.gnn import GatherNeighbors, MessagePassing, chain_neighbors
 from snpdeconv.models.layers import KERNELS, MultiScaleConv
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.models.transformer import TransformerLayer
@@ -38,6 +41,47 @@ def test_messages_are_weighted_sums_over_neighbours_with_the_right_gradients():
 
     torch.testing.assert_close(gathered, torch.einsum("se,dseb->dsb", weight, h[:, neighbors]))
     assert torch.autograd.gradcheck(lambda a, b: GatherNeighbors.apply(a, neighbors, b), (h, weight))
+
+
+def test_a_step_in_bf16_whose_product_divides_by_zero_in_onednn_does_not_end_the_process():
+    """1,536 slots and 128 samples: SIGFPE in the weights' gradient, on CPUs with AMX and one thread."""
+    script = """
+import torch
+from snpdeconv.models.model import InterpretableSNPModel
+torch.set_num_threads(1)
+model = InterpretableSNPModel(1536, "gnn", encoding_dim=2)
+genotypes = torch.randint(0, 256, (128, 384), dtype=torch.uint8)
+with torch.autocast("cpu", torch.bfloat16):
+    logits = model(genotypes)
+logits.float().square().mean().backward()
+print(bool(torch.isfinite(model.body.rounds[0].update.weight.grad).all()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_in_bf16_the_weights_gradient_is_that_of_float32_whatever_pieces_it_is_summed_in():
+    generator = torch.Generator().manual_seed(3)
+    nodes = torch.randn(8, 700, 100, generator=generator)  # more than one piece
+    graph, weight = torch.randint(0, 700, (700, 2), generator=generator), torch.rand(700, 2)
+    layer = MessagePassing(700, 2, 0.0)
+    gradients = []
+    for enabled in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            layer(nodes, graph, weight).float().square().mean().backward()
+        gradients.append([layer.update.weight.grad, layer.update.bias.grad])
+
+    for exact, rounded in zip(*gradients, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).norm() < 0.02 * exact.norm()
 
 
 def test_the_default_graph_is_a_chain():
