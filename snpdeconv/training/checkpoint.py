@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from snpdeconv.errors import InputError, ResourceError, UserError
 from snpdeconv.files import read_whole
-from snpdeconv.training.schedules import Direction
 
 logger = logging.getLogger(__name__)
 
 
 History = dict[str, list[float]]
+Direction = Literal["min", "max"]
 
 
 @dataclass

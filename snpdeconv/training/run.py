@@ -1,11 +1,13 @@
-"""Owns what one call of `train` holds, how it is made, saved as a `TrainingState`, and comes back from one.
+"""What one call of `train` holds: optimiser, schedule of its rate, scaler, step, running loss and progress.
 
-Knows nothing of the order of the loop.
+How they are made, saved as a `TrainingState`, and come back from one that is held against the settings. Knows
+nothing of the order of the loop.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,17 +16,119 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from snpdeconv.device import Precision
-from snpdeconv.errors import ConfigError, TrainingError
+from snpdeconv.errors import ConfigError, TrainingError, nearest
 from snpdeconv.training import distributed
-from snpdeconv.training.checkpoint import CheckpointStore, Progress, TrainingState, capture_rng, restore_rng
-from snpdeconv.training.schedules import Direction, Schedule, make_schedule
+from snpdeconv.training.checkpoint import (
+    CheckpointStore,
+    Direction,
+    Progress,
+    TrainingState,
+    capture_rng,
+    restore_rng,
+)
 from snpdeconv.training.step import AccumulatedStep, LossMeter
 
 logger = logging.getLogger(__name__)
 
 _SCALER_SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
+# What moves in the state of a plateau; the rest is settings.
+_PLATEAU_MOVES = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
+# A rate that would fall by less than 1e-8 stays: after so many times it does, unless the factor is near 1.
+_MOST_TIMES = 10_000
+
+
+class Schedule:
+    """Sets the learning rate: by a factor for each step, or lower on a plateau of the monitored value.
+
+    Args:
+        factor: The share of the optimiser's first rate for the step after so many completed ones.
+        plateau: Sees every epoch's value, and alone has a state to resume.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        factor: Callable[[int], float] = lambda step: 1.0,
+        plateau: ReduceLROnPlateau | None = None,
+    ) -> None:
+        self._optimizer, self._factor, self._plateau = optimizer, factor, plateau
+        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.after_step(0)
+
+    def after_step(self, step: int) -> None:
+        """Sets the rate for the step that follows `step` completed ones."""
+        if self._plateau is None:
+            for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+                group["lr"] = rate * self._factor(step)
+
+    def after_epoch(self, value: float) -> None:
+        """Sees the monitored value of the epoch that ended."""
+        if self._plateau is not None:
+            self._plateau.step(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of torch's plateau; else empty."""
+        return {} if self._plateau is None else self._plateau.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`; settings stay those of this schedule."""
+        if self._plateau is not None:
+            self._plateau.load_state_dict({name: state[name] for name in _PLATEAU_MOVES})
+
+    def has_rate(self, rate: float, *, step: int) -> bool:
+        """Whether it can have set this rate, where so many steps are completed."""
+        if self._plateau is None:
+            factors = [self._factor(step)]
+        else:
+            factors = [self._plateau.factor**times for times in range(_MOST_TIMES)]
+        return any(math.isclose(rate, base * factor) for base in self._base_rates for factor in factors)
+
+
+def make_schedule(
+    name: str,
+    optimizer: Optimizer,
+    *,
+    total_steps: int | None,
+    warmup_fraction: float,
+    direction: Direction,
+    plateau_factor: float,
+    plateau_patience: int,
+) -> Schedule:
+    """The one schedule of a run, with the first step's rate already set.
+
+    `cosine` warms up linearly over a share of `total_steps`, then falls by half a cosine to zero at the last
+    (Loshchilov and Hutter 2017). A function of the step alone, it has no state to lose: torch's LambdaLR
+    keeps one, and leaves the first rate in the optimiser's groups, where no checkpoint before had it.
+    """
+    if name == "constant":
+        return Schedule(optimizer)
+    if name == "plateau":
+        plateau = ReduceLROnPlateau(
+            optimizer, mode=direction, factor=plateau_factor, patience=plateau_patience
+        )
+        return Schedule(optimizer, plateau=plateau)
+    if name != "cosine":
+        hint = nearest(name, ["cosine", "plateau", "constant"])
+        raise ConfigError(f"no schedule is called '{name}'", where="schedule", hint=hint)
+    if total_steps is None:
+        raise ConfigError(
+            "the cosine needs to know the run's length, and the training loader has none",
+            where="schedule",
+            hint="use plateau or constant, or a loader with a length",
+        )
+    warmup_steps = round(total_steps * warmup_fraction)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return Schedule(optimizer, factor=factor)
 
 
 @dataclass(frozen=True)
@@ -46,33 +150,19 @@ class Optimization:
 
 @dataclass
 class Run:
-    """The moving parts of a training run.
+    """The moving parts of a training run."""
 
-    Attributes:
-        model: The plain model, not its DistributedDataParallel.
-        optimizer: Of its parameters.
-        schedule: Of the optimiser's rate.
-        scaler: Of the gradients.
-        window: Takes the steps.
-        meter: The running loss.
-        store: Writes checkpoints, by the first rank alone; None for none.
-        settings: What must not change between the parts of a run.
-        device: Where the model is.
-        progress: Where the run stands.
-        best_model: Weights of the best epoch, on the CPU.
-    """
-
-    model: nn.Module
+    model: nn.Module  # plain, not its DistributedDataParallel
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
     window: AccumulatedStep
     meter: LossMeter
-    store: CheckpointStore | None
-    settings: dict[str, Any]
+    store: CheckpointStore | None  # the first rank's alone
+    settings: dict[str, Any]  # what must not change between the parts of a run
     device: torch.device
     progress: Progress = field(default_factory=Progress)
-    best_model: dict[str, Tensor] | None = None
+    best_model: dict[str, Tensor] | None = None  # on the CPU
     _interrupted_rng: list[dict[str, Any]] | None = None
 
     @property
@@ -96,15 +186,7 @@ class Run:
         )
 
     def restore(self, state: TrainingState, *, source: Path) -> None:
-        """Goes on from a snapshot.
-
-        Args:
-            state: Of a run with the same settings; the number of ranks may differ.
-            source: Where it came from, for the messages.
-
-        Raises:
-            TrainingError: It is of another model or of other settings.
-        """
+        """Goes on from a snapshot of the same model and settings; the number of ranks may differ."""
         _compare_settings(state.settings, self.settings, source)
         _compare_shapes(state.model, self.model.state_dict(), source)
         self.progress = Progress(**state.progress)
@@ -162,15 +244,7 @@ class Run:
         self.model.load_state_dict(self.best_model)
 
     def save(self) -> Path | None:
-        """Writes the run's state, unless it has diverged; a collective, over when the file is there.
-
-        Returns:
-            The file; None for a run without a folder.
-
-        Raises:
-            TrainingError: The loss or a weight is not finite.
-            ResourceError: It cannot be written.
-        """
+        """Writes the run's state, unless it has diverged; a collective, over when the file is there."""
         store = self.store
         if store is None:
             return None
@@ -179,7 +253,7 @@ class Run:
         return distributed.first_rank_does(lambda: store.save_last(state))
 
     def save_best(self) -> None:
-        """Writes the best weights; a collective, errors as `save`."""
+        """Writes the best weights; a collective."""
         store = self.store
         if store is None:
             return
@@ -194,7 +268,7 @@ class Run:
         distributed.first_rank_does(lambda: store.save_best(best))
 
     def stop_if_not_finite(self, *, look_at_weights: bool = False) -> None:
-        """Ends a run that has diverged; `TrainingError` as `LossMeter.stop_if_not_finite`; a collective."""
+        """Ends a run that has diverged; a collective."""
         self.meter.stop_if_not_finite(
             has_fp16=self.scaler.is_enabled(),
             learning_rate=self.progress.learning_rate,
@@ -217,21 +291,8 @@ def start_run(
 ) -> Run:
     """The moving parts of a new run; a collective.
 
-    Args:
-        model: The plain model, on its device.
-        parallel: The same in DistributedDataParallel, or itself.
-        loss: Gives (B,) losses of (logits, target).
-        precision: For forward and backward.
-        device: Where the model is.
-        optimization: How the weights are sought.
-        micro_batch_size: Largest number of samples sent through the model at once.
-        num_epochs: Of the whole run.
-        batches_per_epoch: Of this rank; None where the loader does not know.
-        folder: For checkpoints.
-
-    Raises:
-        ConfigError: Ranks with different numbers of batches, or a schedule that cannot be.
-        ResourceError: The folder cannot be written.
+    `parallel` is the model in DistributedDataParallel, or itself; `batches_per_epoch` are this rank's, None
+    where the loader does not know.
     """
     lengths = distributed.gather_objects(batches_per_epoch)
     if len(set(lengths)) > 1:

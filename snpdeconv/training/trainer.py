@@ -1,6 +1,8 @@
-"""Owns the training loop: step, log, validate, stop, checkpoint, preempt; for one process or one of several.
+"""The training loop: step, log, validate, stop, checkpoint, preempt; for one process or one of several.
 
-What a step, a checkpoint or a precision is, stands in the modules beside. Knows neither genetics nor MLflow.
+`MultiGPUSNPTrainer.train` and the steps of an epoch below it are the loop; after them come what it logs and
+one pass over held-out samples. What a step, a run's state or a batch is, stands in the files beside. Knows
+neither genetics nor MLflow.
 """
 
 from __future__ import annotations
@@ -16,93 +18,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snpdeconv.device import GIB, PeakMemory, choose_precision, requested_precision
-from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.device import (
+    GIB,
+    OomSafeBatches,
+    PeakMemory,
+    Precision,
+    choose_precision,
+    requested_precision,
+)
+from snpdeconv.errors import ConfigError, InputError, TrainingError, nearest
 from snpdeconv.training import distributed
-from snpdeconv.training.checkpoint import History, Progress, find_checkpoint, made_by_us, read_state
-from snpdeconv.training.data import epoch_batches, num_batches, seed_epoch, windows
+from snpdeconv.training.checkpoint import (
+    Direction,
+    History,
+    Progress,
+    find_checkpoint,
+    made_by_us,
+    read_state,
+)
+from snpdeconv.training.data import Batch, as_batch, epoch_batches, num_batches, seed_epoch, windows
 from snpdeconv.training.preemption import Preempted
 from snpdeconv.training.run import Optimization, Run, start_run
-from snpdeconv.training.schedules import Direction
-from snpdeconv.training.step import make_loss
-from snpdeconv.training.validation import Metrics, validate
+from snpdeconv.training.step import check_target, make_loss
 
 logger = logging.getLogger(__name__)
 
-
 LogMetrics = Callable[[int, Mapping[str, float]], None]
-
-_LOGGED_AS = {
-    "train_loss": "train/epoch_loss",
-    "lr": "train/epoch_lr",
-    "peak_gib": "memory/peak_gib",
-    "samples_per_second": "throughput/samples_per_second",
-    "seconds": "throughput/epoch_seconds",
-}
-
-
-class TrainingLog:
-    """Hands metrics on.
-
-    Args:
-        log_metrics: Takes a step and numbers by name.
-        monitor: The quantity by which an epoch is the best.
-    """
-
-    def __init__(self, log_metrics: LogMetrics | None, *, monitor: str) -> None:
-        self._log_metrics = log_metrics
-        self._monitor = monitor
-
-    def step(self, progress: Progress, *, loss: float, gradient_norm: Tensor | None) -> None:
-        """Tells the mean loss since the last call, the learning rate and the gradient's norm."""
-        if self._log_metrics is None or not distributed.is_first():
-            return
-        metrics = {"train/loss": loss, "train/lr": progress.learning_rate}
-        if gradient_norm is not None:
-            metrics["train/gradient_norm"] = float(gradient_norm)
-        self._log_metrics(progress.step, metrics)
-
-    def start(self, values: Mapping[str, float]) -> None:
-        """Tells what validation said of the model before the first step, as step 0."""
-        if not distributed.is_first():
-            return
-        logger.info("before the first epoch: validation loss %.4g", values["val_loss"])
-        if self._log_metrics is not None:
-            self._log_metrics(0, _named({"epoch": 0.0, **values}))
-
-    def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
-        """Tells an epoch's values, under the names of the history, after it is closed."""
-        if not distributed.is_first():
-            return
-        logger.info(
-            "epoch %d: training loss %.4g, validation loss %.4g, %s best in epoch %s, %.0f samples/s",
-            progress.epoch,
-            values["train_loss"],
-            values["val_loss"],
-            self._monitor,
-            None if progress.best_epoch is None else progress.best_epoch + 1,
-            values["samples_per_second"],
-        )
-        if self._log_metrics is not None:
-            self._log_metrics(progress.step, _named(values))
-
-    def kept(self, progress: Progress) -> None:
-        """Tells the kept epoch's values once more, a step after the last: the last ones are the model's."""
-        if not distributed.is_first() or progress.best_epoch is None:
-            return
-        kept = progress.best_epoch + 1
-        values = progress.start if kept == 0 else {k: v[kept - 1] for k, v in progress.history.items()}
-        why = "" if kept else ", the model before the first epoch: none after it was better"
-        logger.info("epoch %d kept: validation loss %.4g%s", kept, values["val_loss"], why)
-        if self._log_metrics is not None:
-            told = {k: v for k, v in values.items() if k == "train_loss" or k.startswith("val_")}
-            self._log_metrics(progress.step + 1, _named({"epoch": float(kept), **told}))
-
-
-def _named(values: Mapping[str, float]) -> dict[str, float]:
-    """Quantities of the history under the names that tracking shows."""
-    return {_LOGGED_AS.get(name, name.replace("val_", "val/", 1)): value for name, value in values.items()}
-
+Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 # Ranks agree on stopping by a collective that waits for the device; not in every step.
 _STOP_AGREEMENT_STEPS = 10
@@ -141,8 +83,8 @@ class MultiGPUSNPTrainer:
         monitor: What early stopping, best checkpoint and plateau look at: `val_loss` or `val_<metric>`.
         monitor_direction: Whether small (`min`) or large (`max`) is good; None means small for losses only.
         log_metrics: Takes a step and numbers by name; called on the first rank alone.
-        score_start: Whether the model as it is given is validated too, as epoch 0: where it holds a fit
-            already, no epoch may be better.
+        validate_before_training: Whether the model as it is given is validated too, as epoch 0: where it
+            holds a fit already, no epoch may be better.
         log_every: Steps from one log of the training loss to the next.
         checkpoint_every_steps: Steps from one checkpoint to the next; None for the ends of epochs only.
         should_stop: Asked between steps; True saves and raises `Preempted`.
@@ -171,7 +113,7 @@ class MultiGPUSNPTrainer:
         metrics: Metrics | None = None,
         monitor: str = "val_loss",
         monitor_direction: Direction | None = None,
-        log_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+        log_metrics: LogMetrics | None = None,
         validate_before_training: bool = False,
         log_every: int = 50,
         checkpoint_every_steps: int | None = None,
@@ -204,7 +146,7 @@ class MultiGPUSNPTrainer:
         self._micro_batch_size = micro_batch_size
         self._metrics = metrics
         self._log = TrainingLog(log_metrics, monitor=monitor)
-        self._score_start = validate_before_training
+        self._validate_before_training = validate_before_training
         self._log_every = log_every
         self._checkpoint_every_steps = checkpoint_every_steps
         self._should_stop = should_stop
@@ -246,32 +188,41 @@ class MultiGPUSNPTrainer:
             Preempted: `should_stop` said so; all is saved.
         """
         run = self._start(num_epochs, checkpoint_dir=checkpoint_dir, resume_from=resume_from)
-        if self._score_start and run.progress.step == 0 and run.progress.epoch == 0:
-            self._score(run)
-        while run.progress.epoch < num_epochs and run.progress.stale_epochs < early_stopping_patience:
+        progress, monitor = run.progress, self.optimization.monitor
+        if self._validate_before_training and progress.step == 0 and progress.epoch == 0:
+            values = self._validate(run)
+            progress.validate_before_training(values, value=values.get(monitor, math.nan))
+            self._log.start(values)
+            run.keep_best()
+            run.save_best()
+        while progress.epoch < num_epochs and progress.stale_epochs < early_stopping_patience:
             started = time.perf_counter()
             with PeakMemory(self.device) as memory:
-                values = self._train_epoch(run)
-                values |= self._validate(run)
+                values = {"epoch": float(progress.epoch + 1)} | self._train_epoch(run) | self._validate(run)
                 values["peak_gib"] = memory.peak_bytes() / GIB
-            values["seconds"] = time.perf_counter() - started
-            self._finish_epoch(run, values)
+            values |= {"seconds": time.perf_counter() - started, "lr": progress.learning_rate}
+            if monitor not in values and progress.epoch == 0:
+                raise ConfigError(
+                    f"nothing is called '{monitor}'", where="monitor", hint=nearest(monitor, values)
+                )
+            value = values.get(monitor, math.nan)
+            run.schedule.after_epoch(value)
+            run.meter.start_epoch()
+            is_best = progress.end_epoch(values, value=value, direction=self.optimization.direction)
+            # Before saving: after a kill in between, the epoch is done and logged again rather than never.
+            self._log.epoch(progress, values)
+            if is_best:
+                run.keep_best()
+                run.save_best()
+            run.save()
         run.restore_best()
-        self.start = run.progress.start
-        best = run.progress.best_epoch
-        self.best_epoch = None if best is None else best + 1
-        self._log.kept(run.progress)
-        return run.progress.history
-
-    def _score(self, run: Run) -> None:
-        """Validates the model as it was given: the best there is until an epoch is better."""
-        values = self._validate(run)
-        run.progress.validate_before_training(values, value=values.get(self.optimization.monitor, math.nan))
-        self._log.start(values)
-        run.keep_best()
-        run.save_best()
+        self.start = progress.start
+        self.best_epoch = None if progress.best_epoch is None else progress.best_epoch + 1
+        self._log.kept(progress)
+        return progress.history
 
     def _train_epoch(self, run: Run) -> dict[str, float]:
+        """Takes the steps that are left of an epoch."""
         progress, seed = run.progress, self.optimization.seed
         seed_epoch(seed, progress.epoch, distributed.rank())
         batches = epoch_batches(self.train_loader, seed=seed, epoch=progress.epoch, skip=progress.batch)
@@ -313,25 +264,6 @@ class MultiGPUSNPTrainer:
             device=self.device,
             micro_batch_size=run.window.micro_batch_size,
         )
-
-    def _finish_epoch(self, run: Run, values: dict[str, float]) -> None:
-        progress = run.progress
-        values = {"epoch": float(progress.epoch + 1), **values, "lr": progress.learning_rate}
-        monitor = self.optimization.monitor
-        if monitor not in values and progress.epoch == 0:
-            raise ConfigError(
-                f"nothing is called '{monitor}'", where="monitor", hint=nearest(monitor, values)
-            )
-        value = values.get(monitor, math.nan)
-        run.schedule.after_epoch(value)
-        run.meter.start_epoch()
-        is_best = progress.end_epoch(values, value=value, direction=self.optimization.direction)
-        # Before saving: after a kill in between, the epoch is done and logged again rather than never.
-        self._log.epoch(progress, values)
-        if is_best:
-            run.keep_best()
-            run.save_best()
-        run.save()
 
     def _must_stop(self, step: int) -> bool:
         if self._should_stop is None:
@@ -415,3 +347,137 @@ class MultiGPUSNPTrainer:
         if len(names) != len(scores):
             raise ConfigError(f"{len(names)} names for {len(scores)} SNPs", where="snp_names")
         return dict(zip(names, scores, strict=True))
+
+
+_LOGGED_AS = {
+    "train_loss": "train/epoch_loss",
+    "lr": "train/epoch_lr",
+    "peak_gib": "memory/peak_gib",
+    "samples_per_second": "throughput/samples_per_second",
+    "seconds": "throughput/epoch_seconds",
+}
+
+
+class TrainingLog:
+    """Hands the first rank's metrics on: to the log, and by `log_metrics`."""
+
+    def __init__(self, log_metrics: LogMetrics | None, *, monitor: str) -> None:
+        self._log_metrics = log_metrics
+        self._monitor = monitor
+
+    def step(self, progress: Progress, *, loss: float, gradient_norm: Tensor | None) -> None:
+        """Tells the mean loss since the last call, the learning rate and the gradient's norm."""
+        if self._log_metrics is None or not distributed.is_first():
+            return
+        metrics = {"train/loss": loss, "train/lr": progress.learning_rate}
+        if gradient_norm is not None:
+            metrics["train/gradient_norm"] = float(gradient_norm)
+        self._log_metrics(progress.step, metrics)
+
+    def start(self, values: Mapping[str, float]) -> None:
+        """Tells what validation said of the model before the first step, as step 0."""
+        if distributed.is_first():
+            logger.info("before the first epoch: validation loss %.4g", values["val_loss"])
+            self._tell(0, {"epoch": 0.0, **values})
+
+    def epoch(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Tells an epoch's values, under the names of the history, after it is closed."""
+        if not distributed.is_first():
+            return
+        logger.info(
+            "epoch %d: training loss %.4g, validation loss %.4g, %s best in epoch %s, %.0f samples/s",
+            progress.epoch,
+            values["train_loss"],
+            values["val_loss"],
+            self._monitor,
+            None if progress.best_epoch is None else progress.best_epoch + 1,
+            values["samples_per_second"],
+        )
+        self._tell(progress.step, values)
+
+    def kept(self, progress: Progress) -> None:
+        """Tells the kept epoch's values once more, a step after the last: the last ones are the model's."""
+        if not distributed.is_first() or progress.best_epoch is None:
+            return
+        kept = progress.best_epoch + 1
+        values = progress.start if kept == 0 else {k: v[kept - 1] for k, v in progress.history.items()}
+        why = "" if kept else ", the model before the first epoch: none after it was better"
+        logger.info("epoch %d kept: validation loss %.4g%s", kept, values["val_loss"], why)
+        told = {k: v for k, v in values.items() if k == "train_loss" or k.startswith("val_")}
+        self._tell(progress.step + 1, {"epoch": float(kept), **told})
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        """Quantities of the history go by the names that tracking shows."""
+        if self._log_metrics is not None:
+            named = {_LOGGED_AS.get(k, k.replace("val_", "val/", 1)): v for k, v in values.items()}
+            self._log_metrics(step, named)
+
+
+def validate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    metrics: Metrics | None,
+    precision: Precision,
+    device: torch.device,
+    micro_batch_size: int | None = None,
+) -> dict[str, float]:
+    """Loss and metrics of all ranks' held-out samples, the same on every rank; draws no random numbers.
+
+    `model` is the plain one: in DistributedDataParallel, ranks with different numbers of batches would wait
+    for each other. `metrics` takes logits (N, O) float32 and targets (N,), on the CPU, of all ranks; its
+    names get the prefix `val_`.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    logits: list[Tensor] = []
+    targets: list[Tensor] = []
+    pieces = OomSafeBatches(micro_batch_size)
+
+    def look(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        on_device = batch.to(device)
+        given = on_device.tensors()
+        with precision.autocast():
+            predicted = model(given[0], *given[2:])
+        if batch.target.device.type == "cpu":
+            check_target(loss, predicted, batch.target)
+        total = loss(predicted, on_device.target).sum()
+        return total, predicted.float().reshape(len(batch), -1), on_device.target
+
+    def look_at_all() -> None:
+        with torch.inference_mode():
+            for batch in map(as_batch, loader):
+
+                def of(rows: slice, batch: Batch = batch) -> tuple[Tensor, Tensor, Tensor]:
+                    return look(Batch(*(tensor[rows] for tensor in batch.tensors())))
+
+                for total, predicted, target in pieces.each(of, num_samples=len(batch)):
+                    sums.add_(torch.stack([total.double(), torch.full_like(total, len(target)).double()]))
+                    logits.append(predicted)
+                    targets.append(target)
+
+    try:
+        distributed.all_or_none_do(look_at_all)
+    finally:
+        model.train(was_training)
+    loss_sum, num_samples = distributed.sum_over_ranks(sums).tolist()
+    if num_samples == 0:
+        raise InputError("the validation loader gave no sample", where="val_loader")
+    if not math.isfinite(loss_sum):
+        raise TrainingError(
+            "the validation loss is not finite although that of training is",
+            where="val_loader",
+            hint="look for NaN in the validation genotypes, covariates and targets, or lower learning_rate",
+        )
+    results = {"val_loss": loss_sum / num_samples}
+    if metrics is not None:
+        # A rank without a sample does not know the shape of a row, hence objects rather than tensors.
+        rows = (torch.cat(logits).cpu(), torch.cat(targets).cpu()) if logits else None
+        gathered = [own for own in distributed.gather_objects(rows) if own is not None]
+        measured = distributed.first_rank_does(
+            lambda: metrics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
+        )
+        results |= {f"val_{name}": float(value) for name, value in measured.items()}
+    return results
