@@ -222,7 +222,7 @@ def train(
     settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
     config = load_config(preset, overrides=settings)
 
-    from snpdeconv.launch.submit import check_inputs
+    from snpdeconv.launch.inputs import check_inputs
     from snpdeconv.pipelines.run_folder import Inputs
 
     # Before torch is loaded: a mistyped name is told at once.
@@ -346,7 +346,7 @@ def rank(
                 hint="give --genotypes, --phenotypes and --trait, or a trained network by --run or --model",
             )
         from snpdeconv.config import load_config
-        from snpdeconv.launch.submit import check_inputs
+        from snpdeconv.launch.inputs import check_inputs
         from snpdeconv.pipelines.run_folder import Inputs
 
         config = load_config(preset or "small_cpu", overrides=overrides or [])

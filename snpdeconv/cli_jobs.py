@@ -126,10 +126,9 @@ def submit(
     Trains on a folder or cohort, or predicts with --model.
     """
     from snpdeconv.config import load_config
-    from snpdeconv.launch.queue import needs_of
     from snpdeconv.launch.records import find_record
     from snpdeconv.launch.site import load_site
-    from snpdeconv.launch.submit import show_script, submit_predict, submit_train
+    from snpdeconv.launch.submit import files_of, show_script, submit_predict, submit_train
 
     if search is not None and (model is not None or stages or after):
         raise ConfigError("goes alone", where="--search", hint="leave out --model, --stages and --after")
@@ -153,9 +152,12 @@ def submit(
         cohorts = _cohorts(data, genotypes, more)
         if dry_run:
             label = model.partition("@")[0].partition("/")[0]
-            read = [*map(Path, cohorts), *tables.values()]
-            needs = [(out or Path("tables")).absolute(), *(path.absolute().parent for path in read)]
-            print(show_script(config, site=site, name=label, needs=needs, num_elements=len(cohorts)), end="")
+            read: list[str | Path] = [*cohorts, *tables.values()]
+            script = show_script(
+                "predict", config, model=label, site=site, out=out, files=read, num_elements=len(cohorts),
+                after=earlier,
+            )  # fmt: skip
+            print(script, end="")
             return
         records = [
             submit_predict(
@@ -180,8 +182,10 @@ def submit(
         inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
         label = name or inputs.trait
         if dry_run:
-            needs = [*needs_of(inputs, (out or Path("run")).absolute())]
-            script = show_script(config, site=site, name=label, needs=needs, num_elements=search or 0)
+            script = show_script(
+                "train" if search is None else "search", config, model=label, site=site, out=out,
+                files=files_of(inputs), num_elements=search or 1, after=earlier,
+            )  # fmt: skip
             print(script, end="")
             return
         if search is not None:
@@ -226,7 +230,7 @@ def tell_submitted(records: list[Record], *, wait: bool, as_json: bool) -> None:
 
 
 def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -> list[str]:
-    from snpdeconv.launch.submit import find_all_genotypes
+    from snpdeconv.launch.inputs import find_all_genotypes
 
     named = [*([genotypes] if genotypes is not None else []), *(more or [])]
     if data is not None:
@@ -247,7 +251,7 @@ def inputs_of(
     selection: Mapping[str, str | Path | None],
 ) -> Inputs:
     """The files that the options name, or that lie in the folder."""
-    from snpdeconv.launch.submit import find_inputs
+    from snpdeconv.launch.inputs import find_inputs
 
     if (data is None) == (genotypes is None):
         raise ConfigError(

@@ -14,17 +14,6 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import read_record, write_json, write_text
 from snpdeconv.launch.jobs import Job
-from snpdeconv.launch.queue import (
-    choose_target,
-    common_facts,
-    discarding,
-    launch,
-    make_record,
-    needs_of,
-    results_folder,
-    track_at,
-    write_files,
-)
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.study import (
@@ -37,6 +26,17 @@ from snpdeconv.launch.study import (
     study_path,
     trial_path,
     write_best,
+)
+from snpdeconv.launch.submit import (
+    choose_target,
+    common_facts,
+    discarding,
+    enqueue,
+    files_of,
+    make_record,
+    needs_of,
+    track_at,
+    write_files,
 )
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.registry import check_model_name
@@ -124,31 +124,16 @@ def submit_search(
 ) -> Record:
     """Submits a search: an array of trials, each one process with one GPU where the settings have any.
 
-    Args:
-        config: The settings; what the space names is changed.
-        inputs: The files.
-        model_name: What the search is for; nothing is registered.
-        num_trials: How many settings to try.
-        space: YAML file of the search space; by default the architecture's.
-        out: Folder of the trials, and of the best one's settings.
-        site: Where to.
-        command: What the user typed.
-
-    Returns:
-        What was submitted.
-
-    Raises:
-        UserError: Something to mend, before anything is queued.
+    The best one's settings come to lie in `out`; nothing is registered. Without a file, the space is that of
+    the architecture.
     """
     check_model_name(model_name)
     read_space(space, config)
     track_at(site)
     target = choose_target(config, site=site, one_process=True, num_elements=num_trials)
-    record = make_record("search", config, target, model=model_name, command=command)
-    folder = out.absolute() if out is not None else results_folder(site) / record.id
-    record = replace(
-        record, out=str(folder), elements=tuple(f"trial-{number}" for number in range(num_trials))
-    )
+    record = make_record("search", config, target, model=model_name, command=command, out=out)
+    record = replace(record, elements=tuple(f"trial-{number}" for number in range(num_trials)))
+    folder = Path(record.out)
     with discarding(record):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError("is not empty", where=folder, hint="choose another --out for the search")
@@ -169,4 +154,4 @@ def submit_search(
             )
             for element in range(num_trials)
         ]
-        return launch(jobs, record, target, needs=needs_of(inputs, folder))
+        return enqueue(jobs, record, target, needs=needs_of(record, files_of(inputs)))

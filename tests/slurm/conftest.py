@@ -13,10 +13,10 @@ import pytest
 from required import missing
 
 from snpdeconv.config import load_config
-from snpdeconv.launch.queue import Target, launch, make_record
 from snpdeconv.launch.records import Record, all_records
 from snpdeconv.launch.site import Request, Site
 from snpdeconv.launch.status import JobStatus, read_status
+from snpdeconv.launch.submit import Target, enqueue, make_record
 
 HERE = Path(__file__).parent
 CLUSTER = Path(os.environ.get("SNPDECONV_SLURM", "/tmp/snpdeconv-slurm"))
@@ -114,7 +114,7 @@ def submit(cluster, home, tmp_path) -> Iterator[Callable[..., Record]]:
             in_container=to.container.runtime != "none",
             **facts,
         )
-        record = launch([job], record, target, needs=(), after=after)
+        record = enqueue([job], record, target, needs=(), after=after)
         submitted.append(record)
         return record
 

@@ -24,10 +24,10 @@ from toy_jobs import Counting, Failing, Greedy, Summing
 from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError
 from snpdeconv.launch.control import cancel, log_file, read_log
-from snpdeconv.launch.queue import choose_target
 from snpdeconv.launch.records import all_records
 from snpdeconv.launch.slurm import Unanswered
 from snpdeconv.launch.status import read_status, settle
+from snpdeconv.launch.submit import choose_target
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3 * LIMIT_S)]
 

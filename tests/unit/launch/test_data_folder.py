@@ -6,7 +6,7 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.ingest import import_cohort
-from snpdeconv.launch.submit import find_all_genotypes, find_inputs
+from snpdeconv.launch.inputs import find_all_genotypes, find_inputs
 
 
 @pytest.fixture

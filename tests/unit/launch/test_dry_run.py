@@ -4,6 +4,7 @@ SNPDECONV_UPDATE_GOLDEN=1 writes the files anew.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snpdeconv.config import preset_names
+from snpdeconv.launch.records import all_records
 
 HERE = Path(__file__).parent
 RUNTIMES = ("none", "apptainer", "pyxis", "charliecloud")
@@ -43,6 +45,38 @@ def test_script_is_as_it_was(run, cohort, home, preset, runtime):
         golden.write_text(script)
     assert script == golden.read_text()
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.fixture
+def queued(tmp_path, monkeypatch):
+    """Stand-ins for SLURM's commands; gives the file in which sbatch keeps the script that it is handed."""
+    binaries, kept = tmp_path / "bin", tmp_path / "kept"
+    binaries.mkdir()
+    for name, text in {
+        "scontrol": "echo 'ClusterName = here'",
+        "sinfo": "echo 'cpu*|infinite|idle|64 CPUs, 64000 MB, (null)'",
+        "sbatch": f'[ "$1" = --test-only ] && exit; cat "${{@: -1}}" >{kept}; echo 7',
+    }.items():
+        (binaries / name).write_text(f"#!/bin/bash\n{text}\n")
+        (binaries / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    return kept
+
+
+@pytest.mark.parametrize("more", [(), ("--out", "own"), ("--search", "3")], ids=["home", "out", "search"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_is_printed_is_what_is_queued(run, cohort, tmp_path, monkeypatch, queued, runtime, more):
+    monkeypatch.chdir(tmp_path)
+    site = ("--cluster", HERE / "clusters" / f"{runtime}.yaml", "--partition", "cpu")
+    words = ("submit", "small_cpu", "--data", cohort, "--name", "height", *site, *more)
+    shown = run(*words, "--dry-run")
+    assert shown.code == 0, shown.err
+    assert not list(tmp_path.glob("own"))
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    (record,) = all_records()
+    date = re.search(r"\d{8}-\d{6}$", record.id)[0]
+    assert shown.out == queued.read_text().replace(date, "DATE-TIME")
 
 
 def test_nothing_is_written_and_no_slurm_is_needed(run, cohort, home, monkeypatch, tmp_path):

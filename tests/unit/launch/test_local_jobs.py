@@ -21,11 +21,11 @@ from snpdeconv.errors import ConfigError, DamagedFile, ResourceError
 from snpdeconv.launch.control import cancel, log_file, read_log
 from snpdeconv.launch.entry import load_job
 from snpdeconv.launch.jobs import SequentialJobs, TimeLimitHandler
-from snpdeconv.launch.queue import Target, launch, make_record, still_to_wait_for
 from snpdeconv.launch.records import Record, save
 from snpdeconv.launch.scheduler import find_process
 from snpdeconv.launch.site import Request, Site
 from snpdeconv.launch.status import JobStatus, read_status, settle
+from snpdeconv.launch.submit import Target, enqueue, make_record, still_to_wait_for
 
 TESTS = Path(__file__).parents[2]
 SITE = Site(name="local", scheduler="local", environment={"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"})
@@ -57,7 +57,7 @@ def start(home):
             )
             for place, one in enumerate(facts)
         ]  # fmt: skip
-        started.append(launch(jobs, record, target, needs=(), after=after))
+        started.append(enqueue(jobs, record, target, needs=(), after=after))
         return started[-1]
 
     yield start_jobs

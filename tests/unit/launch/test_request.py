@@ -4,9 +4,9 @@ import pytest
 
 from snpdeconv.config import load_config
 from snpdeconv.errors import ConfigError
-from snpdeconv.launch.queue import choose_target
 from snpdeconv.launch.scheduler import minutes
 from snpdeconv.launch.site import LOCAL, make_request
+from snpdeconv.launch.submit import choose_target
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from command_line import FAST, FAST_WORDS
 from snpdeconv.config import load_config, preset_names
 from snpdeconv.errors import ConfigError, InputError, ResourceError, TrainingError
 from snpdeconv.launch import status
+from snpdeconv.launch.inputs import find_inputs
 from snpdeconv.launch.records import find_record, save
 from snpdeconv.launch.scheduler import SlurmState
 from snpdeconv.launch.search import TrialJob, submit_search
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.study import Choice, Range, Study, apply, read_space, study_path
-from snpdeconv.launch.submit import find_inputs
 from snpdeconv.pipelines import train as pipeline
 from snpdeconv.pipelines.train import TrainResult
 from snpdeconv.tracking.registry import list_models
@@ -123,7 +123,7 @@ def trial(home, tmp_path, cohort, monkeypatch):
         keep.jobs = jobs
         return record
 
-    monkeypatch.setattr("snpdeconv.launch.search.launch", keep)
+    monkeypatch.setattr("snpdeconv.launch.search.enqueue", keep)
     record = submit_search(
         CONFIG, find_inputs(cohort), model_name="m", num_trials=2, space=None, out=tmp_path / "out",
         site=Site(name="local", scheduler="local"), command="",

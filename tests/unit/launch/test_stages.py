@@ -14,10 +14,10 @@ from snpdeconv.config import load_config
 from snpdeconv.errors import ResourceError
 from snpdeconv.launch import slurm as executor
 from snpdeconv.launch import submit
-from snpdeconv.launch.queue import Target
+from snpdeconv.launch.inputs import find_inputs
 from snpdeconv.launch.records import all_records, find_record
 from snpdeconv.launch.site import Site
-from snpdeconv.launch.submit import find_inputs, submit_train
+from snpdeconv.launch.submit import Target, submit_train
 from snpdeconv.pipelines.train import train
 from snpdeconv.tracking.registry import list_models
 
