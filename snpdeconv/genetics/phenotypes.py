@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from snpdeconv.config import TraitType
 from snpdeconv.errors import ConfigError, InputError, nearest
-from snpdeconv.genetics.samples import NO_FAMILY, Samples
-from snpdeconv.genetics.tables import (
+from snpdeconv.genetics import TraitKind
+from snpdeconv.genetics.samples import (
     ID_COLUMNS,
     MISSING_NUMBER,
     MISSING_WORDS,
+    NO_FAMILY,
     Column,
     MissingCodes,
+    Samples,
     column_of,
     read_table,
     rows_in_cohort,
@@ -33,7 +35,6 @@ from snpdeconv.genetics.tables import (
 
 logger = logging.getLogger(__name__)
 
-TraitKind = Literal["binary", "multiclass", "quantitative"]
 # Of two text classes the one with such a name is class 0, so that probabilities speak of the cases.
 CONTROL_WORDS = frozenset({"control", "controls", "ctrl", "unaffected", "healthy", "no", "false", "negative"})
 

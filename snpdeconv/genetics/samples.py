@@ -1,23 +1,32 @@
-"""The people of a cohort by family and individual ID, in the order of the genotype rows, or by hashes.
+"""The samples of a cohort by family and individual ID, and tables of them, joined by ID and never by order.
 
-Knows no traits and no genotypes; joining to tables by ID is done by the phenotypes module.
+Samples stand in the order of the genotype rows, or are known by salted hashes alone. A table is read as text;
+owns what counts as missing and as a number. Knows no traits, no genotypes and no training.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from snpdeconv.errors import InputError
+from snpdeconv.errors import InputError, nearest
+from snpdeconv.files import read_whole
+
+logger = logging.getLogger(__name__)
 
 NO_FAMILY = "0"
 
@@ -174,3 +183,302 @@ def _hashes(names: Iterable[str], *, salt: bytes) -> list[str]:
     # hashlib lets go of the interpreter's lock meanwhile.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         return list(threads.map(one, map(str, names)))
+
+
+MISSING_WORDS = frozenset({"", ".", "na", "nan", "n/a"})
+# PLINK writes this number for a missing phenotype.
+MISSING_NUMBER = -9.0
+MissingCodes = Literal["auto"] | Sequence[float]
+"""Numbers that stand for a missing value."""
+
+# What programs and questionnaires write; each is refused where it lies far from all other values.
+_LIKELY_CODES = tuple(sign * float("9" * digits) for digits in (2, 3, 4, 5, 6) for sign in (-1, 1))
+_FOREIGN_NUMBERS = (
+    (
+        re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?"),
+        "numbers with commas: decimal ones, or between thousands",
+        "write 1234.5 for 1,234.5 and 1.234 for 1,234",
+    ),
+    (re.compile(r"[+-]?\d*,?\d+(e[+-]?\d+)?", re.I), "numbers with decimal commas", "write 1.5 for 1,5"),
+    (re.compile(r"[+-]?[\d.,]+ ?%"), "percentages", "write 12.5 for 12.5%"),
+    (
+        re.compile(r"[+-]?\d*[.,]?\d+d[+-]?\d+", re.I),
+        "numbers with the exponent D",
+        "write 1.0e-3 for 1.0D-3",
+    ),
+    (
+        re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f]\d{3})+([.,]\d*)?"),
+        "numbers with spaces",
+        "write 1234 for 1 234",
+    ),
+    (re.compile(r"[$€£] ?[\d.,]+|[\d.,]+ ?[$€£]"), "numbers with a unit", "write the number alone"),
+    (re.compile(r"[<>≤≥] ?[\d.,]+"), "numbers beyond a limit of detection", "write a number, or NA"),
+)
+
+_LARGEST = 1e100
+_BYTES_A_BYTE = 10  # of memory, for texts of a few letters as objects
+ID_COLUMNS = ("FID", "IID")
+
+# Narrower than float(), which also takes "1_000" and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Reads a table of people as text.
+
+    The delimiter is the header's: a tab where it holds one, else a comma, else white space. A header is
+    ``#FID IID ...``, ``FID IID ...``, ``#IID ...`` or ``IID ...``; lines before it that start with ``##`` and
+    blank lines are passed over.
+
+    Returns one row a person, all columns text, the columns named FID (where there) and IID; the index is the
+    line number in the file.
+    """
+    path = Path(path)
+    lines = _read_lines(path)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("##")), None)
+    if first is None:
+        raise InputError(
+            "the file is empty", where=path, hint="give a table with a header and one row a person"
+        )
+    rows, numbers = _parse_rows(lines, first, path)
+    header = [name.removeprefix("#") if i == 0 else name for i, name in enumerate(rows[0])]
+    _check_header(header, path)
+    for row, number in zip(rows, numbers, strict=True):
+        if len(row) != len(header):
+            raise InputError(
+                f"line {number} has {len(row)} fields, the header {len(header)}",
+                where=path,
+                hint="write one value a column, NA where there is none",
+            )
+    if len(rows) == 1:
+        raise InputError("there is a header and no row", where=path, hint="give one row a person")
+    table = pd.DataFrame(
+        rows[1:], columns=pd.Index(header), index=pd.Index(numbers[1:], name="line"), dtype=object
+    )
+    _check_ids(table, path)
+    return table
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        limit = psutil.virtual_memory().available // _BYTES_A_BYTE
+        return (
+            read_whole(path, limit=limit, hint="give a table's path, or its columns that are needed")
+            .decode("utf-8-sig")
+            .split("\n")
+        )
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=path, hint="check the path") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"line {line} is not UTF-8 text",
+            where=path,
+            hint="save the table as UTF-8 text, not as a workbook",
+        ) from None
+
+
+def _parse_rows(lines: list[str], first: int, path: Path) -> tuple[list[list[str]], list[int]]:
+    """The fields of the header and of each row that is not blank, and their line numbers."""
+    delimiter = next((mark for mark in "\t," if mark in lines[first]), " ")
+    rows, numbers = [], []
+    for number, line in enumerate(lines[first:], start=first + 1):
+        # A line of tabs alone is blank too, not a person without a name.
+        if not line.strip():
+            continue
+        text = " ".join(line.split()) if delimiter == " " else line
+        try:
+            # Line by line, so that a stray quotation mark cannot swallow the people after it.
+            (fields,) = csv.reader([text], delimiter=delimiter, skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise InputError(
+                f"line {number} cannot be split into fields ({error})",
+                where=path,
+                hint="look for a quotation mark without its pair",
+            ) from None
+        rows.append([field.strip() for field in fields])
+        numbers.append(number)
+    return rows, numbers
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if "IID" not in header and len(header) == 1 and ";" in header[0]:
+        raise InputError(
+            "its columns are cut by semicolons",
+            where=path,
+            hint="save it with tabs or commas between columns, and points in numbers",
+        )
+    if "IID" not in header:
+        raise InputError(
+            f"no column IID (the header has {', '.join(repr(name) for name in header[:5])})",
+            where=path,
+            hint="name the column of sample IDs IID",
+        )
+    name, count = Counter(header).most_common(1)[0]
+    if count > 1 or "" in header:
+        problem = "a column has no name" if "" in header else f"column '{name}' stands {count} times"
+        raise InputError(problem, where=path, hint="give each column a name of its own")
+
+
+def _check_ids(table: pd.DataFrame, path: Path) -> None:
+    keys = list(zip(*(table[name] for name in ID_COLUMNS if name in table), strict=True))
+    line_of: dict[tuple[str, ...], int] = {}
+    for line, key in zip(table.index, keys, strict=True):
+        if not key[-1]:
+            raise InputError(f"line {line} has no sample ID", where=path, hint="fill in its IID")
+        if line_of.setdefault(key, line) != line:
+            raise InputError(
+                f"sample '{' '.join(key)}' stands on lines {line_of[key]} and {line}",
+                where=path,
+                hint="keep one row a person",
+            )
+
+
+def rows_in_cohort(table: pd.DataFrame, samples: Samples, *, path: Path, cohort: str) -> NDArray[np.int64]:
+    """Which row of the cohort each row of the table is, -1 where none.
+
+    By (FID, IID) where both have FIDs and at least one pair is in common; else by IID, because a VCF knows no
+    FID and PLINK fills it with 0 or with the IID.
+    """
+    if "FID" in table and samples.has_fid:
+        row_of_pair = {key: row for row, key in enumerate(zip(samples.fid, samples.iid, strict=True))}
+        rows = [row_of_pair.get(key, -1) for key in zip(table["FID"], table["IID"], strict=True)]
+        if max(rows) >= 0:
+            return np.array(rows, dtype=np.int64)
+    common = set(samples.iid) & set(table["IID"])
+    if not common:
+        raise InputError(
+            f"no sample ID in common with {cohort} (first: '{table['IID'].iloc[0]}' / '{samples.iid[0]}')",
+            where=path,
+            hint=samples.id_hint(Samples.build(table["IID"])) or "is the ID column right?",
+        )
+    for ids, place in ((samples.iid, cohort), (table["IID"], str(path))):
+        name, count = Counter(iid for iid in ids if iid in common).most_common(1)[0]
+        if count > 1:
+            raise InputError(
+                f"sample ID '{name}' stands {count} times in {place}, and no (FID, IID) pair is in common",
+                where=path,
+                hint=f"give FID and IID as {cohort} has them",
+            )
+    if "FID" in table and samples.has_fid:
+        logger.warning("%s: no (FID, IID) pair in common with %s; joined by IID alone", path, cohort)
+    row_of = {iid: row for row, iid in enumerate(samples.iid)}
+    return np.array([row_of.get(iid, -1) for iid in table["IID"]], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: texts, the numbers they are (NaN where none), which are missing, their file lines."""
+
+    name: str
+    texts: NDArray[np.object_]
+    numbers: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    lines: NDArray[np.int64]
+    path: Path
+
+    def at(self, mask: NDArray[np.bool_]) -> str:
+        """Says where the first of the marked values stands, and what it is."""
+        first = int(np.flatnonzero(mask)[0])
+        return f"line {self.lines[first]} says '{self.texts[first]}'"
+
+    def is_numeric(self, *, hint: str) -> bool:
+        """Whether the values there are numbers, or texts; a mixture is an error."""
+        text = np.isnan(self.numbers) & ~self.missing
+        self._refuse_foreign_numbers(text)
+        if text.any() and not (text | self.missing).all():
+            raise InputError(
+                f"column '{self.name}' mixes numbers and text ({self.at(text)})", where=self.path, hint=hint
+            )
+        if np.isinf(self.numbers).any():
+            raise InputError(
+                f"column '{self.name}' has a number that is not finite ({self.at(np.isinf(self.numbers))})",
+                where=self.path,
+                hint="correct it, or write NA",
+            )
+        finite = self.numbers[~self.missing & ~text]
+        spread = np.ptp(finite) if len(finite) else 0.0
+        if np.abs(finite).max(initial=0) > _LARGEST or 0 < spread < 1 / _LARGEST:
+            raise InputError(
+                f"column '{self.name}' has numbers too large or too close to one another to compute with",
+                where=self.path,
+                hint="write it in other units",
+            )
+        return not text.any()
+
+    def _refuse_foreign_numbers(self, text: NDArray[np.bool_]) -> None:
+        """Refuses texts that are all numbers to another program, which would pass for words."""
+        if not text.any():
+            return
+        texts = self.texts[text]
+        for pattern, what, hint in _FOREIGN_NUMBERS:
+            if all(pattern.fullmatch(value) for value in texts):
+                raise InputError(
+                    f"column '{self.name}' holds {what} ({self.at(text)})",
+                    where=self.path,
+                    hint=hint,
+                )
+
+
+def column_of(table: pd.DataFrame, name: str, path: Path, *, missing_codes: MissingCodes = "auto") -> Column:
+    """Reads one column's numbers and missing values.
+
+    ``auto`` takes -9 as missing, whatever lies below it, as PLINK does, and refuses a column with what looks
+    like another code; a list says which numbers are missing, and no others are.
+    """
+    choices = [column for column in table.columns if column not in ID_COLUMNS]
+    if name not in choices:
+        hint = nearest(name, choices) if choices else "it has ID columns only"
+        raise InputError(f"no column '{name}'", where=path, hint=hint)
+    texts = table[name].to_numpy(dtype=object)
+    numbers = np.array([float(text) if _NUMBER.fullmatch(text) else np.nan for text in texts])
+    missing = np.array([text.casefold() in MISSING_WORDS for text in texts])
+    codes = (MISSING_NUMBER,) if missing_codes == "auto" else missing_codes
+    coded = np.isin(numbers, np.array(codes, dtype=np.float64))
+    if coded.any():
+        told = ", ".join(f"{code:g}" for code in np.unique(numbers[coded]))
+        logger.warning(
+            "%s: column '%s': %d values of %s are taken as missing (data.missing_codes)",
+            path, name, coded.sum(), told,
+        )  # fmt: skip
+        missing |= coded
+        numbers[coded] = np.nan
+    column = Column(name, texts, numbers, missing, table.index.to_numpy(dtype=np.int64), path)
+    if missing_codes == "auto":
+        _refuse_likely_codes(column)
+    return column
+
+
+def _refuse_likely_codes(column: Column) -> None:
+    """Refuses numbers such as -999 that lie far outside of all others."""
+    numbers = column.numbers[np.isfinite(column.numbers)]
+    for code in _LIKELY_CODES:
+        coded = numbers == code
+        others = numbers[~coded & ~np.isin(numbers, _LIKELY_CODES)]
+        if not coded.any() or len(np.unique(others)) < 2:
+            continue
+        low, high = others.min(), others.max()
+        if low - (high - low) <= code <= high + (high - low):
+            continue
+        raise InputError(
+            f"column '{column.name}': {coded.sum()} values of {code:g} look like a code for missing ones "
+            f"(the others are {low:g} to {high:g})",
+            where=column.path,
+            hint=f"--set data.missing_codes=-9,{code:g} takes them so, --set data.missing_codes=-9 as values",
+        )
+
+
+def table_of(path: Path, samples: Samples, rows: NDArray[np.int64], cohort: str) -> pd.DataFrame:
+    """The table's rows of the given people, in their order."""
+    table = read_table(path)
+    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
+    place = np.full(len(samples), -1, dtype=np.int64)
+    place[in_cohort[in_cohort >= 0]] = np.flatnonzero(in_cohort >= 0)
+    absent = np.flatnonzero(place[rows] < 0)
+    if len(absent):
+        raise InputError(
+            f"{len(absent)} of {len(rows)} people have no row (first: '{samples.iid[rows[absent[0]]]}')",
+            where=path,
+            hint="add them, or write NA for their trait",
+        )
+    return table.iloc[place[rows]]

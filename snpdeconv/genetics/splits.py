@@ -23,9 +23,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.ld import evenly_spaced
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes, allele_frequency
-from snpdeconv.genetics.phenotypes import Covariates, Trait, TraitKind
+from snpdeconv.genetics.phenotypes import Covariates, Trait
 from snpdeconv.genetics.samples import Samples
 
 logger = logging.getLogger(__name__)

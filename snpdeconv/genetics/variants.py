@@ -127,28 +127,18 @@ class Variants:
 
     @classmethod
     def concat(cls, tables: Sequence[Variants]) -> Variants:
-        """Joins tables end to end."""
-
-        def joined(name: str) -> NDArray[np.object_]:
-            return np.concatenate([np.empty(0, dtype=object), *(getattr(table, name) for table in tables)])
-
+        """Joins tables end to end; none give an empty one."""
+        empty = cls.build(variant_id=[], chrom=[], position_bp=[], counted_allele=[], other_allele=[])
         return cls(
-            variant_id=joined("variant_id"),
-            chrom=joined("chrom"),
-            position_bp=joined("position_bp").astype(np.int64),
-            counted_allele=joined("counted_allele"),
-            other_allele=joined("other_allele"),
+            **{
+                name: np.concatenate([vars(table)[name] for table in (empty, *tables)])
+                for name in vars(empty)
+            }
         )
 
     def take(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Variants:
         """Selects variants."""
-        return Variants(
-            variant_id=self.variant_id[index],
-            chrom=self.chrom[index],
-            position_bp=self.position_bp[index],
-            counted_allele=self.counted_allele[index],
-            other_allele=self.other_allele[index],
-        )
+        return Variants(**{name: column[index] for name, column in vars(self).items()})
 
     def genome_order(self) -> NDArray[np.int64]:
         """(V,) indices by chromosome and position; see :func:`order_in_genome`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.cohort import is_store
 from snpdeconv.genetics.formats import ACCEPTED, find_files
-from snpdeconv.genetics.tables import ID_COLUMNS, read_table
+from snpdeconv.genetics.samples import ID_COLUMNS, read_table
 from snpdeconv.pipelines.run_folder import Inputs
 
 _GENOTYPES = ("*.bed", "*.pgen", "*.vcf", "*.vcf.gz", "*.vcf.bgz", "*.bcf")

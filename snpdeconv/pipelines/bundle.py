@@ -27,9 +27,10 @@ from typing_extensions import TypedDict
 from snpdeconv.config import Config, validate
 from snpdeconv.errors import InputError, UserError
 from snpdeconv.files import read_record, read_whole, replacing, sync_to_disk, write_json
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.pca import Components
-from snpdeconv.genetics.phenotypes import CovariateEncoder, TraitKind
+from snpdeconv.genetics.phenotypes import CovariateEncoder
 from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.models.model import InterpretableSNPModel

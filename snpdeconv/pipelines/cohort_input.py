@@ -16,7 +16,7 @@ from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_v
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait, complete_samples, load_trait
 from snpdeconv.genetics.qc import wanted_samples
-from snpdeconv.genetics.tables import MissingCodes
+from snpdeconv.genetics.samples import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
 
 logger = logging.getLogger(__name__)

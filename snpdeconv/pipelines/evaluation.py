@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from snpdeconv.device import OomSafeBatches, Precision, keep_float32_exact
 from snpdeconv.errors import ResourceError
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.gpu import pick_device
 from snpdeconv.genetics.packed import PackedGenotypes
-from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Dataset, Scale

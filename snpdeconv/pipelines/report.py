@@ -12,7 +12,7 @@ import pandas as pd
 
 from snpdeconv.config import Config
 from snpdeconv.files import write_json, write_text
-from snpdeconv.genetics.phenotypes import TraitKind
+from snpdeconv.genetics import TraitKind
 from snpdeconv.interpret import plots
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.dataset import Dataset

@@ -25,10 +25,10 @@ from snpdeconv.finemapping import Settings, joint_credible_sets
 from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import Deconvolution, deconvolve
 from snpdeconv.finemapping.pve import BlockPVE, block_pve
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.layout import Layout
 from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.packed import PackedGenotypes
-from snpdeconv.genetics.phenotypes import TraitKind
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.attribution import (
     NUM_TRIED,

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.genetics.phenotypes import CovariateEncoder, load_covariates, load_groups, load_trait
-from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.tables import read_table
+from snpdeconv.genetics.samples import Samples, read_table
 
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters='",#'), min_size=1)
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
