@@ -45,7 +45,7 @@ def validation(folder: Path, architecture: str, linear: str, *, seed: int, epoch
             config,
             dataset,
             genotypes=torch.from_numpy(dataset.packed),
-            loss=make_training_loss(config, dataset),
+            loss=make_training_loss(config.training, dataset),
             batch_size=32,
             device=cpu,
             precision=choose_precision(cpu, requested="fp32"),

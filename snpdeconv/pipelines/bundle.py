@@ -267,7 +267,7 @@ def _read_bundle(folder: Path) -> Bundle:
 
 
 def _below(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
-    """What stands under names that begin so, without that beginning."""
+    """The values whose names begin so, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
@@ -296,9 +296,7 @@ def _read_tensors(path: Path, arguments: _Model) -> dict[str, torch.Tensor]:
         _require(slots == (arguments["n_snps"],), f"weights of {slots} slots for {arguments['n_snps']}")
         with torch.device("meta"):
             expected = _build(arguments, graph).state_dict()
-        ours = {
-            name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")
-        }
+        ours = _below("model.", shapes)
         for name in sorted(ours.keys() ^ expected.keys()):
             raise ValueError(f"tensor {name[:100]} is {'missing' if name in expected else 'unknown'}")
         for name, shape in ours.items():
@@ -350,10 +348,7 @@ def _check_sizes(
         if index is not None and index.numel():
             most = len(index) if most is None else most
             _require(int(index.min()) >= 0 and int(index.max()) < most, f"tensor {name} points outside")
-    parts = {
-        name.removeprefix("components."): t for name, t in tensors.items() if name.startswith("components.")
-    }
-    if parts:
+    if parts := _below("components.", tensors):
         (rows, number), used = parts["loadings"].shape, parts["columns"]
         for name in ("columns", "frequency"):
             _require(parts[name].shape == (rows,), f"components.{name} has another length")

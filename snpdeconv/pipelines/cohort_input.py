@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from snpdeconv.device import choose_precision
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
@@ -18,6 +19,7 @@ from snpdeconv.genetics.phenotypes import Trait, complete_samples, load_trait
 from snpdeconv.genetics.qc import wanted_samples
 from snpdeconv.genetics.samples import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
+from snpdeconv.pipelines.evaluation import logits, predictions_from
 
 logger = logging.getLogger(__name__)
 
@@ -226,3 +228,18 @@ def cohort_input(
         missing=missing,
         typed=typed,
     )
+
+
+def bundle_predictions(
+    bundle: Bundle, given: CohortInput, *, batch_size: int, device: torch.device
+) -> NDArray[np.float64]:
+    """(N,) or (N, C) calibrated predictions of a model, in the precision of its training."""
+    outputs = logits(
+        bundle.model.to(device),
+        given.packed,
+        given.covariates,
+        batch_size=batch_size,
+        device=device,
+        precision=choose_precision(device, requested=bundle.config.precision.amp),
+    )
+    return predictions_from(outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,41 +55,51 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The samples and variants of a cohort that passed, joined to a trait.
+class Joined:
+    """The samples and variants of a cohort that passed, joined to a trait: what a rank makes by itself.
 
     Attributes:
         trait: The trait of the N samples used; `trait.rows` are their rows in the cohort.
         scale: Units of the trait.
         split: Indices into the N samples; all of them training samples where none are held out.
         columns: (V,) columns of the cohort that are kept.
-        frequency: (V,) frequency of the counted allele in the training samples.
+        frequency: (V,) frequency of the counted allele in the training samples; of a `Joined` that is no
+            `Study` yet, of all variants of the cohort.
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
-        covariates: (N, C) float32, standardised; C may be 0.
         groups: (N,) index of each sample's family, copies of the sample, or whatever is not split;
             None where nobody said and nobody is there twice.
-        covariate_encoder: How a table becomes the first columns of `covariates`.
-        components: How genotypes become the last columns of `covariates`.
         report: Counts of what was used and dropped, by reason.
     """
 
-    inputs: Inputs
-    cohort: Cohort
     trait: Trait
     scale: Scale
     split: Split
     columns: NDArray[np.int64]
     frequency: NDArray[np.float64]
     variants: Variants
-    blocks: Blocks
     genotypes: PackedGenotypes
     target: NDArray[np.float32] | NDArray[np.int64]
-    covariates: NDArray[np.float32]
     groups: NDArray[np.int64] | None
+    report: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Study(Joined):
+    """All that is asked of a cohort, with what the first rank computes for all.
+
+    Attributes:
+        covariates: (N, C) float32, standardised; C may be 0.
+        covariate_encoder: How a table becomes the first columns of `covariates`.
+        components: How genotypes become the last columns of `covariates`.
+    """
+
+    inputs: Inputs
+    cohort: Cohort
+    blocks: Blocks
+    covariates: NDArray[np.float32]
     covariate_encoder: CovariateEncoder | None
     components: Components | None
-    report: dict[str, int]
 
     @property
     def covariate_names(self) -> list[str]:
@@ -199,42 +209,17 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     )
     logger.info("%d people%s, %d SNPs in %d LD blocks", len(trait.rows), cut, len(columns), len(blocks.name))
     return Study(
+        **{**vars(own), "frequency": own.frequency[columns], "report": report},
         inputs=inputs,
         cohort=cohort,
-        trait=trait,
-        scale=own.scale,
-        split=parts,
-        columns=columns,
-        frequency=own.frequency[columns],
-        variants=own.variants,
         blocks=blocks,
-        genotypes=own.genotypes,
-        target=own.target,
         covariates=covariates,
-        groups=own.groups,
         covariate_encoder=encoder,
         components=components,
-        report=report,
     )
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """What a rank makes of the files by itself; as in `Study`, but for the frequency, of all variants."""
-
-    trait: Trait
-    scale: Scale
-    split: Split
-    columns: NDArray[np.int64]
-    frequency: NDArray[np.float64]
-    variants: Variants
-    genotypes: PackedGenotypes
-    target: NDArray[np.float32] | NDArray[np.int64]
-    groups: NDArray[np.int64] | None
-    report: dict[str, int]
-
-
-def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> _Joined:
+def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> Joined:
     """Reads, joins, splits and filters."""
     data = config.data
     trait = load_trait(
@@ -251,11 +236,20 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
         cohort.genotypes, rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
     trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
+    groups = None
+    if inputs.groups is not None:
+        groups = load_groups(
+            inputs.phenotypes,
+            column=inputs.groups,
+            samples=cohort.samples,
+            rows=trait.rows,
+            cohort=inputs.genotypes,
+        )
     groups, num_copies = join_copies(
         cohort.genotypes,
         rows=trait.rows,
         samples=cohort.samples,
-        groups=_groups(trait, cohort, inputs),
+        groups=groups,
         where=inputs.genotypes,
     )
     parts = (
@@ -292,7 +286,7 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
     report["variants_kept"] = len(columns)
     if hold_out:
         report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
-    return _Joined(
+    return Joined(
         trait=trait,
         scale=scale,
         split=parts,
@@ -321,8 +315,7 @@ def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
         layout=(layout.columns,),
         genotypes=(packed,),
     )
-    parts = {field.name: getattr(study, field.name) for field in fields(study)}
-    return Dataset(**parts, layout=layout, packed=packed)
+    return Dataset(**vars(study), layout=layout, packed=packed)
 
 
 def slot_genotypes(dataset: Dataset) -> PackedGenotypes:
@@ -359,35 +352,23 @@ def _wanted(
         )
     left_out = {"people_not_asked_for": len(trait.rows) - len(rows), "people_missing_covariate": 0}
     if inputs.covariates is not None:
-        complete = complete_samples(
-            inputs.covariates,
-            samples=cohort.samples,
-            rows=rows,
-            columns=_covariate_columns(inputs),
-            exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
-            cohort=inputs.genotypes,
-            missing_codes=config.data.missing_codes,
-        )
+        how = _covariate_table(inputs, cohort, config.data)
+        complete = complete_samples(inputs.covariates, rows=rows, **how)
         left_out["people_missing_covariate"] = int((~complete).sum())
         rows = rows[complete]
     return rows, left_out
 
 
-def _covariate_columns(inputs: Inputs) -> list[str] | None:
+def _covariate_table(inputs: Inputs, cohort: Cohort, data: DataConfig) -> dict[str, Any]:
+    """How the table of covariates is read."""
     names = inputs.covariate_columns
-    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _groups(trait: Trait, cohort: Cohort, inputs: Inputs) -> NDArray[np.int64] | None:
-    if inputs.groups is None:
-        return None
-    return load_groups(
-        inputs.phenotypes,
-        column=inputs.groups,
-        samples=cohort.samples,
-        rows=trait.rows,
-        cohort=inputs.genotypes,
-    )
+    return {
+        "samples": cohort.samples,
+        "columns": None if names is None else [one.strip() for one in names.split(",") if one.strip()],
+        "exclude": [name for name in (inputs.trait, inputs.groups) if name is not None],
+        "cohort": inputs.genotypes,
+        "missing_codes": data.missing_codes,
+    }
 
 
 def _split(
@@ -428,15 +409,8 @@ def _covariates(
     values: list[NDArray[np.float64]] = []
     encoder, components = None, None
     if inputs.covariates is not None:
-        table = load_covariates(
-            inputs.covariates,
-            samples=cohort.samples,
-            rows=trait.rows,
-            columns=_covariate_columns(inputs),
-            exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
-            cohort=inputs.genotypes,
-            missing_codes=config.data.missing_codes,
-        )
+        how = _covariate_table(inputs, cohort, config.data)
+        table = load_covariates(inputs.covariates, rows=trait.rows, **how)
         check_covariates(table, trait, where=inputs.covariates, allow=config.data.allow_leakage)
         table = table.standardise(parts.train)
         values.append(table.values)

@@ -191,8 +191,13 @@ def measured(
     return {name: _figures(interval) for name, interval in intervals.items()}
 
 
+def finite(value: float | None) -> float | None:
+    """The value; None where it is not defined, as JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _figures(interval: Interval) -> Figures:
-    return {part: value if math.isfinite(value) else None for part, value in asdict(interval).items()}
+    return {part: finite(value) for part, value in asdict(interval).items()}
 
 
 @contextmanager

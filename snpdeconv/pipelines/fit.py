@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.config import Config
+from snpdeconv.config import Config, TrainingConfig
 from snpdeconv.device import Precision, deterministic
 from snpdeconv.errors import ConfigError
 from snpdeconv.genetics.ld import ld_neighbors
@@ -38,9 +38,10 @@ from snpdeconv.training.trainer import MultiGPUSNPTrainer
 
 logger = logging.getLogger(__name__)
 
-
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
 _TORCHS_OWN = "torchinductor_"  # and the user's name
+# A batch that leaves fewer steps than this in an epoch would train a small cohort too little.
+_STEPS_AN_EPOCH = 32
 
 
 def set_compile_cache_dir() -> None:
@@ -54,10 +55,6 @@ def set_compile_cache_dir() -> None:
         # torch writes its own choice into the environment as soon as it is imported.
         if named is None or any(part.startswith(_TORCHS_OWN) for part in Path(named).parts):
             os.environ[variable] = str(cache_dir() / folder)
-
-
-_STEPS_AN_EPOCH = 32
-"""A batch that leaves fewer steps than this in an epoch would train a small cohort too little."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +147,16 @@ def fits_at_once(
     )
     logger.info("%d samples at once on each of %d devices", fits, distributed.world_size())
     return fits
+
+
+def choose_batch_sizes(
+    config: Config, dataset: Dataset, precision: Precision, *, device: torch.device
+) -> tuple[int, int | None]:
+    """The batch of a step, and how much of it goes through the model at once: None for whole batches."""
+    chosen = choose_batch_size(config, dataset)
+    if config.training.batch_size != "auto":
+        return chosen, None
+    return chosen, fits_at_once(config, dataset, precision, batch_size=chosen, device=device)
 
 
 def fit(
@@ -257,10 +264,10 @@ def _loader(
     )
 
 
-def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:
+def make_training_loss(training: TrainingConfig, dataset: Dataset) -> torch.nn.Module:
     """The loss of the settings, with the training people's class weights."""
     quantitative = dataset.trait.kind == "quantitative"
-    name = config.training.loss
+    name = training.loss
     if name == "auto":
         name = "mse" if quantitative else "focal"
     if (name == "mse") != quantitative:
@@ -272,14 +279,12 @@ def make_training_loss(config: Config, dataset: Dataset) -> torch.nn.Module:
     if name == "mse":
         return make_loss(name)
     weights = None
-    if config.training.class_weights == "balanced":
+    if training.class_weights == "balanced":
         train = torch.from_numpy(dataset.target[dataset.split.train])
         weights = balanced_class_weights(train, len(dataset.trait.classes))
     if name == "cross_entropy":
         return make_loss(name, class_weights=weights)
-    return FocalLoss(
-        alpha=config.training.focal_alpha, gamma=config.training.focal_gamma, class_weights=weights
-    )
+    return FocalLoss(alpha=training.focal_alpha, gamma=training.focal_gamma, class_weights=weights)
 
 
 def _metrics(dataset: Dataset) -> Callable[[Tensor, Tensor], Mapping[str, float]]:

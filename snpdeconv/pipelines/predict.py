@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config
-from snpdeconv.device import choose_precision
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import write_json
 from snpdeconv.genetics.phenotypes import Trait
@@ -20,6 +18,7 @@ from snpdeconv.interpret.ranking import write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
 from snpdeconv.pipelines.cohort_input import (
     CohortInput,
+    bundle_predictions,
     cohort_input,
     observed_trait,
     only_rows,
@@ -30,13 +29,10 @@ from snpdeconv.pipelines.dataset import open_cohort
 from snpdeconv.pipelines.evaluation import (
     Figures,
     choose_device,
-    logits,
     measured,
     prediction_table,
-    predictions_from,
 )
 from snpdeconv.pipelines.provenance import (
-    Trace,
     file_facts,
     finish_run,
     model_facts,
@@ -116,102 +112,93 @@ def predict(
         raise ConfigError("there is no table", where="--trait", hint="give --phenotypes too")
     if out.is_dir():
         raise ConfigError("is a folder", where=out, hint="give the path of the table to write")
+    tables = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
+    paths = {name: None if path is None else str(path) for name, path in tables.items()}
     with tracing() as trace:
-        given = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
-        tables = {name: path for name, path in given.items() if path is not None}
-        return _predict(config, trace, model=model, genotypes=genotypes, tables=tables, trait=trait, out=out)
-
-
-def _predict(
-    config: Config,
-    trace: Trace,
-    *,
-    model: str,
-    genotypes: str,
-    tables: Mapping[str, Path],
-    trait: str | None,
-    out: Path,
-) -> PredictResult:
-    reference = resolve(model)
-    bundle = load_bundle(download(reference, cache_dir=cache_dir()))
-    logger.info("%s is %s version %d", model, reference.name, reference.version)
-    cohort = open_cohort(genotypes, data=bundle.config.data)
-    paths = {name: str(path) for name, path in tables.items()}
-    covariates = paths.get("covariates")
-    rows = usable_rows(
-        bundle,
-        cohort,
-        rows=np.arange(len(cohort.samples)),
-        covariates=covariates,
-        keep=paths.get("keep"),
-        remove=paths.get("remove"),
-        where=genotypes,
-    )
-    given = cohort_input(
-        bundle,
-        cohort,
-        rows=rows,
-        covariates=covariates,
-        where=genotypes,
-        check=config.data.check_frequencies,
-    )
-    poorly = given.typed < config.data.min_typed_weight
-    truth = None
-    if "phenotypes" in paths:
-        if version_tags(reference.name, reference.version).get("snpdeconv.data") == cohort.digest:
-            logger.warning(
-                "%s: the model was trained on people of this cohort; metrics of them say nothing of others",
-                genotypes,
-            )
-        observed = observed_trait(
+        reference = resolve(model)
+        bundle = load_bundle(download(reference, cache_dir=cache_dir()))
+        logger.info("%s is %s version %d", model, reference.name, reference.version)
+        cohort = open_cohort(genotypes, data=bundle.config.data)
+        rows = usable_rows(
             bundle,
             cohort,
-            phenotypes=paths["phenotypes"],
-            column=trait or bundle.trait,
+            rows=np.arange(len(cohort.samples)),
+            covariates=paths["covariates"],
+            keep=paths["keep"],
+            remove=paths["remove"],
             where=genotypes,
-            missing_codes=config.data.missing_codes,
         )
-        truth = _truth(only_rows(observed, rows[~poorly]), bundle, rows, where=paths["phenotypes"])
-    inputs = {"genotypes": {"path": str(Path(genotypes).absolute()), "sha256": cohort.digest}}
-    inputs |= {name: file_facts(path) for name, path in tables.items()}
-    trace.keep(
-        out.parent,
-        stem=out.stem,
-        model=model_facts(reference),
-        inputs=inputs,
-        trait=bundle.trait,
-        settings=config.model_dump(mode="json"),
-    )
-    tags = run_tags(
-        config, "predict", folder=out.parent, data=cohort.digest, trait=bundle.trait, **model_tags(reference)
-    )
-    name = f"{reference.name} {reference.version} predict"
-    with tracked_run(config, name=name, params=config.flat(), tags=tags) as run:
-        predictions = _predictions(config, bundle, given)
-        _write(bundle, given, predictions, cohort.samples.take(rows), poorly=poorly, out=out)
-        results = {"predictions": file_facts(out)}
-        result = PredictResult(
-            model=reference.name,
-            version=reference.version,
-            predictions=str(out),
-            num_samples=len(rows),
-            variants=given.report,
-            missing_genotypes=int(given.missing.sum()),
-            num_na=int(poorly.sum()),
-            num_left_out=len(cohort.samples) - len(rows),
+        given = cohort_input(
+            bundle,
+            cohort,
+            rows=rows,
+            covariates=paths["covariates"],
+            where=genotypes,
+            check=config.data.check_frequencies,
         )
-        if truth is not None:
-            result = _measure(config, bundle, result, predictions, truth, out=out)
-            results["metrics"] = file_facts(_metrics_path(out))
-        trace.add(results=results)
-        found = {f"variants/{name}": count for name, count in given.report.items()}
-        found["missing_genotypes"] = result.missing_genotypes
-        run.log_metrics(0, {"people": len(rows), **found, **tracked({"test": result.metrics})})
-        if config.tracking.log_predictions:
-            run.log_artifact(out)
-        finish_run(run, config)
-        trace.add(mlflow_run=run.run_id)
-    return result
+        poorly = given.typed < config.data.min_typed_weight
+        truth = None
+        if paths["phenotypes"] is not None:
+            if version_tags(reference.name, reference.version).get("snpdeconv.data") == cohort.digest:
+                logger.warning(
+                    "%s: the model was trained on people of this cohort; metrics of them say nothing of "
+                    "others",
+                    genotypes,
+                )
+            observed = observed_trait(
+                bundle,
+                cohort,
+                phenotypes=paths["phenotypes"],
+                column=trait or bundle.trait,
+                where=genotypes,
+                missing_codes=config.data.missing_codes,
+            )
+            truth = _truth(only_rows(observed, rows[~poorly]), bundle, rows, where=paths["phenotypes"])
+        inputs = {"genotypes": {"path": str(Path(genotypes).absolute()), "sha256": cohort.digest}}
+        inputs |= {name: file_facts(Path(path)) for name, path in paths.items() if path is not None}
+        trace.keep(
+            out.parent,
+            stem=out.stem,
+            model=model_facts(reference),
+            inputs=inputs,
+            trait=bundle.trait,
+            settings=config.model_dump(mode="json"),
+        )
+        tags = run_tags(
+            config,
+            "predict",
+            folder=out.parent,
+            data=cohort.digest,
+            trait=bundle.trait,
+            **model_tags(reference),
+        )
+        name = f"{reference.name} {reference.version} predict"
+        with tracked_run(config, name=name, params=config.flat(), tags=tags) as run:
+            predictions = _predictions(config, bundle, given)
+            _write(bundle, given, predictions, cohort.samples.take(rows), poorly=poorly, out=out)
+            results = {"predictions": file_facts(out)}
+            result = PredictResult(
+                model=reference.name,
+                version=reference.version,
+                predictions=str(out),
+                num_samples=len(rows),
+                variants=given.report,
+                missing_genotypes=int(given.missing.sum()),
+                num_na=int(poorly.sum()),
+                num_left_out=len(cohort.samples) - len(rows),
+            )
+            if truth is not None:
+                result = _measure(config, bundle, result, predictions, truth, out=out)
+                results["metrics"] = file_facts(_metrics_path(out))
+            trace.add(results=results)
+            found = {f"variants/{name}": count for name, count in given.report.items()}
+            found["missing_genotypes"] = result.missing_genotypes
+            run.log_metrics(0, {"people": len(rows), **found, **tracked({"test": result.metrics})})
+            if config.tracking.log_predictions:
+                run.log_artifact(out)
+            finish_run(run, config)
+            trace.add(mlflow_run=run.run_id)
+        return result
 
 
 def _truth(trait: Trait, bundle: Bundle, rows: NDArray[np.int64], *, where: str) -> NDArray[np.float64]:
@@ -257,19 +244,12 @@ def _measure(
 
 def _predictions(config: Config, bundle: Bundle, given: CohortInput) -> NDArray[np.float64]:
     device = choose_device(config.resources.device)
-    precision = choose_precision(device, requested=bundle.config.precision.amp)
     batch_size = config.training.batch_size
     if config.precision.compile and device.type == "cuda":
         bundle.model.compile()
-    outputs = logits(
-        bundle.model.to(device),
-        given.packed,
-        given.covariates,
-        batch_size=_DEFAULT_BATCH if batch_size == "auto" else batch_size,
-        device=device,
-        precision=precision,
+    return bundle_predictions(
+        bundle, given, batch_size=_DEFAULT_BATCH if batch_size == "auto" else batch_size, device=device
     )
-    return predictions_from(outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale)
 
 
 def _write(

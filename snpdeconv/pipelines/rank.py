@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,7 +30,7 @@ from snpdeconv.pipelines.cohort_input import (
     usable_rows,
 )
 from snpdeconv.pipelines.dataset import gather, open_cohort
-from snpdeconv.pipelines.evaluation import choose_device
+from snpdeconv.pipelines.evaluation import choose_device, finite
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,
@@ -47,10 +45,9 @@ from snpdeconv.pipelines.provenance import (
 )
 from snpdeconv.pipelines.report import draw_ranking, ranking_metrics, tracked
 from snpdeconv.pipelines.run_folder import Inputs, hold
-from snpdeconv.pipelines.score import TABLES, Network, People, Scores, score_variants, write_tables
+from snpdeconv.pipelines.score import TABLES, Network, RankingInput, Scores, score_variants, write_tables
 from snpdeconv.tracking.home import cache_dir
-from snpdeconv.tracking.registry import ModelRef, download, resolve, resolve_run
-from snpdeconv.tracking.run import TrackedRun
+from snpdeconv.tracking.registry import download, resolve, resolve_run
 
 logger = logging.getLogger(__name__)
 
@@ -94,32 +91,28 @@ def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> Ra
         UserError: No such method, one that needs a network, or files that do not fit.
     """
     with tracing() as trace:
-        return _rank_cohort(config, trace, inputs, method=method, out=out)
-
-
-def _rank_cohort(config: Config, trace: Trace, inputs: Inputs, *, method: str, out: Path) -> RankResult:
-    _check(method, out)
-    if method in get_args(NetworkMethod):
-        raise ConfigError(
-            f"{method} is read off a trained network, and none is given",
-            where="--method",
-            hint="give one with --run or --model, or choose single_effects, marginal or ensemble",
+        _check(method, out)
+        if method in get_args(NetworkMethod):
+            raise ConfigError(
+                f"{method} is read off a trained network, and none is given",
+                where="--method",
+                hint="give one with --run or --model, or choose single_effects, marginal or ensemble",
+            )
+        cohort = open_cohort(inputs.genotypes, data=config.data)
+        study = gather(config, inputs, cohort=cohort, hold_out=False)
+        configured = [one for one in config.interpretation.methods if one == "single_effects"]
+        return _rank(
+            config,
+            trace,
+            out,
+            RankingInput.from_study(study),
+            method=method,
+            configured=configured,
+            inputs=inputs,
+            cohort=cohort,
+            facts={"covariates": study.covariate_names},
+            report=study.report,
         )
-    cohort = open_cohort(inputs.genotypes, data=config.data)
-    study = gather(config, inputs, cohort=cohort, hold_out=False)
-    methods = _methods(method, [one for one in config.interpretation.methods if one == "single_effects"])
-    config = _as_ranked(config, method, methods)
-    facts = {**input_facts(inputs, cohort), "covariates": study.covariate_names}
-    with _traced(config, trace, out, method=method, inputs=inputs, cohort=cohort, facts=facts) as run:
-        people = People.of(study)
-        scores = score_variants(
-            people, methods=methods, config=config, device=choose_device(config.resources.device)
-        )
-        result = _write(
-            out, people, scores, method=method, trait=inputs.trait, config=config, report=study.report
-        )
-        _log(run, result, scores, config, trace)
-    return result
 
 
 def rank_with_network(
@@ -156,154 +149,123 @@ def rank_with_network(
     """
     _check(method, out)
     with tracing() as trace:
-        return _rank_with_network(
-            out,
+        reference = resolve_run(run_id) if model is None and run_id is not None else resolve(str(model))
+        bundle = load_bundle(download(reference, cache_dir=cache_dir()))
+        # Where the model was trained has no say in where it is looked at.
+        config = with_overrides(
+            bundle.config,
+            ["resources.device=auto", *overrides],
+            allowed=("interpretation", "resources.device", "data.check_frequencies"),
+        )
+        if (genotypes is None) != (phenotypes is None):
+            raise ConfigError(
+                "another cohort needs both its genotypes and its phenotypes",
+                where="--genotypes",
+                hint="give both",
+            )
+        # With no covariates but its own: others may share the IDs of its samples.
+        if genotypes is not None:
+            source = Inputs(str(Path(genotypes).absolute()), str(phenotypes), trait or bundle.trait)
+        else:
+            known = bundle.inputs or remembered_inputs(reference)
+            if known is None:
+                raise InputError(
+                    "the cohort that the model was trained on is not known in this home",
+                    where=f"{reference.name}/{reference.version}",
+                    hint="give a cohort with --genotypes and --phenotypes",
+                )
+            source = replace(known, trait=trait or bundle.trait)
+        if covariates is not None:
+            source = replace(source, covariates=str(covariates))
+        if keep is not None or remove is not None:
+            source = replace(
+                source,
+                keep=None if keep is None else str(keep.absolute()),
+                remove=None if remove is None else str(remove.absolute()),
+            )
+        if not Path(source.phenotypes).exists():
+            raise InputError(
+                "the phenotype table that the model was trained on is not there any more",
+                where=source.phenotypes,
+                hint="give the cohort with --genotypes and --phenotypes",
+            )
+        cohort = open_cohort(source.genotypes, data=config.data)
+        observed = observed_trait(
+            bundle, cohort, phenotypes=source.phenotypes, column=source.trait, where=source.genotypes
+        )
+        rows = usable_rows(
+            bundle,
+            cohort,
+            rows=observed.rows,
+            covariates=source.covariates,
+            keep=source.keep,
+            remove=source.remove,
+            where=source.genotypes,
+        )
+        observed = only_rows(observed, rows)
+        given = cohort_input(
+            bundle,
+            cohort,
+            rows=observed.rows,
+            covariates=source.covariates,
+            where=source.genotypes,
+            check=config.data.check_frequencies,
+        )
+        slots = PackedGenotypes(given.packed, bundle.layout.num_slots)
+        data = RankingInput(
+            genotypes=slots.take(columns=bundle.layout.slot_of_variant),
+            target=_target(observed, bundle, where=source.phenotypes),
+            kind=bundle.kind,
+            classes=bundle.classes,
+            covariates=given.covariates,
+            variants=bundle.variants,
+            blocks=_blocks(bundle.variants, bundle.block),
+        )
+        return _rank(
+            config,
             trace,
+            out,
+            data,
             method=method,
-            reference=resolve_run(run_id) if model is None and run_id is not None else resolve(str(model)),
-            genotypes=genotypes,
-            phenotypes=phenotypes,
-            trait=trait,
-            covariates=covariates,
-            keep=keep,
-            remove=remove,
-            overrides=overrides,
+            configured=config.interpretation.methods,
+            inputs=source,
+            cohort=cohort,
+            facts={"model": model_facts(reference)},
+            tags=model_tags(reference),
+            network=Network(bundle.model, bundle.layout, given.packed),
+            report=given.report,
         )
 
 
-def _rank_with_network(
-    out: Path,
+def _rank(
+    config: Config,
     trace: Trace,
+    out: Path,
+    data: RankingInput,
     *,
     method: str,
-    reference: ModelRef,
-    genotypes: str | None,
-    phenotypes: Path | None,
-    trait: str | None,
-    covariates: Path | None,
-    keep: Path | None,
-    remove: Path | None,
-    overrides: Sequence[str],
+    configured: Sequence[str],
+    inputs: Inputs,
+    cohort: Cohort,
+    facts: Mapping[str, Any],
+    report: dict[str, int],
+    tags: Mapping[str, object] | None = None,
+    network: Network | None = None,
 ) -> RankResult:
-    bundle = load_bundle(download(reference, cache_dir=cache_dir()))
-    # Where the model was trained has no say in where it is looked at.
-    config = with_overrides(
-        bundle.config,
-        ["resources.device=auto", *overrides],
-        allowed=("interpretation", "resources.device", "data.check_frequencies"),
-    )
-    if (genotypes is None) != (phenotypes is None):
-        raise ConfigError(
-            "another cohort needs both its genotypes and its phenotypes",
-            where="--genotypes",
-            hint="give both",
-        )
-    if genotypes is not None:  # with no covariates but its own: others may share the numbers of its people
-        source = Inputs(str(Path(genotypes).absolute()), str(phenotypes), trait or bundle.trait)
-    else:
-        known = bundle.inputs or remembered_inputs(reference)
-        if known is None:
-            raise InputError(
-                "the cohort that the model was trained on is not known in this home",
-                where=f"{reference.name}/{reference.version}",
-                hint="give a cohort with --genotypes and --phenotypes",
-            )
-        source = replace(known, trait=trait or bundle.trait)
-    if covariates is not None:
-        source = replace(source, covariates=str(covariates))
-    if keep is not None or remove is not None:
-        source = replace(
-            source,
-            keep=None if keep is None else str(keep.absolute()),
-            remove=None if remove is None else str(remove.absolute()),
-        )
-    if not Path(source.phenotypes).exists():
-        raise InputError(
-            "the phenotype table that the model was trained on is not there any more",
-            where=source.phenotypes,
-            hint="give the cohort with --genotypes and --phenotypes",
-        )
-    cohort = open_cohort(source.genotypes, data=config.data)
-    observed = observed_trait(
-        bundle, cohort, phenotypes=source.phenotypes, column=source.trait, where=source.genotypes
-    )
-    rows = usable_rows(
-        bundle,
-        cohort,
-        rows=observed.rows,
-        covariates=source.covariates,
-        keep=source.keep,
-        remove=source.remove,
-        where=source.genotypes,
-    )
-    observed = only_rows(observed, rows)
-    given = cohort_input(
-        bundle,
-        cohort,
-        rows=observed.rows,
-        covariates=source.covariates,
-        where=source.genotypes,
-        check=config.data.check_frequencies,
-    )
-    slots = PackedGenotypes(given.packed, bundle.layout.num_slots)
-    people = People(
-        genotypes=slots.take(columns=bundle.layout.slot_of_variant),
-        target=_target(observed, bundle, where=source.phenotypes),
-        kind=bundle.kind,
-        classes=bundle.classes,
-        covariates=given.covariates,
-        variants=bundle.variants,
-        blocks=_blocks(bundle.variants, bundle.block),
-    )
-    methods = _methods(method, config.interpretation.methods)
-    config = _as_ranked(config, method, methods)
-    facts = {**input_facts(source, cohort), "model": model_facts(reference)}
-    tags = model_tags(reference)
-    with _traced(
-        config, trace, out, method=method, inputs=source, cohort=cohort, facts=facts, tags=tags
-    ) as run:
-        device = choose_device(config.resources.device)
-        scores = score_variants(
-            people,
-            methods=methods,
-            config=config,
-            device=device,
-            network=Network(bundle.model.to(device), bundle.layout, given.packed),
-        )
-        result = _write(
-            out, people, scores, method=method, trait=source.trait, config=config, report=given.report
-        )
-        _log(run, result, scores, config, trace)
-    return result
-
-
-def _as_ranked(config: Config, method: str, methods: Set[str]) -> Config:
-    """The settings with the methods that are really computed."""
+    """Holds the folder, says what the ranking is made from, computes and writes it, and tracks it."""
+    # An ensemble needs all methods of the settings, any other only itself.
+    methods = {method, *configured} if method == "ensemble" else {method}
     used: list[str] = [one for one in config.interpretation.methods if one in methods]
     if method not in (*used, "marginal", "ensemble"):
         used.append(method)
-    return with_overrides(
+    config = with_overrides(  # as it is really computed
         config,
         [f"interpretation.methods=[{','.join(used)}]", f"interpretation.rank_by={method}"],
         allowed=("interpretation",),
     )
-
-
-@contextmanager
-def _traced(
-    config: Config,
-    trace: Trace,
-    out: Path,
-    *,
-    method: str,
-    inputs: Inputs,
-    cohort: Cohort,
-    facts: Mapping[str, Any],
-    tags: Mapping[str, object] | None = None,
-) -> Iterator[TrackedRun]:
-    """Holds the folder, says what the ranking is made from, and tracks it."""
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
+        facts = {**input_facts(inputs, cohort), **facts}
         trace.keep(out, **facts, method=method, settings=config.model_dump(mode="json"))
         about = run_tags(
             config,
@@ -317,17 +279,20 @@ def _traced(
         )
         name = f"{inputs.trait} {method} rank"
         with tracked_run(config, name=name, params=config.flat(), tags=about) as run:
-            yield run
-
-
-def _log(run: TrackedRun, result: RankResult, scores: Scores, config: Config, trace: Trace) -> None:
-    """Tells MLflow what the ranking says, and what of it may be told."""
-    run.log_metrics(0, {"people": result.num_samples, **tracked(ranking_metrics(scores))})
-    files = {name: Path(path) for name, path in result.paths.items()}
-    for path in files.values():
-        run.log_artifact(path, folder="plots" if path.suffix == ".png" else "")
-    finish_run(run, config)
-    trace.add(results={name: file_facts(path) for name, path in files.items()}, mlflow_run=run.run_id)
+            device = choose_device(config.resources.device)
+            if network is not None:
+                network.model.to(device)
+            scores = score_variants(data, methods=methods, config=config, device=device, network=network)
+            result = _write(
+                out, data, scores, method=method, trait=inputs.trait, config=config, report=report
+            )
+            run.log_metrics(0, {"people": result.num_samples, **tracked(ranking_metrics(scores))})
+            files = {name: Path(path) for name, path in result.paths.items()}
+            for path in files.values():
+                run.log_artifact(path, folder="plots" if path.suffix == ".png" else "")
+            finish_run(run, config)
+            trace.add(results={name: file_facts(path) for name, path in files.items()}, mlflow_run=run.run_id)
+    return result
 
 
 def _check(method: str, out: Path) -> None:
@@ -341,14 +306,9 @@ def _check(method: str, out: Path) -> None:
         raise ConfigError("is the folder of a training run", where=out, hint="choose another --out")
 
 
-def _methods(method: str, configured: Sequence[str]) -> set[str]:
-    """An ensemble needs all methods of the settings, any other only itself."""
-    return {method, *configured} if method == "ensemble" else {method}
-
-
 def _write(
     out: Path,
-    people: People,
+    data: RankingInput,
     scores: Scores,
     *,
     method: str,
@@ -357,32 +317,32 @@ def _write(
     report: dict[str, int],
 ) -> RankResult:
     ranking = build_ranking(
-        people.variants,
-        block_names=people.blocks.name[people.blocks.of_variant],
+        data.variants,
+        block_names=data.blocks.name[data.blocks.of_variant],
         scores=scores.by_method,
         final=method,
         posterior=scores.posterior,
     )
     paths = {"ranking": out / "ranking.tsv"}
     write_tsv(ranking, paths["ranking"])
-    if scores.findings is not None:
-        paths |= write_tables(scores.findings, out)
+    if scores.fine_mapping is not None:
+        paths |= write_tables(scores.fine_mapping, out)
     else:
         # Those of an earlier ranking in the same folder would pass for this one's.
         for name in TABLES:
             (out / f"{name}.tsv").unlink(missing_ok=True)
     paths |= draw_ranking(
-        out, ranking=ranking, method=method, trait=trait, kind=people.kind, findings=scores.findings
+        out, ranking=ranking, method=method, trait=trait, kind=data.kind, fine_mapping=scores.fine_mapping
     )
     paths["metrics"] = out / "metrics.json"
     paths["settings"] = out / "settings.yaml"
-    lambda_gc = scores.lambda_gc if math.isfinite(scores.lambda_gc) else None
+    lambda_gc = finite(scores.lambda_gc)
     write_json(
         paths["metrics"],
         {
             "method": method,
-            "people": people.genotypes.num_samples,
-            "snps": len(people.variants),
+            "people": data.genotypes.num_samples,
+            "snps": len(data.variants),
             "cohort": report,
             "lambda_gc": lambda_gc,
             "single_effects": scores.found,
@@ -392,8 +352,8 @@ def _write(
     write_text(paths["settings"], config.to_yaml())
     return RankResult(
         method=method,
-        num_samples=people.genotypes.num_samples,
-        num_variants=len(people.variants),
+        num_samples=data.genotypes.num_samples,
+        num_variants=len(data.variants),
         lambda_gc=lambda_gc,
         single_effects=scores.found,
         top=_top(ranking),

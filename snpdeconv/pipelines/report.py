@@ -16,7 +16,7 @@ from snpdeconv.genetics import TraitKind
 from snpdeconv.interpret import plots
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.dataset import Dataset
-from snpdeconv.pipelines.evaluation import Evaluation, evaluate_covariates, gain, prediction_table
+from snpdeconv.pipelines.evaluation import Evaluation, evaluate_covariates, finite, gain, prediction_table
 from snpdeconv.pipelines.fit import Fitted
 from snpdeconv.pipelines.score import METHODS, TABLES, FineMapping, Scores, write_tables
 from snpdeconv.tracking.run import TrackedRun
@@ -31,7 +31,7 @@ def draw_ranking(
     method: str,
     trait: str,
     kind: TraitKind,
-    findings: FineMapping | None,
+    fine_mapping: FineMapping | None,
 ) -> dict[str, Path]:
     """Draws a ranking along the genome, and pairs and blocks where single effects were asked.
 
@@ -43,23 +43,23 @@ def draw_ranking(
         path=paths["association_plot"],
         method=method,
         trait=trait,
-        num_sets=None if findings is None else len(findings.tables["credible_sets"]),
+        num_sets=None if fine_mapping is None else len(fine_mapping.tables["credible_sets"]),
     )
     of_effects = {"pair_map": folder / "pairs.png", "block_plot": folder / "blocks.png"}
-    if findings is None:
+    if fine_mapping is None:
         for path in of_effects.values():
             path.unlink(missing_ok=True)
         return paths
     plots.pair_map(
-        findings.tables["pairs"],
+        fine_mapping.tables["pairs"],
         ranking,
         path=of_effects["pair_map"],
         trait=trait,
-        looked_for=findings.looked_for_pairs,
+        looked_for=fine_mapping.looked_for_pairs,
     )
-    share = findings.share
+    share = fine_mapping.share
     plots.block_plot(
-        findings.tables["blocks"],
+        fine_mapping.tables["blocks"],
         path=of_effects["block_plot"],
         trait=trait if kind == "quantitative" else f"the liability to {trait}",
         total=(share.total, share.total_low, share.total_high),
@@ -72,7 +72,7 @@ def draw_plots(
     *,
     config: Config,
     ranking: pd.DataFrame,
-    findings: FineMapping | None,
+    fine_mapping: FineMapping | None,
     dataset: Dataset,
     evaluation: Evaluation,
     history: dict[str, list[float]],
@@ -87,7 +87,7 @@ def draw_plots(
         method=config.interpretation.rank_by,
         trait=trait,
         kind=kind,
-        findings=findings,
+        fine_mapping=fine_mapping,
     )
     plots.importance_by_method(
         ranking, path=folder / "methods.png", methods=[method for method in METHODS if method in ranking]
@@ -151,8 +151,8 @@ def write_results(
         "plots": path / "plots",
     }
     write_tsv(ranking, paths["ranking"])
-    if scores.findings is not None:
-        paths |= write_tables(scores.findings, path)
+    if scores.fine_mapping is not None:
+        paths |= write_tables(scores.fine_mapping, path)
     write_tsv(test_predictions(dataset, evaluation), paths["predictions"])
     write_text(paths["settings"], config.to_yaml())
     write_json(paths["metrics"], metrics)
@@ -160,7 +160,7 @@ def write_results(
         paths["plots"],
         config=config,
         ranking=ranking,
-        findings=scores.findings,
+        fine_mapping=scores.fine_mapping,
         dataset=dataset,
         evaluation=evaluation,
         history=fitted.history,
@@ -207,9 +207,9 @@ def test_metrics(
 def ranking_metrics(scores: Scores) -> dict[str, Any]:
     """What metrics.json says of the ranking."""
     return {
-        "lambda_gc": _finite(scores.lambda_gc),
+        "lambda_gc": finite(scores.lambda_gc),
         "single_effects": scores.found,
-        "completeness_gap": _finite(scores.completeness_gap),
+        "completeness_gap": finite(scores.completeness_gap),
         "attention_moved": scores.attention_moved,
     }
 
@@ -244,7 +244,3 @@ def log_artifacts(run: TrackedRun, paths: dict[str, Any], *, with_predictions: b
         run.log_artifact(plot, folder="plots")
     for checkpoint in sorted((Path(paths["plots"]).parent / "checkpoints").glob("best*")):
         run.log_artifact(checkpoint, folder="checkpoints")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None

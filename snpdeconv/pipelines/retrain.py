@@ -26,6 +26,7 @@ from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle, make_bundle
 from snpdeconv.pipelines.cohort_input import (
+    bundle_predictions,
     cohort_input,
     observed_trait,
     only_rows,
@@ -33,8 +34,8 @@ from snpdeconv.pipelines.cohort_input import (
     usable_rows,
 )
 from snpdeconv.pipelines.dataset import open_cohort, prepare
-from snpdeconv.pipelines.evaluation import choose_device, evaluate_test, logits, predictions_from
-from snpdeconv.pipelines.fit import choose_batch_size, fit, fits_at_once, make_training_loss
+from snpdeconv.pipelines.evaluation import choose_device, evaluate_test, finite
+from snpdeconv.pipelines.fit import choose_batch_sizes, fit, make_training_loss
 from snpdeconv.pipelines.provenance import tracing
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.train import TrainResult, train
@@ -57,11 +58,9 @@ from snpdeconv.version import code_version
 
 logger = logging.getLogger(__name__)
 
-
-LEVEL = 0.05
-"""Of all looks at one champion together."""
+LEVEL = 0.05  # of all looks at one champion together
 POWER = 0.8
-
+_BATCH = 64
 # Variance of the true difference between two trainings of one recipe, in units of that by which the people
 # judged blur it. Measured on one simulated cohort of each size, on seeds for choices: .2 to 1.3, most with
 # a sparse part on a few hundred people.
@@ -145,9 +144,6 @@ def judge(
         training_noise=noise,
         detectable=(quantile + float(stats.norm.ppf(POWER))) * sd,
     )
-
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -270,10 +266,6 @@ def _folder(model_name: str, version: int) -> Path:
     return download(resolve(f"{model_name}/{version}"), cache_dir=cache_dir())
 
 
-def _bundle(model_name: str, version: int) -> Bundle:
-    return load_bundle(_folder(model_name, version))
-
-
 def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Path) -> Decision:
     """Compares the challenger with the champion, and promotes it if it is better."""
     assert plan.reason is not None
@@ -293,10 +285,8 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
             where=result.model,
             hint="the same command goes on when it answers",
         )
-    champion, challenger = (
-        _bundle(result.model, plan.champion),
-        load_bundle(Path(result.paths["model"])),
-    )
+    champion = load_bundle(_folder(result.model, plan.champion))
+    challenger = load_bundle(Path(result.paths["model"]))
     cohort = open_cohort(plan.inputs.genotypes, data=config.data)
     people = judges(champion, challenger, cohort=cohort, inputs=plan.inputs)
     look = count_look(result.model, champion=plan.champion, challenger=result.version)
@@ -318,14 +308,14 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
     decision = replace(
         decision,
         metric=metric,
-        difference=_finite(verdict.difference),
-        low=_finite(verdict.low),
-        high=_finite(verdict.high),
+        difference=finite(verdict.difference),
+        low=finite(verdict.low),
+        high=finite(verdict.high),
         num_held_out=len(people.rows),
         look=look,
         level=verdict.level,
         training_noise=verdict.training_noise,
-        detectable=_finite(verdict.detectable),
+        detectable=finite(verdict.detectable),
     )
     tags = _tags(decision)
     if verdict.is_better:
@@ -368,15 +358,12 @@ def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path)
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     dataset = prepare(config, inputs, cohort=cohort)
-    batch_size = choose_batch_size(config, dataset)
-    at_once = None
-    if config.training.batch_size == "auto":
-        at_once = fits_at_once(config, dataset, precision, batch_size=batch_size, device=device)
+    batch_size, at_once = choose_batch_sizes(config, dataset, precision, device=device)
     fitted = fit(
         config,
         dataset,
         genotypes=place_genotypes(dataset.packed, device=device),
-        loss=make_training_loss(config, dataset),
+        loss=make_training_loss(config.training, dataset),
         batch_size=batch_size,
         micro_batch_size=at_once,
         device=device,
@@ -447,15 +434,7 @@ def predictions_of(
         check=config.data.check_frequencies,
     )
     device = choose_device(config.resources.device)
-    outputs = logits(
-        bundle.model.to(device),
-        given.packed,
-        given.covariates,
-        batch_size=_BATCH,
-        device=device,
-        precision=choose_precision(device, requested=bundle.config.precision.amp),
-    )
-    return predictions_from(outputs, calibration=bundle.calibration, kind=bundle.kind, scale=bundle.scale)
+    return bundle_predictions(bundle, given, batch_size=_BATCH, device=device)
 
 
 def _tags(decision: Decision) -> dict[str, str]:
@@ -468,7 +447,3 @@ def _tags(decision: Decision) -> dict[str, str]:
         "snpdeconv.look_level": str(decision.level),
         "snpdeconv.training_noise": str(decision.training_noise),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

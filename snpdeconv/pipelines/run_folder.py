@@ -5,7 +5,6 @@ A run that was interrupted is found again here; a folder never holds two runs, a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import uuid
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, NotRequired, TextIO
+from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
@@ -22,6 +21,7 @@ from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError, ResourceError
 from snpdeconv.files import private_folder, read_record, write_json
 from snpdeconv.genetics.samples import HashedSamples, Samples
+from snpdeconv.tracking.spool import FileLock
 
 _STATE = "run.json"
 _LOCK = ".lock"
@@ -61,21 +61,19 @@ class _State(TypedDict):
     result: NotRequired[_Result]
 
 
-def hold(folder: Path) -> TextIO:
-    """Takes a folder that is there for this process alone, until the file that it gives is closed."""
+def hold(folder: Path) -> FileLock:
+    """Takes a folder that is there for this process alone, until the lock that it gives is released."""
+    lock = FileLock(folder / _LOCK)
     try:
-        lock = (folder / _LOCK).open("w")
+        ours = lock.acquire()
     except OSError as error:
         raise ResourceError(
             f"cannot be written ({error.strerror})", where=folder, hint="choose another --out"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
+    if not ours:
         raise ResourceError(
             "another process works in this folder", where=folder, hint="wait for it or choose another --out"
-        ) from error
+        )
     return lock
 
 
@@ -102,9 +100,12 @@ class RunFolder:
                 f"cannot be written ({error.strerror})", where=self.path, hint="choose another --out"
             ) from error
         self._lock = hold(self.path)
-        self._refuse_strangers()  # again: what was there before the lock may be another process's by now
-        state = self._read()
-        self.state = state or {"key": uuid.uuid4().hex, "settings": self.settings}
+        try:
+            self._refuse_strangers()  # again: what was there before the lock may be another process's by now
+            self.state = self._read() or {"key": uuid.uuid4().hex, "settings": self.settings}
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
@@ -113,7 +114,7 @@ class RunFolder:
         if self._is_new and not (self.path / _STATE).exists():
             (self.path / _LOCK).unlink()
             self.path.rmdir()
-        self._lock.close()
+        self._lock.release()
 
     def begin(self, **settings: str) -> None:
         """Makes the folder a run's, once its input is known to be good; `settings` name it too."""

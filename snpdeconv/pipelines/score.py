@@ -74,7 +74,7 @@ FEW_NAMED = 5
 
 
 @dataclass(frozen=True)
-class People:
+class RankingInput:
     """The people and variants that are ranked on, and their trait.
 
     Attributes:
@@ -96,7 +96,7 @@ class People:
     blocks: Blocks
 
     @classmethod
-    def of(cls, study: Study) -> People:
+    def from_study(cls, study: Study) -> RankingInput:
         """All people of a study."""
         return cls(
             genotypes=study.genotypes,
@@ -127,7 +127,7 @@ class FineMapping:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The findings in numbers, as a run logs them."""
+        """The fine_mapping in numbers, as a run logs them."""
         return {
             "credible_sets": float(len(self.tables["credible_sets"])),
             "pairs_searched": float(self.looked_for_pairs),
@@ -140,62 +140,62 @@ class FineMapping:
 
 
 def fine_map(
-    people: People, *, settings: InterpretationConfig, seed: int, device: torch.device
+    data: RankingInput, *, settings: InterpretationConfig, seed: int, device: torch.device
 ) -> FineMapping:
     """Fits single effects to everyone, counts decoys, and makes the tables; called on every rank.
 
     The first rank fits; all share the decoys, ten of the eleven fits.
     """
     started = time.monotonic()
-    _warn_of_few(people)
-    people = _with_normal_scores(people, wanted=settings.normal_scores)
-    device = statistics_device(people.genotypes, device)
-    pairs = people.kind != "multiclass" and looks_for_pairs(
-        settings, people.genotypes, num_looks=1 + settings.decoys, device=device
+    _warn_of_few(data)
+    data = _with_normal_scores(data, wanted=settings.normal_scores)
+    device = statistics_device(data.genotypes, device)
+    pairs = data.kind != "multiclass" and looks_for_pairs(
+        settings, data.genotypes, num_looks=1 + settings.decoys, device=device
     )
     how: dict[str, Any] = {
-        "chrom": people.variants.chrom,
+        "chrom": data.variants.chrom,
         # A copy: torch warns of arrays that are read-only, as those of a table are.
-        "position_bp": people.variants.position_bp.copy(),
-        "covariates": people.covariates,
+        "position_bp": data.variants.position_bp.copy(),
+        "covariates": data.covariates,
         "pairs": pairs,
     }
 
     def fitted(device: torch.device) -> Deconvolution:
         settings = Settings(device=str(device))
-        return deconvolve(people.genotypes, people.target, kind=people.kind, settings=settings, **how)
+        return deconvolve(data.genotypes, data.target, kind=data.kind, settings=settings, **how)
 
     found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
-    sets = joint_credible_sets(found.fits, people.genotypes, coverage=settings.coverage)
+    sets = joint_credible_sets(found.fits, data.genotypes, coverage=settings.coverage)
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
         " and pairs" if how["pairs"] else "",
-        people.genotypes.num_samples,
+        data.genotypes.num_samples,
         sum(len(fit.effects) for fit in found.fits),
         len(sets),
         time.monotonic() - started,
     )
     share = block_pve(
         found.fits,
-        people.genotypes,
-        kind=people.kind,
-        blocks=people.blocks,
-        covariates=people.covariates,
+        data.genotypes,
+        kind=data.kind,
+        blocks=data.blocks,
+        covariates=data.covariates,
         seed=seed,
     )
     only_sets = [one for _, one in sets]
     tables = {
         "credible_sets": credible_set_table(
             only_sets,
-            variants=people.variants,
+            variants=data.variants,
             kinds=[effect_kind(found.fits[number], one.effects[0]) for number, one in sets],
-            classes=[people.classes[number] for number, _ in sets] if people.kind == "multiclass" else [],
+            classes=[data.classes[number] for number, _ in sets] if data.kind == "multiclass" else [],
             effects=[float(found.fits[number].column_effect[one.top]) for number, one in sets],
         ),
-        "pairs": pair_table(found.pairs, variants=people.variants),
+        "pairs": pair_table(found.pairs, variants=data.variants),
         "blocks": block_table(
-            people.blocks,
-            variants=people.variants,
+            data.blocks,
+            variants=data.variants,
             share=share,
             pip=found.pip,
             score=found.score,
@@ -205,57 +205,57 @@ def fine_map(
     posterior = Posterior(
         pip=found.pip,
         effect=found.effect,
-        credible_set=set_of_variant(only_sets, num_variants=len(people.variants)),
-        pair_with=partner_of_variant(found.pairs, variants=people.variants),
-        trait_class=_class_of_variant(people, found) if people.kind == "multiclass" else None,
-        q_value=_q_values(people, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
+        credible_set=set_of_variant(only_sets, num_variants=len(data.variants)),
+        pair_with=partner_of_variant(found.pairs, variants=data.variants),
+        trait_class=_class_of_variant(data, found) if data.kind == "multiclass" else None,
+        q_value=_q_values(data, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
     )
     return FineMapping(
         deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
     )
 
 
-def _class_of_variant(people: People, found: Deconvolution) -> NDArray[np.object_]:
+def _class_of_variant(data: RankingInput, found: Deconvolution) -> NDArray[np.object_]:
     """(V,) name of the class that each effect is of; None where there is no effect."""
-    names = np.array(people.classes, dtype=object)[found.strongest]
+    names = np.array(data.classes, dtype=object)[found.strongest]
     names[np.isnan(found.effect)] = None
     return names
 
 
-def write_tables(findings: FineMapping, folder: Path) -> dict[str, Path]:
+def write_tables(fine_mapping: FineMapping, folder: Path) -> dict[str, Path]:
     """Writes the tables as ``NAME.tsv``; gives the path of each by name."""
     paths = {name: folder / f"{name}.tsv" for name in TABLES}
     for name, path in paths.items():
-        write_tsv(findings.tables[name], path)
+        write_tsv(fine_mapping.tables[name], path)
     return paths
 
 
-def _with_normal_scores(people: People, *, wanted: bool | Literal["auto"]) -> People:
+def _with_normal_scores(data: RankingInput, *, wanted: bool | Literal["auto"]) -> RankingInput:
     """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual.
 
     Ranked is what covariates leave, which go into the fit as well (Sofer et al. 2019, Genet. Epidemiol.
     43:263).
     """
-    if people.kind != "quantitative" or not wanted:
-        return people
-    left = without_covariates(people.target, people.covariates)
+    if data.kind != "quantitative" or not wanted:
+        return data
+    left = without_covariates(data.target, data.covariates)
     if wanted == "auto":
         if not has_heavy_tails(left):
-            return people
+            return data
         logger.info(
             "the trait has heavy tails%s: single effects take its normal scores, by rank; "
             "--set interpretation.normal_scores=false takes it as it is",
-            " beside its covariates" if people.covariates.shape[1] else "",
+            " beside its covariates" if data.covariates.shape[1] else "",
         )
-    return replace(people, target=inverse_normal_transform(left).astype(np.float32))
+    return replace(data, target=inverse_normal_transform(left).astype(np.float32))
 
 
-def _warn_of_few(people: People) -> None:
+def _warn_of_few(data: RankingInput) -> None:
     """One line, where a class is so small that little can be found."""
-    if people.kind == "quantitative":
+    if data.kind == "quantitative":
         return
-    counts = np.bincount(people.target.astype(np.int64), minlength=2)
-    names = people.classes or ("controls", "cases")
+    counts = np.bincount(data.target.astype(np.int64), minlength=2)
+    names = data.classes or ("controls", "cases")
     few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW_PEOPLE]
     more = f" and {len(few) - FEW_NAMED} more classes" if len(few) > FEW_NAMED else ""
     if few:
@@ -266,9 +266,9 @@ def _warn_of_few(people: People) -> None:
         )  # fmt: skip
 
 
-def num_pair_tests(num_people: int, num_variants: int, *, num_looks: int) -> float:
+def num_pair_tests(num_samples: int, num_variants: int, *, num_looks: int) -> float:
     """People times pairs of SNPs, in all looks at them."""
-    return num_looks * num_people * num_variants * (num_variants - 1) / 2
+    return num_looks * num_samples * num_variants * (num_variants - 1) / 2
 
 
 def wants_pairs(settings: InterpretationConfig, num_tests: float) -> bool:
@@ -307,7 +307,7 @@ def looks_for_pairs(
 
 
 def _q_values(
-    people: People,
+    data: RankingInput,
     found: Deconvolution,
     *,
     num_draws: int,
@@ -317,16 +317,16 @@ def _q_values(
 ) -> NDArray[np.float64]:
     """(V,) false discovery rates counted from decoys; NaN where none are asked for."""
     if not num_draws:
-        return np.full(len(people.variants), np.nan)
+        return np.full(len(data.variants), np.nan)
     started = time.monotonic()
     share = range(distributed.rank(), num_draws, distributed.world_size())
 
     def drawn(device: torch.device) -> NDArray[np.float64]:
         ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
-        return permutation_scores(people.genotypes, people.target, found, **ways)
+        return permutation_scores(data.genotypes, data.target, found, **ways)
 
     decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
-    q_value = q_values(people.genotypes, found, np.concatenate(decoys))
+    q_value = q_values(data.genotypes, found, np.concatenate(decoys))
     # By pip first a SNP can stand above one of a higher score: down the table the rate never falls.
     order = np.lexsort((-found.score, -found.pip.round(PIP_DECIMALS)))
     q_value[order] = np.maximum.accumulate(q_value[order])
@@ -365,30 +365,30 @@ class Scores:
             (-log10 p) is always there. Beside attention, where its start is known, log2 of how many times
             the start it is.
         lambda_gc: Inflation of the marginal association.
-        findings: Of single effects, where they were asked for.
+        fine_mapping: Of single effects, where they were asked for.
         completeness_gap: Of integrated gradients, where they were asked for.
         attention_moved: Share of the attention that training has moved to other SNPs, where it is known.
     """
 
     by_method: Mapping[str, NDArray[np.float64]]
     lambda_gc: float
-    findings: FineMapping | None
+    fine_mapping: FineMapping | None
     completeness_gap: float | None
     attention_moved: float | None = None
 
     @property
     def posterior(self) -> Posterior | None:
         """Of each variant, where single effects were asked for."""
-        return None if self.findings is None else self.findings.posterior
+        return None if self.fine_mapping is None else self.fine_mapping.posterior
 
     @property
     def found(self) -> dict[str, float] | None:
         """What single effects found, in numbers."""
-        return None if self.findings is None else self.findings.metrics
+        return None if self.fine_mapping is None else self.fine_mapping.metrics
 
 
 def score_variants(
-    people: People,
+    data: RankingInput,
     *,
     methods: Collection[str],
     config: Config,
@@ -401,16 +401,18 @@ def score_variants(
     test metrics stay those of unseen samples. Gradients are averaged over a draw of them. The ensemble is
     that of the other methods; attention and integrated gradients need the network.
     """
-    marginal = distributed.first_rank_does(lambda: _marginal(people, config))
+    marginal = distributed.first_rank_does(lambda: _marginal(data, config))
     by_method = {"marginal": marginal.neg_log10_p}
-    findings, gap, moved = None, None, None
+    fine_mapping, gap, moved = None, None, None
     if "single_effects" in methods:
-        findings = fine_map(people, settings=config.interpretation, seed=config.training.seed, device=device)
-        by_method["single_effects"] = findings.deconvolution.score
+        fine_mapping = fine_map(
+            data, settings=config.interpretation, seed=config.training.seed, device=device
+        )
+        by_method["single_effects"] = fine_mapping.deconvolution.score
     if "attention" in methods:
         assert network is not None
         attention = _shared(
-            attention_scores, people, network, config, num_people=len(people.target), device=device
+            attention_scores, data, network, config, num_samples=len(data.target), device=device
         )
         by_method["attention"] = network.layout.to_variants(attention.score)
         if network.start_attention is not None:
@@ -424,9 +426,9 @@ def score_variants(
             )
     if "integrated_gradients" in methods:
         assert network is not None
-        look = partial(integrated_gradients, kind=people.kind, steps=config.interpretation.gradient_steps)
-        num_people = config.interpretation.max_samples
-        gradients = _shared(look, people, network, config, num_people=num_people, device=device)
+        look = partial(integrated_gradients, kind=data.kind, steps=config.interpretation.gradient_steps)
+        num_samples = config.interpretation.max_samples
+        gradients = _shared(look, data, network, config, num_samples=num_samples, device=device)
         by_method["integrated_gradients"] = network.layout.to_variants(gradients.score)
         gap = gradients.completeness_gap
     if "ensemble" in methods:
@@ -434,21 +436,19 @@ def score_variants(
     return Scores(
         by_method=by_method,
         lambda_gc=marginal.lambda_gc,
-        findings=findings,
+        fine_mapping=fine_mapping,
         completeness_gap=gap,
         attention_moved=moved,
     )
 
 
-def _marginal(people: People, config: Config) -> Marginal:
+def _marginal(data: RankingInput, config: Config) -> Marginal:
     """Association of each SNP by itself, and a word on its inflation."""
-    marginal = marginal_association(
-        people.genotypes, people.target, kind=people.kind, covariates=people.covariates
-    )
+    marginal = marginal_association(data.genotypes, data.target, kind=data.kind, covariates=data.covariates)
     warn_of_inflation(
         marginal.lambda_gc,
-        people.genotypes,
-        variants=people.variants,
+        data.genotypes,
+        variants=data.variants,
         num_components=config.data.num_components,
         seed=config.training.seed,
     )
@@ -457,11 +457,11 @@ def _marginal(people: People, config: Config) -> Marginal:
 
 def _shared(
     look: Callable[..., Attribution],
-    people: People,
+    data: RankingInput,
     network: Network,
     config: Config,
     *,
-    num_people: int,
+    num_samples: int,
     device: torch.device,
 ) -> Attribution:
     """What the network says of a draw of the people, of whom every rank looks at a share.
@@ -469,10 +469,10 @@ def _shared(
     On the CPU where a GPU does not hold a single one of them.
     """
     num_ranks = distributed.world_size()
-    drawn = np.random.default_rng(config.training.seed).permutation(len(people.target))[:num_people]
+    drawn = np.random.default_rng(config.training.seed).permutation(len(data.target))[:num_samples]
     share = torch.from_numpy(drawn[distributed.rank() :: num_ranks])
-    packed, target = torch.from_numpy(network.packed), torch.from_numpy(people.target)
-    covariates = torch.from_numpy(people.covariates) if people.covariates.shape[1] else None
+    packed, target = torch.from_numpy(network.packed), torch.from_numpy(data.target)
+    covariates = torch.from_numpy(data.covariates) if data.covariates.shape[1] else None
 
     def on(where: torch.device) -> Attribution:
         network.model.to(where)

@@ -20,7 +20,7 @@ from snpdeconv.device import Precision, choose_precision
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
 from snpdeconv.pipelines.evaluation import Evaluation, choose_device, evaluate_test, linear_part_only
-from snpdeconv.pipelines.fit import Fitted, choose_batch_size, fit, fits_at_once, make_training_loss
+from snpdeconv.pipelines.fit import Fitted, choose_batch_sizes, fit, make_training_loss
 from snpdeconv.pipelines.linear_part import searches_pairs
 from snpdeconv.pipelines.provenance import (
     Trace,
@@ -40,7 +40,7 @@ from snpdeconv.pipelines.report import (
     write_results,
 )
 from snpdeconv.pipelines.run_folder import Inputs, RunFolder, run_settings
-from snpdeconv.pipelines.score import Network, People, Scores, score_variants
+from snpdeconv.pipelines.score import Network, RankingInput, Scores, score_variants
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
@@ -150,7 +150,7 @@ def _train(
             trace.keep(path, goes_on=True)
             return _after_ranking(folder, config, until=until)
         dataset = prepare(config, inputs, cohort=cohort)
-        loss = make_training_loss(config, dataset)
+        loss = make_training_loss(config.training, dataset)
 
         def begin() -> None:
             folder.begin(inputs=inputs_digest)
@@ -200,7 +200,7 @@ def _train(
         )
         distributed.first_rank_does(lambda: folder.remember(validated=fitted.validation()))
         if until == "validate":
-            return None if run is None else _finish(run, folder, config)
+            return None if run is None else _conclude(run, folder, config, until=until)
 
         def test() -> Evaluation:
             assert run is not None
@@ -208,7 +208,7 @@ def _train(
 
         evaluation = distributed.first_rank_does(test)
         if until == "train":
-            return None if run is None else _pause(run, folder, config)
+            return None if run is None else _conclude(run, folder, config, until=until)
         scores = _score(config, dataset, fitted, device=device)
         if run is None:
             return None
@@ -218,7 +218,7 @@ def _train(
         log_artifacts(run, paths, with_predictions=config.tracking.log_predictions)
         run.log_metrics(len(fitted.history["epoch"]), tracked(ranked))
         folder.remember(ranked={"tags": tags, "paths": paths})
-        return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
+        return _conclude(run, folder, config, until=until)
 
 
 def _agreed_precision(device: torch.device, *, requested: str) -> Precision:
@@ -235,10 +235,7 @@ def _batch_sizes(
 ) -> tuple[int, int | None]:
     """The run's, of a step and of what goes through the model at once; a restart does not measure anew."""
     if "batch_size" not in folder.state:
-        chosen = choose_batch_size(config, dataset)
-        at_once = None
-        if config.training.batch_size == "auto":
-            at_once = fits_at_once(config, dataset, precision, batch_size=chosen, device=device)
+        chosen, at_once = choose_batch_sizes(config, dataset, precision, device=device)
         folder.remember(batch_size=chosen, micro_batch_size=at_once)
     return int(folder.state["batch_size"]), folder.state.get("micro_batch_size")
 
@@ -287,7 +284,7 @@ def _score(
     """What every method says of every SNP; a collective."""
     logger.info("ranking %d SNPs", len(dataset.variants))
     return score_variants(
-        People.of(dataset),
+        RankingInput.from_study(dataset),
         methods=(*config.interpretation.methods, "ensemble"),
         config=config,
         device=device,
@@ -302,44 +299,33 @@ def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainR
         PreemptionSignal(raises=True) as stop,
         _tracked(folder, config, tags, folder.settings["model"], stop) as run,
     ):
-        return _register(run, folder, config) if until == "register" else _pause(run, folder, config)
+        return _conclude(run, folder, config, until=until)
 
 
-def _register(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
-    """Registers the model and ends the run."""
-    model_name = folder.settings["model"]
-    run.register(model_name, folder.path / "model", tags=folder.state["ranked"]["tags"])
-    return _finish(run, folder, config)
-
-
-def _finish(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
-    """Ends the run."""
-    finish_run(run, config)
-    registered = run.registered.get(folder.settings["model"])
-    result = replace(_so_far(run, folder), version=registered.version if registered else None)
-    folder.remember(result=asdict(result))
-    return result
-
-
-def _pause(run: TrackedRun, folder: RunFolder, config: Config) -> TrainResult:
-    """Leaves the run open for the job that goes on with it."""
-    run.flush(timeout_s=config.tracking.flush_timeout_s)
-    return _so_far(run, folder)
-
-
-def _so_far(run: TrackedRun, folder: RunFolder) -> TrainResult:
-    """What the run has come to."""
-    model, tested = folder.path / "model", folder.state.get("tested", {})
+def _conclude(run: TrackedRun, folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:
+    """Registers the model and ends the run, or leaves it open for the job that resumes it."""
+    name, model, tested = folder.settings["model"], folder.path / "model", folder.state.get("tested", {})
+    ends = until in ("validate", "register")
+    if until == "register":
+        run.register(name, model, tags=folder.state["ranked"]["tags"])
+    if ends:
+        finish_run(run, config)
+    else:
+        run.flush(timeout_s=config.tracking.flush_timeout_s)
+    registered = run.registered.get(name)
     kept = {"model": str(model)} if model.is_dir() else {}
-    return TrainResult(
+    result = TrainResult(
         run_id=run.run_id,
-        model=folder.settings["model"],
-        version=None,
+        model=name,
+        version=registered.version if registered else None,
         test=tested.get("test", tested),  # earlier versions kept nothing else there
         added={name: tested[name] for name in ("network_adds", "genotypes_add") if name in tested},
         paths=folder.state.get("ranked", {}).get("paths", kept),
         validation=folder.state.get("validated", {}),
     )
+    if ends:
+        folder.remember(result=asdict(result))
+    return result
 
 
 @contextmanager

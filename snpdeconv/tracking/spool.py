@@ -69,6 +69,12 @@ class FileLock:
             self._descriptor = descriptor
             return True
 
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Gives the lock back."""
         assert self._descriptor is not None
@@ -86,10 +92,8 @@ def locked(path: Path, *, wait_s: float = 120.0) -> Iterator[None]:
         raise ResourceError(
             f"still locked by another process after {wait_s:g} s", where=path, hint="see which job hangs"
         )
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 # The form of each kind of event: what a damaged or altered line cannot pass for.

@@ -14,9 +14,9 @@ import json
 import torch
 from torch._dynamo.utils import counters
 from snpdeconv.models.model import create_gpu_optimized_model
-from snpdeconv.pipelines.fit import keep_compiled
+from snpdeconv.pipelines.fit import set_compile_cache_dir
 
-keep_compiled()
+set_compile_cache_dir()
 torch.manual_seed(0)
 model = create_gpu_optimized_model(
     32, encoding_dim=2, architecture="cnn_transformer", use_amp=False, compile=True,

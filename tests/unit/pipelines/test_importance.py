@@ -13,7 +13,7 @@ from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import score
-from snpdeconv.pipelines.score import Network, People, score_variants
+from snpdeconv.pipelines.score import Network, RankingInput, score_variants
 
 GPU = torch.device("cuda", 0)
 METHODS = ("attention", "integrated_gradients")
@@ -30,7 +30,7 @@ def people():
         counted_allele=np.full(48, "A", dtype=object),
         other_allele=np.full(48, "G", dtype=object),
     )
-    return People(
+    return RankingInput(
         genotypes=genotypes,
         target=rng.normal(size=40).astype(np.float32),
         kind="quantitative",
