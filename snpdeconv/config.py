@@ -1,6 +1,7 @@
-"""The configuration of a run: presets plus overrides become one validated, frozen `Config`.
+"""The configuration of a run, and YAML as this project reads it.
 
-Mistakes end here, before any data is read or any job is queued. Knows no torch and no file formats but YAML.
+Presets plus overrides become one validated, frozen `Config`: mistakes end here, before any data is read or
+any job is queued. Knows no torch and no file formats but YAML.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MOST_BYTES, _MOST_VALUES, _MOST_BRACKETS, _MOST_DIGITS = 2**20, 20_000, 1_000, 
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number and refuses a key that stands twice."""
+    """SafeLoader that reads 1e-4 as a number and refuses a duplicate key."""
 
 
 _Loader.add_implicit_resolver(
@@ -117,6 +118,8 @@ Multiallelic = Literal["split", "skip"]
 ChromosomeSet = Literal["human", "cow", "dog", "horse", "mouse", "rice", "sheep"]
 NetworkMethod = Literal["attention", "integrated_gradients"]
 Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
+Stage = Literal["validate", "train", "rank", "register"]
+"""With ``validate`` a run ends after its training, without a look at the test samples: one to choose from."""
 
 
 class Section(BaseModel):
@@ -346,7 +349,7 @@ def load_config(preset: str, *, overrides: Iterable[str] = ()) -> Config:
     settings = _on_base(content, where=name)
     settings.setdefault("description", "")
     settings["preset"] = name
-    return _validate(settings, where=name, changed=[_override(settings, one) for one in overrides])
+    return validate(settings, where=name, changed=[_override(settings, one) for one in overrides])
 
 
 def _on_base(settings: Any, *, where: str) -> dict[str, Any]:
@@ -382,16 +385,11 @@ def with_overrides(config: Config, overrides: Iterable[str], *, allowed: Sequenc
                 where="--set",
                 hint=f"beside a model only settings of {' and '.join(map(repr, allowed))} can be changed",
             )
-    return _validate(settings, where=config.preset, changed=changed)
+    return validate(settings, where=config.preset, changed=changed)
 
 
-def validate(settings: Mapping[str, Any], *, where: str) -> Config:
-    """Settings as nested mappings -> `Config`."""
-    return _validate(settings, where=where, changed=[])
-
-
-def _validate(settings: Mapping[str, Any], *, where: str, changed: Sequence[str]) -> Config:
-    """As `validate`; what is wrong with a key that ``--set`` changed is said of ``--set``."""
+def validate(settings: Mapping[str, Any], *, where: str, changed: Sequence[str] = ()) -> Config:
+    """Settings as nested mappings -> `Config`; a mistake in a key that ``--set`` changed is said of that."""
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -459,7 +457,3 @@ def _override(settings: dict[str, Any], assignment: str) -> str:
         raise ConfigError(f"section '{section}' holds no settings", where="the preset", hint="fill it in")
     settings[section][name] = parsed
     return key
-
-
-Stage = Literal["validate", "train", "rank", "register"]
-"""With ``validate`` a run ends after its training, without a look at the test people: one to choose from."""

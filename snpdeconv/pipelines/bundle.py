@@ -1,7 +1,7 @@
 """A trained model as a folder: weights in safetensors, everything else as text, nothing that runs code.
 
 model.safetensors, config.json and variants.tsv hold all that prediction on another cohort needs;
-held_out.json holds hashes of the people that it was tested on, so that a later model can be compared on them.
+held_out.json holds hashes of the samples that it was tested on, to compare a later model on them.
 Shapes: V variants, S slots, C covariates and components.
 """
 
@@ -206,7 +206,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def held_out_path(folder: Path) -> Path:
-    """The file of a bundle that says whom the model was tested on."""
+    """The file of a bundle that says which samples the model was tested on."""
     in_clear = folder / _HELD_OUT_IN_CLEAR
     return in_clear if in_clear.exists() else folder / _HELD_OUT
 

@@ -1,4 +1,4 @@
-"""Another cohort, brought to the form that a trained model takes. Shapes: N people, V variants, S slots."""
+"""Another cohort, brought to the form that a trained model takes. Shapes: N samples, V variants, S slots."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _CODES_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class CohortInput:
-    """People as a model sees them.
+    """Samples as a model sees them.
 
     Attributes:
         packed: (N, S / 4) genotypes in slot order, counted as the model counts them.
         covariates: (N, C) float32.
         report: How the model's variants were found in the cohort.
-        missing: (N,) how many of the model's variants each person has no genotype for.
-        typed: (N,) share of the model's weight that rests on variants that a person is typed at.
+        missing: (N,) how many of the model's variants each sample has no genotype for.
+        typed: (N,) share of the model's weight that rests on variants that a sample is typed at.
     """
 
     packed: NDArray[np.uint8]
@@ -87,7 +87,7 @@ def _spread(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def _typed(
     genotypes: PackedGenotypes, weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) genotypes missing of each person, and the sum of the (V,) weights at which there is one."""
+    """(N,) genotypes missing of each sample, and the sum of the (V,) weights at which there is one."""
     typed = np.empty(genotypes.num_samples)
     missing = np.empty(genotypes.num_samples, dtype=np.int64)
     step = max(1, _CODES_AT_ONCE // max(1, genotypes.num_variants))

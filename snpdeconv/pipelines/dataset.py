@@ -1,7 +1,7 @@
-"""From files to a study (people joined, split and filtered) and to what a network trains on (tokens).
+"""From files to a study (samples joined, split and filtered) and to what a network trains on (tokens).
 
-All that is estimated (filters, frequencies, scales, components, blocks) is estimated on the training people.
-Shapes: N people used, V variants kept, S slots, K blocks.
+All that is estimated (filters, frequencies, scales, components, blocks) is estimated on the training samples.
+Shapes: N samples used, V variants kept, S slots, K blocks.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Joined:
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         groups: (N,) index of each sample's family, copies of the sample, or whatever is not split;
-            None where nobody said and nobody is there twice.
+            None where none were given and there are no copies.
         report: Counts of what was used and dropped, by reason.
     """
 
@@ -341,7 +341,7 @@ def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_clas
 def _wanted(
     trait: Trait, cohort: Cohort, inputs: Inputs, config: Config
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """Rows of the people asked for who have all covariates, and how many are left out, by reason."""
+    """Rows of the samples asked for that have all covariates, and how many are left out, by reason."""
     asked_for = wanted_samples(cohort.samples, keep=inputs.keep, remove=inputs.remove)
     rows = trait.rows[asked_for[trait.rows]]
     if not len(rows):
@@ -380,16 +380,18 @@ def _split(
     groups: NDArray[np.int64] | None,
     seed: int,
 ) -> Split:
-    people = cohort.samples.take(trait.rows)
-    keys = np.array([f"{fid}\t{iid}" for fid, iid in zip(people.fid, people.iid, strict=True)], dtype=object)
+    samples = cohort.samples.take(trait.rows)
+    keys = np.array(
+        [f"{fid}\t{iid}" for fid, iid in zip(samples.fid, samples.iid, strict=True)], dtype=object
+    )
     how: dict[str, Any] = {"kind": trait.kind, "values": trait.values, "groups": groups, "keys": keys}
     how |= {"val_fraction": data.validation_fraction, "seed": seed}
     if inputs.held_out is None:
         return split(**how, test_fraction=data.test_fraction)
-    held_out = read_held_out(Path(inputs.held_out)).among(people)
+    held_out = read_held_out(Path(inputs.held_out)).among(samples)
     if not held_out.any():
         raise InputError(
-            f"names none of the {len(people)} people with a trait in {inputs.genotypes}",
+            f"names none of the {len(samples)} people with a trait in {inputs.genotypes}",
             where=inputs.held_out,
             hint="are the sample IDs of this cohort?",
         )

@@ -1,8 +1,8 @@
-"""How well a trained network does on people it has never seen: calibrated on validation, measured on test.
+"""How well a trained network does on samples it has never seen: calibrated on validation, measured on test.
 
 Beside it, its linear part alone and the covariates alone, and what each adds to the other.
 
-Shapes: N people of a part, O outputs, C classes.
+Shapes: N samples of a part, O outputs, C classes.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Performance on the test people.
+    """Performance on the test samples.
 
     Attributes:
         test: Value, low and high of the 95 % interval of each metric; None where it is not defined.
         predictions: (N,) probability of class 1 or value in the trait's units, or (N, C) probabilities.
         truth: (N,) classes, or values in the trait's units.
-        calibration: Fitted on the validation people; None where there is none to fit.
+        calibration: Fitted on the validation samples; None where there is none to fit.
     """
 
     test: dict[str, Figures]
@@ -120,7 +120,7 @@ def evaluate_test(
     precision: Precision,
     seed: int,
 ) -> Evaluation:
-    """Calibrates on the validation people and measures on the test people, whom training never saw."""
+    """Calibrates on the validation samples and measures on the test samples, which training never saw."""
     kind = dataset.trait.kind
     part_logits = {
         part: logits(
@@ -133,7 +133,7 @@ def evaluate_test(
         )
         for part, rows in (("val", dataset.split.val), ("test", dataset.split.test))
     }
-    # A quantity is predicted as the network says it: to recalibrate it on few people only adds noise.
+    # A quantity is predicted as the network says it: to recalibrate it on few samples only adds noise.
     calibration = (
         Calibration(kind=kind, scale=1.0, bias=(0.0,))
         if kind == "quantitative"
@@ -146,7 +146,7 @@ def evaluate_test(
 
 
 def evaluate_covariates(dataset: Dataset, *, seed: int) -> Evaluation | None:
-    """The test people as a regression on covariates and components alone predicts them; None without any."""
+    """The test samples as a regression on covariates and components alone predicts them; None without any."""
     if not dataset.covariates.shape[1]:
         return None
     kind, train = dataset.trait.kind, dataset.split.train
@@ -162,7 +162,7 @@ def evaluate_covariates(dataset: Dataset, *, seed: int) -> Evaluation | None:
 
 
 def gain(dataset: Dataset, better: Evaluation, other: Evaluation, *, seed: int) -> dict[str, Figures]:
-    """By how much the main metric of one is above the other's on the same test people, with its interval."""
+    """By how much the main metric of one is above the other's on the same test samples, with its interval."""
     kind = dataset.trait.kind
     metric = MAIN_METRIC[kind]
     difference = paired_difference(
@@ -186,7 +186,7 @@ def measured(
     *,
     seed: int,
 ) -> dict[str, Figures]:
-    """Each metric of some people's predictions, as `Evaluation` has them, with its bootstrap interval."""
+    """Each metric of some samples' predictions, as `Evaluation` has them, with its bootstrap interval."""
     intervals = bootstrap_intervals(kind, predictions, truth, seed=seed)
     return {name: _figures(interval) for name, interval in intervals.items()}
 

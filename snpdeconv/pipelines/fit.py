@@ -84,7 +84,7 @@ class Fitted:
 
 
 def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
-    """The network that the settings describe, with the training people's frequencies (and LD graph) in it."""
+    """The network that the settings describe, with the training samples' frequencies (and LD graph) in it."""
     torch.manual_seed(config.training.seed)
     neighbors = neighbor_weights = None
     layout = dataset.layout
@@ -117,7 +117,7 @@ def build_model(config: Config, dataset: Dataset) -> InterpretableSNPModel:
 
 
 def choose_batch_size(config: Config, dataset: Dataset) -> int:
-    """The batch of a step, all ranks together: as asked, or by the number of people, so that it learns well.
+    """The batch of a step, all ranks together: as asked, or by the number of samples, so that it learns well.
 
     No memory and no number of devices has a say: what a device does not hold at once is accumulated.
     """
@@ -244,7 +244,7 @@ def _loader(
     device: torch.device,
     offset: Tensor | None = None,
 ) -> PackedLoader:
-    """Batches of one part of the split, with `offset` (people of the part, O) to be added to their logits."""
+    """Batches of one part of the split, with `offset` (samples of it, O) to be added to their logits."""
     covariates = torch.from_numpy(dataset.covariates)
     if offset is not None:
         added = torch.zeros(len(covariates), offset.shape[1])
@@ -265,7 +265,7 @@ def _loader(
 
 
 def make_training_loss(training: TrainingConfig, dataset: Dataset) -> torch.nn.Module:
-    """The loss of the settings, with the training people's class weights."""
+    """The loss of the settings, with the training samples' class weights."""
     quantitative = dataset.trait.kind == "quantitative"
     name = training.loss
     if name == "auto":

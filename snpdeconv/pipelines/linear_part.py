@@ -1,7 +1,7 @@
 """The linear part of a network before its training: a sparse fit, cross-fitted, and a ridge regression.
 
 Carries terms from `interpret`, which finds them, to `models`, which holds them; keeps the fit in a file.
-Shapes: N training people, V variants, S slots, O outputs, C covariates.
+Shapes: N training samples, V variants, S slots, O outputs, C covariates.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from snpdeconv.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Folds of the cross-fit by size (people times variants times classes): five cost four times the fit itself,
+# Folds of the cross-fit by size (samples times variants times classes): five cost four times the fit itself,
 # two as much as it; the larger the cohort, the less a fit to half of it differs.
 FOLDS = ((1e7, 5), (1e8, 3), (np.inf, 2))
 # At pairs of SNPs: once for everyone, and once for each fold at most.
@@ -134,11 +134,13 @@ def _keep(path: Path, model: InterpretableSNPModel, *, offset: Tensor, digest: s
 
 
 def _sparse(dataset: Dataset, *, config: Config, device: torch.device) -> SparseScores | None:
-    """The sparse fit of the training people; None, its reason in the log, where there is none to have."""
+    """The sparse fit of the training samples; None, its reason in the log, where there is none to have."""
     reason = _reason_against(dataset)
     if reason is None:
         try:
-            scores = _Fits.of(dataset, config=config, device=device).cross_fitted(seed=config.training.seed)
+            scores = _Fits.from_dataset(dataset, config=config, device=device).cross_fitted(
+                seed=config.training.seed
+            )
         except InputError as error:  # such as covariates that leave nothing to explain
             reason = str(error)
         else:
@@ -162,7 +164,7 @@ def _reason_against(dataset: Dataset) -> str | None:
 
 @dataclass(frozen=True)
 class _Fits:
-    """Sparse fits to some of the training people."""
+    """Sparse fits to some of the training samples."""
 
     genotypes: PackedGenotypes
     dataset: Dataset
@@ -170,7 +172,7 @@ class _Fits:
     device: torch.device
 
     @classmethod
-    def of(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
+    def from_dataset(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
         device = statistics_device(genotypes, device)
         pairs = looks_for_pairs(config.interpretation, genotypes, num_looks=NUM_LOOKS, device=device)
@@ -220,7 +222,7 @@ class _Fits:
         return scores
 
     def terms(self, rows: NDArray[np.int64]) -> Terms:
-        """Of the fit to some people, without its crumbs."""
+        """Of the fit to some samples, without negligible terms."""
         fit = or_on_the_cpu(lambda device: self._fit(rows, device), self.device, what="single effects")
         return fit.terms.drop_negligible(self.dataset.frequency)
 
@@ -238,7 +240,7 @@ class _Fits:
         )
 
     def predict(self, terms: Terms, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, O) linear predictors of some people."""
+        """(n, O) linear predictors of some samples."""
         return terms.predict(self.genotypes.take(rows=rows), self.covariates[rows])
 
     def _in_slots(self, terms: Terms) -> Terms:
@@ -267,7 +269,7 @@ def assign_folds(
 
 
 def _digest(config: Config, dataset: Dataset) -> str:
-    """What the fit depends on: settings, cohort, people, trait, covariates and groups, and this version."""
+    """What the fit depends on: settings, cohort, samples, trait, covariates and groups, and this version."""
     digest = hashlib.sha256(json.dumps([__version__, dataset.cohort.digest, config.flat()]).encode())
     groups = np.empty(0) if dataset.groups is None else dataset.groups
     for values in (dataset.split.train, dataset.columns, dataset.target, dataset.covariates, groups):

@@ -92,7 +92,7 @@ def predict(
     keep: Path | None = None,
     remove: Path | None = None,
 ) -> PredictResult:
-    """Predicts every person of a cohort.
+    """Predicts every sample of a cohort.
 
     Args:
         config: Its device, batch size and compilation are used; the precision is the one of the training.
@@ -102,8 +102,8 @@ def predict(
         covariates: Table of covariates, where the model takes one; who lacks one is left out.
         phenotypes: Table of the trait as it is known, to measure the predictions by.
         trait: Its column; the model's by default.
-        keep: List of the only people wanted.
-        remove: List of people not wanted.
+        keep: List of the only samples wanted.
+        remove: List of samples not wanted.
 
     Raises:
         UserError: No such model, or a cohort that it cannot be used on.
@@ -269,7 +269,7 @@ def _write(
 
 
 def _tell_missing(given: CohortInput, poorly: NDArray[np.bool_], names: NDArray[np.object_]) -> None:
-    """Says how many genotypes are missing, and of whom too many for a prediction."""
+    """Says how many genotypes are missing, and of which samples too many for a prediction."""
     total = given.missing.size * given.report["model_variants"]
     logger.info(
         "%d of %d genotypes at the model's variants are missing, %d of %d of one person at most",

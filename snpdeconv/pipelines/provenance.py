@@ -7,7 +7,6 @@ unless the settings ask for that.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import logging.handlers
 import os
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ResourceError, UserError
-from snpdeconv.files import private_folder, read_record, write_json
+from snpdeconv.files import private_folder, read_record, sha256_of, write_json
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.home import home
 from snpdeconv.tracking.registry import ModelRef, version_tags
@@ -71,22 +70,22 @@ class Trace:
         self._handler: logging.Handler = logging.handlers.MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
         _package().addHandler(self._handler)
 
-    def keep(self, folder: Path, *, stem: str | None = None, goes_on: bool = False, **facts: Any) -> None:
+    def keep(self, folder: Path, *, stem: str | None = None, resumed: bool = False, **facts: Any) -> None:
         """Opens the log, with all lines so far, and writes what is known; called again, adds facts.
 
-        `stem` begins the names of log and provenance in a folder that holds other results. With `goes_on`,
+        `stem` begins the names of log and provenance in a folder that holds other results. With `resumed`,
         what an earlier start of the same work has left is added to.
         """
         if self._path is None:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / (PROVENANCE if stem is None else f"{stem}.{PROVENANCE}")
-            if goes_on and self._path.exists():
+            if resumed and self._path.exists():
                 earlier = read_record(self._path, dict[str, Any], hint=_HINT)
                 self._facts = {**earlier, "resumed": [*earlier.get("resumed", []), self._facts]}
                 for ended in ("ended", "outcome"):
                     self._facts.pop(ended, None)
             log = folder / (LOG if stem is None else f"{stem}.log")
-            self._log_to(_LogFile(log, mode="a" if goes_on else "w", encoding="utf-8"))
+            self._log_to(_LogFile(log, mode="a" if resumed else "w", encoding="utf-8"))
         self._facts |= facts
         write_json(self._path, self._facts)
 
@@ -151,8 +150,7 @@ def input_facts(inputs: Inputs, cohort: Cohort) -> dict[str, Any]:
 
 def file_facts(path: Path) -> dict[str, str]:
     """A file with its digest."""
-    with path.open("rb") as stream:
-        return {"path": str(path.absolute()), "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"path": str(path.absolute()), "sha256": sha256_of(path)}
 
 
 def model_facts(reference: ModelRef) -> dict[str, Any]:
@@ -205,7 +203,7 @@ def tracked_run(
     try:
         yield run
     except Preempted:
-        # The run is not over: the same command goes on with it. After SIGTERM nobody may ever give it.
+        # The run is not over: the same command resumes it. After SIGTERM nobody may ever give it.
         if stop is not None and stop.terminated:
             run.finish("KILLED")
         raise

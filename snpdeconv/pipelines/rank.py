@@ -20,7 +20,6 @@ from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
 from snpdeconv.pipelines.cohort_input import (
     cohort_input,
@@ -43,9 +42,9 @@ from snpdeconv.pipelines.provenance import (
     tracing,
     tracked_run,
 )
-from snpdeconv.pipelines.report import draw_ranking, ranking_metrics, tracked
+from snpdeconv.pipelines.report import draw_ranking, ranking_metrics, tracked, write_ranking
 from snpdeconv.pipelines.run_folder import Inputs, hold
-from snpdeconv.pipelines.score import TABLES, Network, RankingInput, Scores, score_variants, write_tables
+from snpdeconv.pipelines.score import Network, RankingInput, Scores, score_variants
 from snpdeconv.tracking.home import cache_dir
 from snpdeconv.tracking.registry import download, resolve, resolve_run
 
@@ -79,7 +78,7 @@ class RankResult:
 def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> RankResult:
     """Ranks the SNPs of a cohort without any network.
 
-    People and SNPs are joined and filtered as in training, but nobody is held out.
+    Samples and SNPs are joined and filtered as in training, but nobody is held out.
 
     Args:
         config: Its `data`, `interpretation` and `resources.device` are used, and the seed.
@@ -140,8 +139,8 @@ def rank_with_network(
         phenotypes: Its phenotype table.
         trait: Its trait's column; by default the model's.
         covariates: Its covariate table, where the model takes one.
-        keep: List of the only people used; of the model's own cohort, by default that of its training.
-        remove: List of people left out, likewise.
+        keep: List of the only samples used; of the model's own cohort, by default that of its training.
+        remove: List of samples left out, likewise.
         overrides: Changed settings of `interpretation`, `resources.device` and `data.check_frequencies`.
 
     Raises:
@@ -316,21 +315,7 @@ def _write(
     config: Config,
     report: dict[str, int],
 ) -> RankResult:
-    ranking = build_ranking(
-        data.variants,
-        block_names=data.blocks.name[data.blocks.of_variant],
-        scores=scores.by_method,
-        final=method,
-        posterior=scores.posterior,
-    )
-    paths = {"ranking": out / "ranking.tsv"}
-    write_tsv(ranking, paths["ranking"])
-    if scores.fine_mapping is not None:
-        paths |= write_tables(scores.fine_mapping, out)
-    else:
-        # Those of an earlier ranking in the same folder would pass for this one's.
-        for name in TABLES:
-            (out / f"{name}.tsv").unlink(missing_ok=True)
+    ranking, paths = write_ranking(out, scores, variants=data.variants, blocks=data.blocks, method=method)
     paths |= draw_ranking(
         out, ranking=ranking, method=method, trait=trait, kind=data.kind, fine_mapping=scores.fine_mapping
     )

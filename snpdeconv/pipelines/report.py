@@ -1,4 +1,4 @@
-"""The pictures of a run: the genome, the pairs, the training, the predictions."""
+"""What a run or a ranking leaves for its reader: tables, pictures, and metrics under tracking's names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ import pandas as pd
 from snpdeconv.config import Config
 from snpdeconv.files import write_json, write_text
 from snpdeconv.genetics import TraitKind
+from snpdeconv.genetics.ld import Blocks
+from snpdeconv.genetics.variants import Variants
 from snpdeconv.interpret import plots
 from snpdeconv.interpret.ranking import build_ranking, write_tsv
 from snpdeconv.pipelines.dataset import Dataset
 from snpdeconv.pipelines.evaluation import Evaluation, evaluate_covariates, finite, gain, prediction_table
 from snpdeconv.pipelines.fit import Fitted
-from snpdeconv.pipelines.score import METHODS, TABLES, FineMapping, Scores, write_tables
+from snpdeconv.pipelines.score import METHODS, TABLES, FineMapping, Scores
 from snpdeconv.tracking.run import TrackedRun
 
+_TRACKED_AS = {"lambda_gc": "marginal/lambda_gc", "completeness_gap": "integrated_gradients/completeness_gap"}
 _SHOWN_SCORES = {"val_r2": "R²", "val_auroc": "AUROC", "val_macro_f1": "macro F1"}
 
 
@@ -67,61 +70,28 @@ def draw_ranking(
     return paths | of_effects
 
 
-def draw_plots(
-    folder: Path,
-    *,
-    config: Config,
-    ranking: pd.DataFrame,
-    fine_mapping: FineMapping | None,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    history: dict[str, list[float]],
-    start: dict[str, float],
-    best_epoch: int,
-) -> None:
-    """Draws every picture that the trait has, as PNG files."""
-    kind, trait = dataset.trait.kind, dataset.trait.name
-    draw_ranking(
-        folder,
-        ranking=ranking,
-        method=config.interpretation.rank_by,
-        trait=trait,
-        kind=kind,
-        fine_mapping=fine_mapping,
+def write_ranking(
+    folder: Path, scores: Scores, *, variants: Variants, blocks: Blocks, method: str
+) -> tuple[pd.DataFrame, dict[str, Path]]:
+    """Writes the ranking by a method and the tables of single effects; gives it, and paths by name."""
+    ranking = build_ranking(
+        variants,
+        block_names=blocks.name[blocks.of_variant],
+        scores=scores.by_method,
+        final=method,
+        posterior=scores.posterior,
     )
-    plots.importance_by_method(
-        ranking, path=folder / "methods.png", methods=[method for method in METHODS if method in ranking]
-    )
-    plots.training_curves(
-        losses={
-            "training": [math.nan, *history["train_loss"]],
-            "validation": [start["val_loss"], *history["val_loss"]],
-        },
-        scores={
-            shown: [start[name], *history[name]] for name, shown in _SHOWN_SCORES.items() if name in history
-        },
-        best_epoch=best_epoch,
-        first_epoch=0,
-        path=folder / "training.png",
-    )
-    if kind == "quantitative":
-        plots.prediction_scatter(
-            evaluation.predictions, evaluation.truth, trait=trait, path=folder / "predictions.png"
-        )
-        return
-    plots.calibration_plot(
-        evaluation.predictions, evaluation.truth, kind=kind, path=folder / "calibration.png"
-    )
-    plots.roc_plot(
-        evaluation.predictions,
-        evaluation.truth,
-        kind=kind,
-        classes=dataset.trait.classes,
-        path=folder / "roc.png",
-    )
-
-
-_TRACKED_AS = {"lambda_gc": "marginal/lambda_gc", "completeness_gap": "integrated_gradients/completeness_gap"}
+    paths = {"ranking": folder / "ranking.tsv"}
+    write_tsv(ranking, paths["ranking"])
+    for name in TABLES:
+        path = folder / f"{name}.tsv"
+        if scores.fine_mapping is None:
+            # That of an earlier ranking in the same folder would pass for this one's.
+            path.unlink(missing_ok=True)
+        else:
+            write_tsv(scores.fine_mapping.tables[name], path)
+            paths[name] = path
+    return ranking, paths
 
 
 def write_results(
@@ -134,44 +104,53 @@ def write_results(
     *,
     metrics: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Writes everything into the run's folder; gives the paths by what they are."""
-    ranking = build_ranking(
-        dataset.variants,
-        block_names=dataset.blocks.name[dataset.blocks.of_variant],
-        scores=scores.by_method,
-        final=config.interpretation.rank_by,
-        posterior=scores.posterior,
+    """Writes all tables and pictures into the run's folder; gives the paths by what they are."""
+    method = config.interpretation.rank_by
+    ranking, tables = write_ranking(
+        path, scores, variants=dataset.variants, blocks=dataset.blocks, method=method
     )
     paths = {
-        "ranking": path / "ranking.tsv",
+        "ranking": tables["ranking"],
         "metrics": path / "metrics.json",
         "predictions": path / "test_predictions.tsv",
         "settings": path / "settings.yaml",
         "model": path / "model",
         "plots": path / "plots",
-    }
-    write_tsv(ranking, paths["ranking"])
-    if scores.fine_mapping is not None:
-        paths |= write_tables(scores.fine_mapping, path)
+    } | tables
     write_tsv(test_predictions(dataset, evaluation), paths["predictions"])
     write_text(paths["settings"], config.to_yaml())
     write_json(paths["metrics"], metrics)
-    draw_plots(
-        paths["plots"],
-        config=config,
-        ranking=ranking,
-        fine_mapping=scores.fine_mapping,
-        dataset=dataset,
-        evaluation=evaluation,
-        history=fitted.history,
-        start=fitted.start,
-        best_epoch=fitted.best_epoch,
+    folder, kind, trait = paths["plots"], dataset.trait.kind, dataset.trait.name
+    draw_ranking(
+        folder, ranking=ranking, method=method, trait=trait, kind=kind, fine_mapping=scores.fine_mapping
     )
+    plots.importance_by_method(
+        ranking, path=folder / "methods.png", methods=[method for method in METHODS if method in ranking]
+    )
+    history, start = fitted.history, fitted.start
+    plots.training_curves(
+        losses={
+            "training": [math.nan, *history["train_loss"]],
+            "validation": [start["val_loss"], *history["val_loss"]],
+        },
+        scores={
+            shown: [start[name], *history[name]] for name, shown in _SHOWN_SCORES.items() if name in history
+        },
+        best_epoch=fitted.best_epoch,
+        first_epoch=0,
+        path=folder / "training.png",
+    )
+    predicted, truth = evaluation.predictions, evaluation.truth
+    if kind == "quantitative":
+        plots.prediction_scatter(predicted, truth, trait=trait, path=folder / "predictions.png")
+    else:
+        plots.calibration_plot(predicted, truth, kind=kind, path=folder / "calibration.png")
+        plots.roc_plot(predicted, truth, kind=kind, classes=dataset.trait.classes, path=folder / "roc.png")
     return {name: str(place) for name, place in paths.items()}
 
 
 def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
-    """The test people with what was predicted for them and the truth, in the trait's units."""
+    """The test samples with what was predicted for them and the truth, in the trait's units."""
     rows = dataset.trait.rows[dataset.split.test]
     table = prediction_table(
         dataset.cohort.samples.take(rows),

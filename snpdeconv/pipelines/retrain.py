@@ -1,6 +1,6 @@
 """The retrain command: a new model when data, code or settings changed; champion only if it is better.
 
-Champion and challenger are compared on the people that were held out from both: those of the first champion,
+Champion and challenger are compared on the samples that were held out from both: those of the first champion,
 whose list travels with every model after it.
 """
 
@@ -61,9 +61,9 @@ logger = logging.getLogger(__name__)
 LEVEL = 0.05  # of all looks at one champion together
 POWER = 0.8
 _BATCH = 64
-# Variance of the true difference between two trainings of one recipe, in units of that by which the people
+# Variance of the true difference between two trainings of one recipe, in units of that by which the samples
 # judged blur it. Measured on one simulated cohort of each size, on seeds for choices: .2 to 1.3, most with
-# a sparse part on a few hundred people.
+# a sparse part on a few hundred samples.
 TRAINING_NOISE = 2.0
 
 
@@ -78,7 +78,7 @@ class Verdict:
         look: Which look at this champion it was, from 1.
         level: One-sided, of this look.
         training_noise: Standard deviation of the difference between two trainings of the challenger; None
-            where the people alone did not speak for it, and no twin was trained.
+            where the samples alone did not speak for it, and no twin was trained.
         detectable: The true gain that such a look would find in four of five cases.
     """
 
@@ -118,9 +118,9 @@ def judge(
     `twin` gives the predictions of the challenger's recipe trained with another seed; it is asked only where
     the challenger would be promoted without.
     """
-    num_people = len(np.asarray(truth))
+    num_samples = len(np.asarray(truth))
     level = level_of(look)
-    quantile = float(stats.t.isf(level, max(num_people - 1, 1)))
+    quantile = float(stats.t.isf(level, max(num_samples - 1, 1)))
 
     def draws(one: ArrayLike, other: ArrayLike) -> tuple[float, NDArray[np.float64]]:
         return paired_draws(kind, one, other, truth, metric=metric, num_resamples=num_resamples, seed=seed)
@@ -190,7 +190,7 @@ def retrain(
         config: The settings.
         inputs: The files.
         model_name: Name in the registry.
-        out: Folder of the training; one that was interrupted there goes on.
+        out: Folder of the training; one that was interrupted there resumes.
         force: Train although nothing changed.
 
     Returns:
@@ -283,23 +283,23 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         raise ResourceError(
             "the tracking server did not take the challenger, so nothing can be compared",
             where=result.model,
-            hint="the same command goes on when it answers",
+            hint="the same command resumes when it answers",
         )
     champion = load_bundle(_folder(result.model, plan.champion))
     challenger = load_bundle(Path(result.paths["model"]))
     cohort = open_cohort(plan.inputs.genotypes, data=config.data)
-    people = judges(champion, challenger, cohort=cohort, inputs=plan.inputs)
+    judged = judges(champion, challenger, cohort=cohort, inputs=plan.inputs)
     look = count_look(result.model, champion=plan.champion, challenger=result.version)
     metric = MAIN_METRIC[champion.kind]
 
     def predicted(bundle: Bundle) -> NDArray[np.float64]:
-        return predictions_of(bundle, cohort, people, plan.inputs, config)
+        return predictions_of(bundle, cohort, judged, plan.inputs, config)
 
     verdict = judge(
         champion.kind,
         challenger=predicted(challenger),
         champion=predicted(champion),
-        truth=truth_of(people, champion, where=plan.inputs.phenotypes),
+        truth=truth_of(judged, champion, where=plan.inputs.phenotypes),
         metric=metric,
         look=look,
         twin=lambda: predicted(train_alone(_reseeded(config), plan.inputs, cohort, folder=twin_folder)),
@@ -311,7 +311,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         difference=finite(verdict.difference),
         low=finite(verdict.low),
         high=finite(verdict.high),
-        num_held_out=len(people.rows),
+        num_held_out=len(judged.rows),
         look=look,
         level=verdict.level,
         training_noise=verdict.training_noise,
@@ -332,7 +332,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         metric,
         verdict.difference,
         plan.champion,
-        len(people.rows),
+        len(judged.rows),
         look,
         verdict.low,
         verdict.high,
@@ -354,7 +354,7 @@ def _reseeded(config: Config) -> Config:
 
 
 def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path) -> Bundle:
-    """A model that is neither ranked nor registered, trained by this process; goes on where it stopped."""
+    """A model that is neither ranked nor registered, trained by this process; resumes where it stopped."""
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     dataset = prepare(config, inputs, cohort=cohort)
@@ -422,13 +422,13 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
 
 
 def predictions_of(
-    bundle: Bundle, cohort: Cohort, people: Trait, inputs: Inputs, config: Config
+    bundle: Bundle, cohort: Cohort, judged: Trait, inputs: Inputs, config: Config
 ) -> NDArray[np.float64]:
-    """What a model predicts of some people of a cohort."""
+    """What a model predicts of some samples of a cohort."""
     given = cohort_input(
         bundle,
         cohort,
-        rows=people.rows,
+        rows=judged.rows,
         covariates=inputs.covariates if bundle.covariate_encoder is not None else None,
         where=inputs.genotypes,
         check=config.data.check_frequencies,

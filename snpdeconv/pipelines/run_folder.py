@@ -1,4 +1,4 @@
-"""The folder of one run: who works in it, what it was started with, and what is already done.
+"""The folder of one run (who works in it, what it was started with, what is done already) and its inputs.
 
 A run that was interrupted is found again here; a folder never holds two runs, and none that never began.
 """
@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError, ResourceError
-from snpdeconv.files import private_folder, read_record, write_json
+from snpdeconv.files import private_folder, read_record, sha256_of, write_json
 from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.tracking.spool import FileLock
 
@@ -159,7 +159,7 @@ class RunFolder:
                 raise ConfigError(
                     f"holds a run with {key} = {before[key]}, and now it is {now[key]}",
                     where=self.path,
-                    hint="choose another --out, or the same settings to go on with it",
+                    hint="choose another --out, or the same settings to resume it",
                 )
 
 
@@ -169,6 +169,7 @@ def run_settings(config: Config, *, model_name: str) -> dict[str, str]:
 
 
 _LISTS = ("keep", "remove", "extract", "exclude")
+_TABLES = ("phenotypes", "covariates", "blocks", "held_out", *_LISTS)
 # Unused, these are no part of a digest: it names a run of the versions before them alike.
 _LATER = (*_LISTS, "chrom", "covariate_columns")
 
@@ -184,10 +185,10 @@ class Inputs:
         covariates: Table of covariates.
         blocks: Table of LD blocks or haploblocks.
         groups: Column of the phenotype table that names families or other groups.
-        held_out: Table of the people to test on, or their hashes; drawn from the cohort where there is none.
+        held_out: Table of the samples to test on, or their hashes; drawn from the cohort where there is none.
         covariate_columns: Those of the covariate table that are used, with commas; all by default.
-        keep: List of the only people used.
-        remove: List of people left out.
+        keep: List of the only samples used.
+        remove: List of samples left out.
         extract: List of the only variants used.
         exclude: List of variants left out.
         chrom: The only chromosomes used, such as ``1-4,22,X``.
@@ -221,38 +222,27 @@ class Inputs:
         selection: Mapping[str, str | Path | None] | None = None,
     ) -> Inputs:
         """Resolves the paths and checks that the tables are there; `selection` is the later fields."""
-        chosen = dict(selection or {})
-        lists = [chosen.get(name) for name in _LISTS]
-        if chosen.get("covariate_columns") is not None and covariates is None:
+        given = {"covariates": covariates, "blocks": blocks, "held_out": held_out, **(selection or {})}
+        given |= {"phenotypes": phenotypes, "groups": groups}
+        if given.get("covariate_columns") is not None and covariates is None:
             raise ConfigError("there is no table", where="--covariate-columns", hint="give --covariates too")
-        for table in (phenotypes, covariates, blocks, held_out, *lists):
+        for name in _TABLES:
+            table = given.get(name)
             if table is not None and not Path(table).exists():
                 raise InputError("no such file", where=table, hint="check the path")
             if table is not None and not Path(table).is_file():
                 raise InputError("is not a regular file", where=table, hint="give the path of a table")
-        return cls(
-            genotypes=str(Path(genotypes).absolute()),
-            phenotypes=str(Path(phenotypes).absolute()),
-            trait=trait,
-            covariates=None if covariates is None else str(Path(covariates).absolute()),
-            blocks=None if blocks is None else str(Path(blocks).absolute()),
-            groups=groups,
-            held_out=None if held_out is None else str(Path(held_out).absolute()),
-            **{
-                name: str(Path(value).absolute()) if name in _LISTS else str(value)
-                for name, value in chosen.items()
-                if value is not None
-            },
-        )
+        values = {
+            name: str(Path(value).absolute()) if name in _TABLES else str(value)
+            for name, value in given.items()
+            if value is not None
+        }
+        return cls(genotypes=str(Path(genotypes).absolute()), trait=trait, **values)
 
     def table_digests(self) -> dict[str, str]:
         """SHA-256 of each table that there is."""
-        digests = {}
-        for table in ("phenotypes", "covariates", "blocks", "held_out", *_LISTS):
-            if (path := getattr(self, table)) is not None:
-                with Path(path).open("rb") as file:
-                    digests[table] = hashlib.file_digest(file, "sha256").hexdigest()
-        return digests
+        tables = {name: getattr(self, name) for name in _TABLES}
+        return {name: sha256_of(Path(path)) for name, path in tables.items() if path is not None}
 
     def digest(self, *, genotypes_digest: str) -> str:
         """Names what the files hold, not where they lie."""
@@ -262,7 +252,7 @@ class Inputs:
 
 
 def read_held_out(path: Path) -> Samples | HashedSamples:
-    """The people to test on: a table of IDs, or the hashes that a model carries."""
+    """The samples to test on: a table of IDs, or the hashes that a model carries."""
     if path.suffix != ".json":
         return Samples.read_tsv(path)
     return read_record(path, HashedSamples, hint="give a table with the columns #FID IID")

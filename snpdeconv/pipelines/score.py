@@ -1,6 +1,6 @@
-"""What single effects find in a study, and its tables: credible sets, pairs, blocks.
+"""What each method says of each SNP: single effects with their tables, association, attention, gradients.
 
-Shapes: N people, V variants, C covariates.
+Shapes: N samples, V variants, S slots, C covariates.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +48,6 @@ from snpdeconv.interpret.ranking import (
     pair_table,
     partner_of_variant,
     set_of_variant,
-    write_tsv,
 )
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Study
@@ -62,20 +60,20 @@ from snpdeconv.training.data import PackedLoader
 
 logger = logging.getLogger(__name__)
 
-
 TABLES = ("credible_sets", "pairs", "blocks")
-
-# What a CPU core takes for people times pairs of SNPs, of those that work together.
+METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
+TINY = 1e-12
+# What a CPU core takes for samples times pairs of SNPs, of those that work together.
 SECONDS_A_PAIR_TEST = 1.2e-10
 LONG_S = 3600.0
-# Cases, or people of a class, under which a warning says that there is little power; so many are named.
+# Cases, or samples of a class, under which a warning says that there is little power; so many are named.
 FEW_PEOPLE = 50
 FEW_NAMED = 5
 
 
 @dataclass(frozen=True)
 class RankingInput:
-    """The people and variants that are ranked on, and their trait.
+    """The samples and variants that are ranked on, and their trait.
 
     Attributes:
         genotypes: (N, V).
@@ -97,7 +95,7 @@ class RankingInput:
 
     @classmethod
     def from_study(cls, study: Study) -> RankingInput:
-        """All people of a study."""
+        """All samples of a study."""
         return cls(
             genotypes=study.genotypes,
             target=study.target,
@@ -222,16 +220,8 @@ def _class_of_variant(data: RankingInput, found: Deconvolution) -> NDArray[np.ob
     return names
 
 
-def write_tables(fine_mapping: FineMapping, folder: Path) -> dict[str, Path]:
-    """Writes the tables as ``NAME.tsv``; gives the path of each by name."""
-    paths = {name: folder / f"{name}.tsv" for name in TABLES}
-    for name, path in paths.items():
-        write_tsv(fine_mapping.tables[name], path)
-    return paths
-
-
 def _with_normal_scores(data: RankingInput, *, wanted: bool | Literal["auto"]) -> RankingInput:
-    """The people with a quantity that no few of them rule: Bayes factors are those of a normal residual.
+    """The samples with a quantity that no few of them rule: Bayes factors are those of a normal residual.
 
     Ranked is what covariates leave, which go into the fit as well (Sofer et al. 2019, Genet. Epidemiol.
     43:263).
@@ -267,7 +257,7 @@ def _warn_of_few(data: RankingInput) -> None:
 
 
 def num_pair_tests(num_samples: int, num_variants: int, *, num_looks: int) -> float:
-    """People times pairs of SNPs, in all looks at them."""
+    """Samples times pairs of SNPs, in all looks at them."""
     return num_looks * num_samples * num_variants * (num_variants - 1) / 2
 
 
@@ -335,10 +325,6 @@ def _q_values(
         num_draws, (q_value <= 0.1).sum(), time.monotonic() - started,
     )  # fmt: skip
     return q_value
-
-
-TINY = 1e-12
-METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -464,7 +450,7 @@ def _shared(
     num_samples: int,
     device: torch.device,
 ) -> Attribution:
-    """What the network says of a draw of the people, of whom every rank looks at a share.
+    """What the network says of a draw of the samples, of which every rank looks at a share.
 
     On the CPU where a GPU does not hold a single one of them.
     """

@@ -85,7 +85,7 @@ def train(
         config: The settings.
         inputs: The files.
         model_name: Name in the registry.
-        out: Folder of the run; a run that was interrupted there goes on. By default a new one in this folder.
+        out: Folder of the run; a run that was interrupted there resumes. By default a new one in this folder.
         until: The last stage to do. What earlier calls did is not done again; the run stays open before
             the last one is done.
 
@@ -147,7 +147,7 @@ def _train(
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
             if not distributed.is_first():
                 return None
-            trace.keep(path, goes_on=True)
+            trace.keep(path, resumed=True)
             return _after_ranking(folder, config, until=until)
         dataset = prepare(config, inputs, cohort=cohort)
         loss = make_training_loss(config.training, dataset)
@@ -157,7 +157,7 @@ def _train(
             remember_inputs(folder.key, replace(inputs, held_out=None))
             trace.keep(
                 path,
-                goes_on=True,
+                resumed=True,
                 model=model_name,
                 **input_facts(inputs, cohort),
                 covariates=dataset.covariate_names,
@@ -340,6 +340,6 @@ def _tracked(
             yield run
     except KeyboardInterrupt:
         logger.warning(
-            "interrupted; the same command with --out %s goes on from the last checkpoint", folder.path
+            "interrupted; the same command with --out %s resumes from the last checkpoint", folder.path
         )
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from snpdeconv.errors import InputError
-from snpdeconv.files import read_whole
+from snpdeconv.files import read_whole, sha256_of
 from snpdeconv.tracking.connection import error_code, is_refusal, transfer
 from snpdeconv.tracking.home import address, artifacts_dir, embedded_uri, is_database, redact_password
 
@@ -80,13 +80,11 @@ def _another(where: str | Path, digest: str) -> InputError:
 
 
 def _checksums(folder: Path) -> str:
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / CHECKSUMS:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
-    return "".join(lines)
+    return "".join(
+        f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / CHECKSUMS
+    )
 
 
 def _table(text: str, *, where: str | Path) -> dict[str, str]:

@@ -246,7 +246,7 @@ class Shipper:
 
 
 def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Joins metrics that follow each other up to one call's worth; everything else goes alone."""
+    """Joins metrics that follow each other up to one call's worth; everything else is alone."""
     batch: list[Event] = []
     points = 0
     for event in events:
