@@ -40,7 +40,7 @@ from snpdeconv.pipelines.report import (
     write_results,
 )
 from snpdeconv.pipelines.run_folder import Inputs, RunFolder, run_settings
-from snpdeconv.pipelines.score import Network, RankingInput, Scores, score_variants
+from snpdeconv.pipelines.score import Network, RankingInput, score_variants
 from snpdeconv.tracking.home import tracking_uri
 from snpdeconv.tracking.registry import check_model_name
 from snpdeconv.tracking.run import TrackedRun
@@ -133,22 +133,9 @@ def _train(
         folder.state = distributed.first_rank_does(lambda: held.enter_context(folder).state)
         cohort = open_cohort_together(inputs.genotypes, data=config.data)
         inputs_digest = distributed.all_or_none_do(lambda: inputs.digest(genotypes_digest=cohort.digest))
-        if "result" in folder.state:
+        if "result" in folder.state or "ranked" in folder.state:
             distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
-            if not distributed.is_first():
-                return None
-            result = TrainResult(**folder.state["result"])
-            if result.version is None and "ranked" in folder.state and until == "register":
-                logger.info("%s: this run is complete, and its model not registered yet", path)
-                return _after_ranking(folder, config, until=until)
-            logger.info("%s: this run is complete; nothing to do", path)
-            return result
-        if "ranked" in folder.state:
-            distributed.first_rank_does(lambda: folder.begin(inputs=inputs_digest))
-            if not distributed.is_first():
-                return None
-            trace.keep(path, resumed=True)
-            return _after_ranking(folder, config, until=until)
+            return _after_ranking(folder, config, until=until, trace=trace)
         dataset = prepare(config, inputs, cohort=cohort)
         loss = make_training_loss(config.training, dataset)
 
@@ -200,16 +187,20 @@ def _train(
         )
         distributed.first_rank_does(lambda: folder.remember(validated=fitted.validation()))
         if until == "validate":
-            return None if run is None else _conclude(run, folder, config, until=until)
-
-        def test() -> Evaluation:
-            assert run is not None
-            return _test(run, folder, config, dataset, fitted, device=device, precision=precision)
-
-        evaluation = distributed.first_rank_does(test)
+            return _conclude(run, folder, config, until=until)
+        evaluation = distributed.first_rank_does(
+            lambda: _test(run, folder, config, dataset, fitted, device=device, precision=precision)
+        )
         if until == "train":
-            return None if run is None else _conclude(run, folder, config, until=until)
-        scores = _score(config, dataset, fitted, device=device)
+            return _conclude(run, folder, config, until=until)
+        logger.info("ranking %d SNPs", len(dataset.variants))
+        scores = score_variants(
+            RankingInput.from_study(dataset),
+            methods=(*config.interpretation.methods, "ensemble"),
+            config=config,
+            device=device,
+            network=Network(fitted.model, dataset.layout, dataset.packed, fitted.start_attention),
+        )
         if run is None:
             return None
         ranked = ranking_metrics(scores)
@@ -241,7 +232,7 @@ def _batch_sizes(
 
 
 def _test(
-    run: TrackedRun,
+    run: TrackedRun | None,
     folder: RunFolder,
     config: Config,
     dataset: Dataset,
@@ -251,6 +242,7 @@ def _test(
     precision: Precision,
 ) -> Evaluation:
     """Tests the network, its linear part and the covariates alone, and keeps the model; on the first rank."""
+    assert run is not None
     how: dict[str, Any] = {
         "batch_size": folder.state["batch_size"],
         "device": device,
@@ -274,26 +266,18 @@ def _test(
     return evaluation
 
 
-def _score(
-    config: Config,
-    dataset: Dataset,
-    fitted: Fitted,
-    *,
-    device: torch.device,
-) -> Scores:
-    """What every method says of every SNP; a collective."""
-    logger.info("ranking %d SNPs", len(dataset.variants))
-    return score_variants(
-        RankingInput.from_study(dataset),
-        methods=(*config.interpretation.methods, "ensemble"),
-        config=config,
-        device=device,
-        network=Network(fitted.model, dataset.layout, dataset.packed, fitted.start_attention),
-    )
-
-
-def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:
-    """What is left to do of a run that another job has trained and ranked."""
+def _after_ranking(folder: RunFolder, config: Config, *, until: Stage, trace: Trace) -> TrainResult | None:
+    """What is left to do of a run that an earlier job has ranked or ended; on the first rank."""
+    if not distributed.is_first():
+        return None
+    if "result" in folder.state:
+        result = TrainResult(**folder.state["result"])
+        if result.version is not None or "ranked" not in folder.state or until != "register":
+            logger.info("%s: this run is complete; nothing to do", folder.path)
+            return result
+        logger.info("%s: this run is complete, and its model not registered yet", folder.path)
+    else:
+        trace.keep(folder.path, resumed=True)
     tags = folder.state["ranked"]["tags"]
     with (
         PreemptionSignal(raises=True) as stop,
@@ -302,8 +286,12 @@ def _after_ranking(folder: RunFolder, config: Config, *, until: Stage) -> TrainR
         return _conclude(run, folder, config, until=until)
 
 
-def _conclude(run: TrackedRun, folder: RunFolder, config: Config, *, until: Stage) -> TrainResult:
-    """Registers the model and ends the run, or leaves it open for the job that resumes it."""
+def _conclude(
+    run: TrackedRun | None, folder: RunFolder, config: Config, *, until: Stage
+) -> TrainResult | None:
+    """Registers the model and ends the run, or leaves it open for a later job; on the first rank."""
+    if run is None:
+        return None
     name, model, tested = folder.settings["model"], folder.path / "model", folder.state.get("tested", {})
     ends = until in ("validate", "register")
     if until == "register":
