@@ -293,7 +293,7 @@ def _conclude(
     if run is None:
         return None
     name, model, tested = folder.settings["model"], folder.path / "model", folder.state.get("tested", {})
-    ends = until in ("validate", "register")
+    ends = until == "register" or (until == "validate" and "ranked" not in folder.state)
     if until == "register":
         run.register(name, model, tags=folder.state["ranked"]["tags"])
     if ends:
