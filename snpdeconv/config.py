@@ -23,6 +23,14 @@ from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import read_whole
 
 _MOST_BYTES, _MOST_VALUES, _MOST_BRACKETS, _MOST_DIGITS = 2**20, 20_000, 1_000, 18
+Architecture = Literal["cnn", "cnn_transformer", "gnn"]
+TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
+Multiallelic = Literal["split", "skip"]
+ChromosomeSet = Literal["human", "cow", "dog", "horse", "mouse", "rice", "sheep"]
+NetworkMethod = Literal["attention", "integrated_gradients"]
+Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
+Stage = Literal["validate", "train", "rank", "register"]
+"""With ``validate`` a run ends after its training, without a look at the test samples: one to choose from."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,16 +118,6 @@ def _require_small(root: yaml.Node | None) -> None:
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):
             waiting += [part for pair in node.value for part in pair]
-
-
-Architecture = Literal["cnn", "cnn_transformer", "gnn"]
-TraitType = Literal["auto", "binary", "multiclass", "quantitative"]
-Multiallelic = Literal["split", "skip"]
-ChromosomeSet = Literal["human", "cow", "dog", "horse", "mouse", "rice", "sheep"]
-NetworkMethod = Literal["attention", "integrated_gradients"]
-Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
-Stage = Literal["validate", "train", "rank", "register"]
-"""With ``validate`` a run ends after its training, without a look at the test samples: one to choose from."""
 
 
 class Section(BaseModel):

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typing_extensions import TypedDict
 
-from snpdeconv.config import Config, validate
+from snpdeconv.config import Architecture, Config, validate
 from snpdeconv.errors import InputError, UserError
 from snpdeconv.files import read_record, read_whole, replacing, sync_to_disk, write_json
 from snpdeconv.genetics import TraitKind
@@ -65,7 +65,7 @@ class _Model(TypedDict):
     """What a network is built from: sizes, within what a machine can hold."""
 
     n_snps: Annotated[int, Field(ge=1, le=10**8)]
-    architecture: Literal["cnn", "cnn_transformer", "gnn"]
+    architecture: Architecture
     encoding_dim: Literal[1, 2, 4, 8]
     num_outputs: _Few
     num_covariates: _Count

@@ -38,6 +38,9 @@ from snpdeconv.training.metrics import (
     probabilities,
 )
 
+Figures = dict[str, float | None]
+"""Value, low and high of a 95 % interval; None where they are not defined."""
+
 
 @torch.no_grad()
 def logits(
@@ -88,10 +91,6 @@ def statistics_device(genotypes: PackedGenotypes, device: torch.device) -> torch
     """
     fits = pick_device(genotypes, device)
     return torch.device("cpu") if distributed.any_rank(fits.type != device.type, device) else fits
-
-
-Figures = dict[str, float | None]
-"""Value, low and high of a 95 % interval; None where they are not defined."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ _LOCK = ".lock"
 _Metrics = dict[str, FiniteFloat | None]
 _Intervals = dict[str, _Metrics]
 _Paths = dict[str, str]
+_LISTS = ("keep", "remove", "extract", "exclude")
+_TABLES = ("phenotypes", "covariates", "blocks", "held_out", *_LISTS)
+# Unused, these are no part of a digest: it names a run of the versions before them alike.
+_LATER = (*_LISTS, "chrom", "covariate_columns")
 
 
 class _Ranked(TypedDict):
@@ -166,12 +170,6 @@ class RunFolder:
 def run_settings(config: Config, *, model_name: str) -> dict[str, str]:
     """What tells one run from another, besides its input: every setting and the model's name."""
     return {**config.flat(), "model": model_name}
-
-
-_LISTS = ("keep", "remove", "extract", "exclude")
-_TABLES = ("phenotypes", "covariates", "blocks", "held_out", *_LISTS)
-# Unused, these are no part of a digest: it names a run of the versions before them alike.
-_LATER = (*_LISTS, "chrom", "covariate_columns")
 
 
 @dataclass(frozen=True)

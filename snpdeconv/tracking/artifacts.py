@@ -29,6 +29,9 @@ MOST_BYTES = 2 * 2**30
 """Bytes that the files of a model may have together; one of a million SNPs has 100 million."""
 _MOST_FILES = 100
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\x00-\x1f\\]{1,300})")
+_CLOUD = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "dbfs", "ftp", "sftp")
+_SERVER_HINT = "ask whoever runs the server or registered the model"
+_SUMS_BYTES = 2**20
 
 
 def write_checksums(folder: Path) -> str:
@@ -97,11 +100,6 @@ def _table(text: str, *, where: str | Path) -> dict[str, str]:
     if len(table) > _MOST_FILES:
         raise InputError(f"lists {len(table)} files", where=where, hint=_COPY_HINT)
     return table
-
-
-_CLOUD = ("s3", "gs", "wasb", "wasbs", "abfs", "abfss", "hdfs", "viewfs", "dbfs", "ftp", "sftp")
-_SERVER_HINT = "ask whoever runs the server or registered the model"
-_SUMS_BYTES = 2**20
 
 
 def upload(client: MlflowClient, path: Path, *, uri: str, run_id: str, folder: str | None) -> str:

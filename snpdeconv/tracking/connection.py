@@ -76,6 +76,7 @@ _transfer_guard = threading.Lock()
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 _TOO_LARGE = 413
 _REASON_CHARS = 400
+_START_TIMEOUT_S = 600.0
 
 
 def prepare_environment() -> None:
@@ -243,9 +244,6 @@ def transfer(*, most: int = 2**20) -> Iterator[None]:
             yield
         finally:
             os.environ[name] = before
-
-
-_START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)

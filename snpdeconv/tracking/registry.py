@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SPEC = re.compile(r"(?P<name>[^@:/]+)(@(?P<alias>[\w-]+)|[:/](?P<version>\d{1,9}))?")
+_NAME = re.compile(r"\w[\w .+-]{0,199}")
+_MOST_ENTRIES = 200_000
+PREVIOUS = "snpdeconv.previous_champion"
+"""Tag of a version that was promoted: the version that was champion before it."""
+LOOKS, LOOK = "snpdeconv.looks", "snpdeconv.look"
+"""Tags: of a champion, how many challengers were compared with it; of a challenger, which of them it was."""
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -87,11 +95,6 @@ def _info(run: Run, *, run_id: str, uri: str) -> RunInfo:
         metrics=dict(run.data.metrics),
         uri=uri,
     )
-
-
-_SPEC = re.compile(r"(?P<name>[^@:/]+)(@(?P<alias>[\w-]+)|[:/](?P<version>\d{1,9}))?")
-_NAME = re.compile(r"\w[\w .+-]{0,199}")
-_MOST_ENTRIES = 200_000
 
 
 @dataclass(frozen=True)
@@ -341,12 +344,6 @@ def download(ref: ModelRef, *, cache_dir: Path) -> Path:
         except OSError:
             artifacts.verify(place, digest=ref.sha256)  # another process was quicker
     return place
-
-
-PREVIOUS = "snpdeconv.previous_champion"
-"""Tag of a version that was promoted: the version that was champion before it."""
-LOOKS, LOOK = "snpdeconv.looks", "snpdeconv.look"
-"""Tags: of a champion, how many challengers were compared with it; of a challenger, which of them it was."""
 
 
 @dataclass(frozen=True)

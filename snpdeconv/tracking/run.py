@@ -44,6 +44,14 @@ _INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 # A flush gives up after so many failures: a dead server is not waited for.
 _FLUSH_PATIENCE = 2
+_GIB = 1024.0**3
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+# The longest that MLflow stores.
+_PARAM_CHARS = 6000
+_TAG_CHARS = 8000
+_NAME_CHARS = 250
+# Events that wait in memory for room on the disk; some ten megabytes.
+_MOST_UNSAID = 50_000
 
 
 class Sender:
@@ -120,9 +128,6 @@ class Sender:
         self._failures = 0
 
 
-_GIB = 1024.0**3
-
-
 class SystemSampler:
     """A thread that reports resident memory, CPU and GPU memory of this process; names end in their unit.
 
@@ -159,16 +164,6 @@ class SystemSampler:
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
             self._report(self.sample())
-
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-# The longest that MLflow stores.
-_PARAM_CHARS = 6000
-_TAG_CHARS = 8000
-_NAME_CHARS = 250
-# Events that wait in memory for room on the disk; some ten megabytes.
-_MOST_UNSAID = 50_000
 
 
 class TrackedRun:

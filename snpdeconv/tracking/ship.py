@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 # What MLflow takes in one call.
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
+# A living run writes every ten seconds; locks may not reach from one host to another.
+_SILENCE_S = 600.0
+# A store that failed so many runs in a row is not asked again.
+_PATIENCE = 2
 
 
 class _Rejected(Exception):
@@ -264,12 +268,6 @@ def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-# A living run writes every ten seconds; locks may not reach from one host to another.
-_SILENCE_S = 600.0
-# A store that failed so many runs in a row is not asked again.
-_PATIENCE = 2
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,13 @@ from snpdeconv.files import read_record, read_whole
 
 _held: set[Path] = set()
 _held_guard = threading.Lock()
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # what a database holds
+_Texts = dict[str, str]
+_TIME = TypeAdapter[int](_Count)
+KEEP_DONE_DAYS = 30
+_LONGEST_LINE = 16 * 2**20
+_EVENTS = "events.jsonl"
+_LOST = "lost"
 
 
 class FileLock:
@@ -97,10 +104,6 @@ def locked(path: Path, *, wait_s: float = 120.0) -> Iterator[None]:
 
 
 # The form of each kind of event: what a damaged or altered line cannot pass for.
-_Count = Annotated[int, Field(ge=0, lt=2**63)]  # what a database holds
-_Texts = dict[str, str]
-
-
 class _Opened(TypedDict):
     uri: str
     host: str
@@ -143,7 +146,6 @@ class _Status(TypedDict):
     status: Literal["FINISHED", "FAILED", "KILLED"]
 
 
-_TIME = TypeAdapter[int](_Count)
 _FORMS: dict[str, TypeAdapter[Any]] = {
     "create": TypeAdapter(_Created),
     "open": TypeAdapter(_Opened),
@@ -153,11 +155,6 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
     "register": TypeAdapter(_Register),
     "status": TypeAdapter(_Status),
 }
-
-KEEP_DONE_DAYS = 30
-_LONGEST_LINE = 16 * 2**20
-_EVENTS = "events.jsonl"
-_LOST = "lost"
 
 
 @dataclass(frozen=True)
