@@ -1,6 +1,7 @@
-"""What a person sees while work goes on: progress bars on a terminal, plain lines in a log.
+"""What a person sees while work goes on: progress bars on a terminal, plain lines in a log; how it starts.
 
-Everything goes to standard error; standard output is for results. Knows nothing of the work itself.
+Everything goes to standard error; standard output is for results. A command is given what it was started
+without (streams, a user, UTF-8). Knows nothing of the work itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well a trained network does on samples it has never seen: calibrated on validation, measured on test.
+"""What a trained network says of samples, and how well: calibrated on validation, measured on held-out test.
 
 Beside it, its linear part alone and the covariates alone, and what each adds to the other.
 

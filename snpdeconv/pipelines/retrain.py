@@ -1,7 +1,8 @@
 """The retrain command: a new model when data, code or settings changed; champion only if it is better.
 
 Champion and challenger are compared on the samples that were held out from both: those of the first champion,
-whose list travels with every model after it.
+whose list travels with every model after it. Promoted is what is better beyond chance, the noise of training
+and the number of looks at a champion.
 """
 
 from __future__ import annotations

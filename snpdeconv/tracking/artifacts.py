@@ -1,4 +1,4 @@
-"""Files on their way to a store and back: where they may lie, and what is taken from there.
+"""Files on their way to a store and back: their checksums, where they may lie, and what is taken from there.
 
 An address comes from the server, where others may have written it: it is followed to the server itself, to
 cloud stores and to folders that are plainly a run's, and never with a login to another host.

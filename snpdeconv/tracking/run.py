@@ -1,6 +1,7 @@
 """A run as its process sees it: it says things, and they reach the tracking store some time.
 
-All that it says goes to the spool first, so that no call waits for a server. Knows nothing of MLflow.
+All that it says goes to the spool first, so that no call waits for a server: one thread sends, another
+samples memory and CPU. Knows nothing of MLflow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Brings the events of a spool to the tracking store, in order, each as often as it takes.
 
 Every step may be repeated without a trace: runs and versions are found by their tags, points keep their
-times, files are written over. So a kill between sending and noting it down loses and doubles nothing.
+times, files are written over. So a kill between sending and noting it down loses and doubles nothing. `sync`
+does it for all spools of a home.
 """
 
 from __future__ import annotations

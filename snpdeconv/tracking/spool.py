@@ -1,4 +1,4 @@
-"""The spool: all that a run says, as JSON lines on disk, and how far the tracking store has it.
+"""The spool: all that a run says, as JSON lines on disk, and how far the store has it; and locks for it.
 
 One process writes a spool at a time. Knows nothing of MLflow: what an event means is the sender's.
 """
