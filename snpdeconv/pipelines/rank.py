@@ -99,14 +99,12 @@ def rank_cohort(config: Config, inputs: Inputs, *, method: str, out: Path) -> Ra
             )
         cohort = open_cohort(inputs.genotypes, data=config.data)
         study = gather(config, inputs, cohort=cohort, hold_out=False)
-        configured = [one for one in config.interpretation.methods if one == "single_effects"]
         return _rank(
             config,
             trace,
             out,
             RankingInput.from_study(study),
             method=method,
-            configured=configured,
             inputs=inputs,
             cohort=cohort,
             facts={"covariates": study.covariate_names},
@@ -226,7 +224,6 @@ def rank_with_network(
             out,
             data,
             method=method,
-            configured=config.interpretation.methods,
             inputs=source,
             cohort=cohort,
             facts={"model": model_facts(reference)},
@@ -243,7 +240,6 @@ def _rank(
     data: RankingInput,
     *,
     method: str,
-    configured: Sequence[str],
     inputs: Inputs,
     cohort: Cohort,
     facts: Mapping[str, Any],
@@ -252,9 +248,13 @@ def _rank(
     network: Network | None = None,
 ) -> RankResult:
     """Holds the folder, says what the ranking is made from, computes and writes it, and tracks it."""
-    # An ensemble needs all methods of the settings, any other only itself.
-    methods = {method, *configured} if method == "ensemble" else {method}
-    used: list[str] = [one for one in config.interpretation.methods if one in methods]
+    # An ensemble needs all methods of the settings that can be had, any other only itself.
+    used: list[str] = [
+        one
+        for one in config.interpretation.methods
+        if one == method or (method == "ensemble" and (network is not None or one == "single_effects"))
+    ]
+    methods = {method, *used}
     if method not in (*used, "marginal", "ensemble"):
         used.append(method)
     config = with_overrides(  # as it is really computed
