@@ -1,6 +1,5 @@
-"""What the hardware holds: devices by their full name, memory that is free, and what a piece of work takes.
-
-Reads counters; what to do about them is for others. Knows no model and no training.
+"""What the hardware holds and how work goes on within it: memory that is free and taken, work that ran out of
+it, the precision that a device computes natively. Knows no model and no training.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def with_index(device: torch.device | str) -> torch.device:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device, *, wanted: bool) -> Iterator[None]:
-    """Work in the block gives the same bits each time, on a GPU too: slower, and with a word where it cannot.
-
-    A CPU does so anyway.
-    """
+    """Work in the block gives the same bits each time, on a GPU too: slower, with a word where it cannot."""
     if device.type != "cuda" or not wanted:
         yield
         return
@@ -80,9 +76,6 @@ class PeakMemory:
 
     On a GPU that of torch's allocator; on the host the resident size of this process, by the kernel's own
     high-water mark where it can be reset, else by looking every two milliseconds.
-
-    Args:
-        device: Whose memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -123,13 +116,7 @@ class Allocations:
 
     The same for the same work, on every machine: counters on a GPU; on the host, where there are none, the
     allocations that torch's profiler sees. The resident size of a process is larger than these, since glibc
-    keeps holes between live blocks.
-
-    Attributes:
-        peak_bytes: Of each phase; known after the block.
-
-    Args:
-        device: Whose memory.
+    keeps holes between live blocks. `peak_bytes` is known after the block.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -204,11 +191,8 @@ def available_bytes(device: torch.device) -> int:
 def control_group_bytes(root: Path = Path("/")) -> int:
     """What the control groups of this process (containers, SLURM) leave it; 2**63 without a limit.
 
-    Args:
-        root: Where /proc and /sys are.
-
-    Returns:
-        The least of the group's and its parents' limits, less what is used and cannot be given back.
+    The least of the group's and its parents' limits, less what is used and cannot be given back. `root` is
+    where /proc and /sys are.
     """
     left = 2**63
     membership = root / "proc/self/cgroup"
@@ -331,13 +315,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class Halving:
-    """Does work that takes a size, again with half of it where memory runs out; what fitted stays for later.
-
-    Args:
-        size: To begin with.
-        smallest: Below this there is no trying again.
-        what: Of what so many are taken at once, for the log.
-    """
+    """Does work that takes a size, again with half of it where memory runs out; the size stays for later."""
 
     def __init__(self, size: int, *, smallest: int, what: str) -> None:
         self.size = size
@@ -362,13 +340,7 @@ class Halving:
 
 
 def or_on_the_cpu(work: Callable[[torch.device], Result], device: torch.device, *, what: str) -> Result:
-    """Work on a GPU, or on the CPU where the GPU's memory does not suffice even for its smallest pieces.
-
-    Args:
-        work: Takes the device. It may be done twice.
-        device: Where it would be best.
-        what: Is done, for the log.
-    """
+    """Work on a GPU, or once more on the CPU where the GPU does not hold even its smallest pieces."""
     try:
         return work(device)
     except Exception as error:
@@ -383,27 +355,15 @@ def or_on_the_cpu(work: Callable[[torch.device], Result], device: torch.device, 
 
 
 class OomSafeBatches:
-    """Takes samples a piece at a time; pieces that were too large stay small for what comes after.
-
-    Args:
-        size: Largest number of samples at once; None for all that there are.
-    """
+    """Takes samples `size` at a time (None: all that there are); pieces that were too large stay small."""
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
     def each(self, work: Callable[[slice], Result], *, num_samples: int) -> Iterator[Result]:
-        """Does the work for one piece of the samples after the other, again in halves where memory runs out.
+        """What the work gives for each slice of the samples, in halves where memory runs out.
 
-        Args:
-            work: Takes the rows of a piece. It changes nothing outside, since it may be done again.
-            num_samples: How many there are.
-
-        Yields:
-            What `work` gave for each piece, in order.
-
-        Raises:
-            ResourceError: There is no memory for a single sample.
+        It changes nothing outside, since it may be done again.
         """
         start = 0
         while start < num_samples:
@@ -437,19 +397,11 @@ _BF16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Precision:
-    """A numeric format for forward and backward.
+    """A numeric format for forward and backward."""
 
-    Attributes:
-        name: `bf16`, `fp16` or `fp32`.
-        dtype: Of autocast; None for fp32 (and for models in float64, which are left as they are).
-        needs_scaler: Whether gradients must be scaled to stay representable.
-        reason: Why this one.
-        device_type: What autocast is for.
-    """
-
-    name: str
-    dtype: torch.dtype | None
-    needs_scaler: bool
+    name: str  # bf16, fp16 or fp32
+    dtype: torch.dtype | None  # of autocast; None for fp32, and for models in float64, which are left as is
+    needs_scaler: bool  # or small gradients vanish
     reason: str
     device_type: str
 
@@ -465,17 +417,9 @@ class Precision:
 def choose_precision(device: torch.device, *, requested: str = "auto") -> Precision:
     """The best precision that a device computes natively, and says why in the log.
 
-    Args:
-        device: Where the model runs.
-        requested: `auto` gives the fastest: bf16 where there are matrix units for it, fp16 on GPUs without,
-            fp32 on other processors. `bf16` gives bf16 where there are any instructions for it, else the
-            next best. `fp16` and `fp32` are taken at their word.
-
-    Returns:
-        The choice.
-
-    Raises:
-        ConfigError: Another word.
+    `auto` gives the fastest: bf16 where there are matrix units for it, fp16 on GPUs without, fp32 on other
+    processors. `bf16` gives bf16 where there are any instructions for it, else the next best. `fp16` and
+    `fp32` are taken at their word.
     """
     precision = _choose(device, requested)
     keep_float32_exact()
@@ -484,11 +428,7 @@ def choose_precision(device: torch.device, *, requested: str = "auto") -> Precis
 
 
 def requested_precision(*, use_amp: bool, amp_dtype: torch.dtype) -> str:
-    """The word for `choose_precision` that the two public arguments mean.
-
-    Raises:
-        ConfigError: A type that nothing is trained in.
-    """
+    """The word for `choose_precision` that the two public arguments mean."""
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     if amp_dtype not in names:
         hint = "use torch.bfloat16"

@@ -30,13 +30,8 @@ Norm = Literal["sample", "batch"]
 class Stage(nn.Module):
     """Multi-scale convolution, normalisation, ELU, mean of ``pool`` positions.
 
-    Args:
-        channels_in: Input channels.
-        channels_out: Output channels.
-        stride: Of the convolution.
-        pool: Positions that are averaged.
-        norm: ``sample``, over a sample's channels and positions, so that none depends on others beside it;
-            ``batch`` is that of models from before, to predict with.
+    Norm ``sample`` is over a sample's channels and positions, so that none depends on others beside it;
+    ``batch`` is that of models from before, to predict with.
     """
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, pool: int, norm: Norm) -> None:
@@ -54,14 +49,7 @@ class Stage(nn.Module):
 class CNNBody(nn.Module):
     """Two multi-scale stages, a readout with its own weights for each window, attention over the windows.
 
-    Args:
-        num_slots: S, a multiple of ``patch``.
-        encoding_dim: C.
-        channels: Channels of the two stages.
-        width: D of the readout.
-        dropout: On the windows' features.
-        patch: P, a multiple of 4.
-        norm: Of the stages.
+    S is a multiple of ``patch``, which is one of 4; ``width`` is D; dropout is on the windows' features.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """From packed genotypes, codes or encoded arrays to the centred, masked, channel-first input of a network.
 
-Owns how missing genotypes and padding slots enter a model; channel definitions are genetics.encoding's.
-Shape suffixes: B batch, S slots, C channels.
+Says how missing genotypes and padding slots enter a model; channels are defined in genetics.encoding. Shape
+suffixes: B batch, S slots, C channels.
 """
 
 from __future__ import annotations
@@ -26,11 +26,8 @@ NUM_CODES = 4
 class SlotEncoder(nn.Module):
     """Encodes genotypes with frequencies that travel in the state dict.
 
-    Args:
-        n_snps: S, slots of the model, padding included.
-        encoding_dim: C, 1, 2, 4 or 8 channels.
-        allele_frequency: (S,) frequency of the counted allele among training samples; 0.5 by default.
-        slot_mask: (S,) False where a slot is padding; all True by default.
+    ``allele_frequency`` (S,) is of the counted allele among training samples, 0.5 by default; ``slot_mask``
+    (S,) is False where a slot is padding, True by default.
     """
 
     allele_frequency: Tensor
@@ -58,11 +55,7 @@ class SlotEncoder(nn.Module):
         self.register_buffer("slot_mask", mask.detach().bool().clone())
 
     def encode(self, genotypes: Tensor) -> Tensor:
-        """Packed rows, codes or an encoded array as (B, S, C) float32; padding slots are 0.
-
-        Raises:
-            InputError: The shape fits none of the three.
-        """
+        """Packed rows, codes or an encoded array as (B, S, C) float32; padding slots are 0."""
         if genotypes.is_floating_point():
             if genotypes.shape[1:] != (self.n_snps, self.encoding_dim):
                 raise InputError(
@@ -83,15 +76,9 @@ class SlotEncoder(nn.Module):
         return (x * self.slot_mask).contiguous()
 
     def dosage(self, genotypes: Tensor, start: int, stop: int) -> Tensor:
-        """Standardised dosages of some slots, on the model's device; 0 where missing or padding.
+        """(N, stop - start) standardised dosages, on the model's device; 0 where missing or padding.
 
-        Args:
-            genotypes: (N, ...) packed rows, codes or an encoded array, on any device.
-            start: First slot, a multiple of 4.
-            stop: Slot after the last.
-
-        Returns:
-            (N, stop - start) float32.
+        ``genotypes`` are packed rows, codes or an encoded array, on any device; ``start`` is a multiple of 4.
         """
         frequency, mask = self.allele_frequency[start:stop], self.slot_mask[start:stop]
         if genotypes.is_floating_point():
@@ -104,19 +91,15 @@ class SlotEncoder(nn.Module):
         return channels(codes, frequency, 1)[0] * mask
 
     def indicators(self, encoded: Tensor, slots: Tensor) -> Tensor:
-        """How far each slot is 0 copies, 1, 2 and missing: the genotype that an encoding stands for.
+        """(B, U, 4): how far the genotype of each slot is 0 copies, 1, 2 and missing, by its encoding.
 
         One-hot channels (4 and 8) say it themselves. Dosage and dominance (2) determine the three numbers of
         copies, and a missing genotype, at the mean of both, is each of them with its Hardy-Weinberg
         probability. Dosage alone (1) is divided between the two whole numbers beside it: exact for what was
         called, and a missing genotype is the mean dosage. Only 4 and 8 tell missing genotypes apart.
 
-        Args:
-            encoded: (B, S, C); it may be a point between genotypes, such as those of integrated gradients.
-            slots: (U,) int64.
-
-        Returns:
-            (B, U, 4), each summing to 1; differentiable with respect to `encoded`.
+        Each sums to 1, and is differentiable with respect to the encoding, which may be a point between
+        genotypes, such as those of integrated gradients.
         """
         x = encoded.index_select(1, slots).float()
         if self.encoding_dim > 2:

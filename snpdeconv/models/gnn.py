@@ -1,8 +1,7 @@
 """Message passing on the LD graph: a SNP is a node, its strongest correlations are its edges.
 
-Owns the node embeddings, the rounds and the readout by windows of slots; the graph is made elsewhere and
-comes in as tables. Shape suffixes: B batch, C channels, S slots (nodes), E neighbours of a node, K windows,
-P slots of a window, D width, d node width. Nodes are (d, S, B).
+The graph is made elsewhere and comes in as tables. Shape suffixes: B batch, C channels, S slots (nodes), E
+neighbours of a node, K windows, P slots of a window, D width, d node width. Nodes are (d, S, B).
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ ROUNDS = 2
 
 
 def chain_neighbors(num_slots: int, num_neighbors: int) -> tuple[Tensor, Tensor]:
-    """The graph that is used when none is given: the SNPs beside each SNP, nearest first.
-
-    Returns:
-        (S, E) int64 neighbours; (S, E) float32 weights, 1 / distance and 0 past the ends.
+    """The graph that is used when none is given: (S, E) the SNPs beside each SNP, nearest first, with their
+    weights (1 / distance, and 0 past the ends).
     """
     rank = torch.arange(num_neighbors)
     offset = (rank // 2 + 1) * torch.where(rank % 2 == 0, 1, -1)
@@ -121,10 +118,7 @@ class NodeProduct(torch.autograd.Function):
 class MessagePassing(nn.Module):
     """One round of messages: each node adds what it makes of itself and of its neighbours' weighted sum.
 
-    Args:
-        num_slots: S.
-        num_neighbors: E.
-        dropout: Share of nodes of a sample that add nothing in a training step.
+    Dropout is the share of nodes of a sample that add nothing in a training step.
     """
 
     def __init__(self, num_slots: int, num_neighbors: int, dropout: float) -> None:
@@ -149,14 +143,8 @@ class MessagePassing(nn.Module):
 class GNNBody(nn.Module):
     """Embeds nodes, passes messages, and reads windows out with weights of their own.
 
-    Args:
-        num_slots: S, a multiple of ``patch``.
-        encoding_dim: C.
-        width: D of the windows.
-        dropout: On messages and windows.
-        patch: P.
-        neighbors: (S, E) int64.
-        neighbor_weights: (S, E), for example r squared; 0 where a node has fewer neighbours.
+    S is a multiple of ``patch``; ``neighbors`` (S, E) int64 and their weights, for example r squared, 0 where
+    a node has fewer.
     """
 
     neighbors: Tensor

@@ -1,6 +1,7 @@
-"""Convolutions of three widths beside each other along the genome.
+"""What the networks share: multi-scale convolution, attention pools, normalisation and dropout in half
+precision, and the sparse part.
 
-Shape suffixes: B batch, C channels, S slots.
+Shape suffixes: B batch, C channels, S slots, K tokens, P slots of a token, D width, O outputs, U SNPs.
 """
 
 from __future__ import annotations
@@ -20,16 +21,10 @@ KERNELS = (3, 5, 7)
 
 
 class MultiScaleConv(nn.Module):
-    """Kernels 3, 5 and 7, run as one convolution of width 7.
+    """Kernels 3, 5 and 7 with a third of the output channels each, run as one convolution of width 7.
 
     The shorter kernels are padded with zeros: on few channels one call is about three times as fast as three
-    and saves putting their outputs together.
-
-    Args:
-        channels_in: Input channels.
-        channels_out: Output channels, shared out among the kernels as evenly as they go.
-        stride: S is a multiple of it.
-        bias: Whether each output channel has one.
+    and saves putting their outputs together. S is a multiple of ``stride``.
     """
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, bias: bool = True) -> None:
@@ -50,17 +45,11 @@ class MultiScaleConv(nn.Module):
 
 
 class Pooled(NamedTuple):
-    """What a network body hands to the head.
+    """What a network body hands to the head; all float32."""
 
-    Attributes:
-        features: (B, D) float32.
-        slot_attention: (B, K, P) float32, sums to 1 over P; 0 on padding.
-        token_attention: (B, K) float32, sums to 1 over K; 0 on tokens that are all padding.
-    """
-
-    features: Tensor
-    slot_attention: Tensor
-    token_attention: Tensor
+    features: Tensor  # (B, D)
+    slot_attention: Tensor  # (B, K, P), sums to 1 over P; 0 on padding
+    token_attention: Tensor  # (B, K), sums to 1 over K; 0 on tokens that are all padding
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
@@ -70,12 +59,7 @@ def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class TokenPool(nn.Module):
-    """Weighs tokens by content and place and adds them up.
-
-    Args:
-        num_tokens: K.
-        width: D.
-    """
+    """Weighs tokens by content and place and adds them up."""
 
     def __init__(self, num_tokens: int, width: int) -> None:
         super().__init__()
@@ -93,12 +77,7 @@ class TokenPool(nn.Module):
 
 
 class SlotAttention(nn.Module):
-    """Weights of the slots inside each token, from a logit by content and one by place.
-
-    Args:
-        num_slots: S = K * P.
-        patch: P.
-    """
+    """Weights of the slots inside each token, from a logit by content and one by place."""
 
     def __init__(self, num_slots: int, patch: int) -> None:
         super().__init__()
@@ -162,13 +141,8 @@ class Dropout(nn.Dropout):
 class SparsePart(nn.Module):
     """Adds up terms in float32 under autocast; buffers, so that they travel with the state and stay fixed.
 
-    Terms of single SNPs are held as one table of values a SNP. Work and memory are B x (U + P) whatever the
-    number of SNPs.
-
-    Args:
-        num_single: U, SNPs with terms of their own.
-        num_pairs: P.
-        num_outputs: O.
+    Terms of single SNPs are held as one table of values a SNP. Work and memory are B x (U + pairs) whatever
+    the number of SNPs.
     """
 
     slot: Tensor

@@ -1,7 +1,8 @@
-"""The linear part of a network: genomic ridge regression in closed form, and a sparse fit beside it.
+"""The linear part of a network: genomic ridge regression in closed form, a sparse fit beside it, and the
+weights of both by what they predict of samples left out.
 
-Owns how the fixed weights of ``linear="fitted"`` come about; needs the training samples only, as one tensor.
-Shape suffixes: N samples, S slots, C channels, O outputs, Q covariates with the intercept.
+Needs the training samples only, as one tensor. Shape suffixes: N samples, S slots, C channels, O outputs, Q
+covariates with the intercept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from snpdeconv.console import track
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.encoding import dosage_weights
 from snpdeconv.genetics.terms import Terms
 from snpdeconv.models.layers import SparsePart
@@ -30,79 +31,6 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Stack:
-    """logits = sum of scores @ slope' + covariates @ covariate_slope' + intercept.
-
-    Attributes:
-        slopes: (O, O) of each score.
-        intercept: (O,).
-        covariate_slope: (O, Q).
-    """
-
-    slopes: tuple[Floats, ...]
-    intercept: Floats
-    covariate_slope: Floats
-
-
-def stack(
-    scores: Sequence[Floats],
-    target: NDArray[np.generic],
-    covariates: Floats,
-    *,
-    kind: Literal["quantitative", "binary", "multiclass"],
-) -> Stack:
-    """Weights of scores of the same samples.
-
-    Weights of a quantity or of two classes are not negative: a score of a sample left out that says nothing
-    falls as the sample's own value rises, as the mean of the others does, and would be turned round.
-
-    Args:
-        scores: (N, O) each, of samples left out of their making.
-        target: (N,) a quantity, 0 / 1, or class numbers.
-        covariates: (N, Q); Q may be 0.
-        kind: What the trait is. Quantities are weighted by least squares, classes by logistic regression.
-    """
-    if kind == "quantitative":
-        return _least_squares(scores, target.astype(np.float64), covariates)
-    scales = [np.maximum(score.std(axis=0), 1e-8) for score in scores]
-    inputs = [score / scale for score, scale in zip(scores, scales, strict=True)]
-    classes = target.astype(np.int64)
-    kept = list(range(len(inputs)))
-    while True:
-        fitted = _logistic([inputs[index] for index in kept], classes, covariates)
-        width = inputs[0].shape[1]
-        lowest = min(range(len(kept)), key=lambda place: fitted.coef_[0, place], default=0)
-        if kind == "multiclass" or not kept or fitted.coef_[0, lowest] >= 0:
-            break
-        del kept[lowest]
-    slopes = [np.zeros((width, width)) for _ in inputs]
-    for place, index in enumerate(kept):
-        slopes[index] = fitted.coef_[:, place * width : (place + 1) * width] / scales[index]
-    covariate_slope = fitted.coef_[:, len(kept) * width :][:, : covariates.shape[1]]
-    return Stack(tuple(slopes), fitted.intercept_, covariate_slope)
-
-
-def _least_squares(scores: Sequence[Floats], target: Floats, covariates: Floats) -> Stack:
-    fixed = np.column_stack([np.ones(len(target)), covariates])
-    columns = np.column_stack(scores)
-    on_fixed, fixed_of_target = (np.linalg.lstsq(fixed, part, rcond=None)[0] for part in (columns, target))
-    weight, _ = nnls(columns - fixed @ on_fixed, target - fixed @ fixed_of_target)
-    fixed_effects = fixed_of_target - on_fixed @ weight
-    slopes = tuple(np.array([[slope]]) for slope in weight)
-    return Stack(slopes, fixed_effects[:1], fixed_effects[None, 1:])
-
-
-def _logistic(scores: Sequence[Floats], classes: NDArray[np.int64], covariates: Floats) -> LogisticRegression:
-    inputs = np.column_stack([*scores, covariates])
-    if not inputs.shape[1]:  # every score was dropped: the classes' shares alone
-        inputs = np.zeros((len(classes), 1))
-    # C = 10: with classes that separate perfectly the unpenalised slopes have no finite value.
-    return LogisticRegression(C=10.0, max_iter=5000).fit(inputs, classes)
-
-
-Kind = Literal["quantitative", "binary", "multiclass"]
-
 CHUNK_SLOTS = 4096
 # Ratios of noise to genetic variance that are tried; 1e-4 is all but interpolation, 1e3 all but the mean.
 PENALTIES = np.geomspace(1e-4, 1e3, 22)
@@ -110,37 +38,23 @@ PENALTIES = np.geomspace(1e-4, 1e3, 22)
 
 @dataclass(frozen=True)
 class SparseScores:
-    """A sparse fit, with what it says of the samples that it was fitted on.
+    """A sparse fit, with what it says of the samples that it was fitted on and (out of fold) of others."""
 
-    Attributes:
-        terms: Of the fit to all samples; slots are the model's.
-        in_sample: (N, O) what the terms predict: a quantity, or log odds.
-        out_of_fold: (N, O) what such fits to other samples predict.
-    """
-
-    terms: Terms
-    in_sample: Floats
-    out_of_fold: Floats
+    terms: Terms  # of the fit to all samples; slots are the model's
+    in_sample: Floats  # (N, O) what the terms predict: a quantity, or log odds
+    out_of_fold: Floats  # (N, O) what such fits to other samples predict
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """What the fit found.
+    """What the fit found."""
 
-    Attributes:
-        penalty: Chosen ratio of noise to genetic variance.
-        loo_r2: Leave-one-out R squared, the mean over outputs (class indicators for classes); beside a sparse
-            part, of what that leaves.
-        num_samples: Samples that the ridge regression was fitted on.
-        sparse_share: Mean weight of the sparse part in the sum; 0 without one.
-        offset: (N, O) to be added to the model's logits of each sample given, so that the linear part is a
-            prediction of samples left out: beside the fit itself a network would find nothing left to learn.
-    """
-
-    penalty: float
-    loo_r2: float
-    num_samples: int
-    sparse_share: float
+    penalty: float  # chosen ratio of noise to genetic variance
+    loo_r2: float  # mean over outputs (classes' indicators); beside a sparse part, of what that leaves
+    num_samples: int  # that the ridge regression was fitted on
+    sparse_share: float  # mean weight of the sparse part in the sum; 0 without one
+    # (N, O) to be added to the model's logits of each sample given, so that the linear part is a prediction
+    # of samples left out: beside the fit itself a network would find nothing left to learn.
     offset: Tensor
 
 
@@ -151,7 +65,7 @@ def fit_linear(
     target: Tensor,
     covariates: Tensor | None = None,
     *,
-    kind: Kind,
+    kind: TraitKind,
     sparse: SparseScores | None = None,
     max_samples: int = 10_000,
     seed: int = 0,
@@ -167,21 +81,8 @@ def fit_linear(
     strong effects (and pairs) for the one, many with weak effects for the other, and whatever structure the
     sample has. Both are stacked by what they predict of samples left out, and the weights folded into them.
 
-    The model's attention starts at each SNP's share of the variance that both explain.
-
-    Args:
-        model: The model; its wide path, its sparse part and the places' part of its attention are
-            overwritten.
-        genotypes: (N, ...) training samples, as ``model`` takes them.
-        target: (N,) as the model is trained on: a quantity, 0 / 1, or class numbers.
-        covariates: (N, num_covariates), where the model has them.
-        kind: What the trait is.
-        sparse: A sparse fit to the same samples, if there is one.
-        max_samples: Of more samples so many are drawn: the work grows with N cubed, memory with N squared.
-        seed: Of that draw.
-
-    Returns:
-        The chosen penalty and how well the fit predicts samples left out.
+    The model's attention starts at each SNP's share of the variance that both explain. Of more than
+    ``max_samples`` so many are drawn: the work grows with N cubed, memory with N squared.
     """
     everyone = len(genotypes)
     chosen = torch.arange(everyone)
@@ -237,7 +138,7 @@ def _fill_wide(model: InterpretableSNPModel, weight: Tensor) -> None:
     model.wide.weight.copy_(full.flatten(1))
 
 
-def _response(target: Tensor, kind: str, num_outputs: int, out_of_fold: Floats | None) -> Tensor:
+def _response(target: Tensor, kind: TraitKind, num_outputs: int, out_of_fold: Floats | None) -> Tensor:
     """(N, O) float64: the quantity, the case indicator or the class indicators, less what is predicted."""
     if kind == "multiclass":
         response = torch.nn.functional.one_hot(target.cpu().long(), num_outputs).double()
@@ -254,7 +155,7 @@ def _response(target: Tensor, kind: str, num_outputs: int, out_of_fold: Floats |
 
 
 def _stack(
-    ridge: _Ridge, out_of_fold: Floats | None, target: Tensor, covariates: Tensor, kind: Kind
+    ridge: _Ridge, out_of_fold: Floats | None, target: Tensor, covariates: Tensor, kind: TraitKind
 ) -> Stack:
     """Slopes of the sparse part, where there is one, and of the ridge regression."""
     scores = [ridge.loo.cpu().numpy()]
@@ -297,15 +198,11 @@ class _Ridge:
 
 
 def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor, *, with_fixed: bool) -> _Ridge:
-    """Ridge regression with unpenalised fixed effects, by eigenvectors of the projected relationship.
+    """Ridge regression with free fixed effects (intercept first), by eigenvectors of what they leave.
 
-    Args:
-        relationship: (N, N).
-        response: (N, O).
-        fixed: (N, Q), the intercept first.
-        with_fixed: Whether a score is the prediction, or what it adds to that of the fixed effects alone.
-            A sample's own value moves the intercept fitted to the others the other way: where genotypes tell
-            little, a logistic regression would read the value off that.
+    ``with_fixed``: whether a score is the prediction, or what it adds to that of the fixed effects alone. A
+    sample's own value moves the intercept fitted to the others the other way: where genotypes tell little, a
+    logistic regression would read the value off that.
     """
     u, size, vt = torch.linalg.svd(fixed, full_matrices=False)
     kept = 1e-8 * size[0] < size
@@ -341,3 +238,63 @@ def _ridge(relationship: Tensor, response: Tensor, fixed: Tensor, *, with_fixed:
     if not with_fixed:
         loo = loo - (response - residual / (1 - leverage_fixed).unsqueeze(1))
     return _Ridge(penalty, 1 - error / spread, loo, fitted, dual, fixed_effects)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """logits = sum of scores @ slope' + covariates @ covariate_slope' + intercept."""
+
+    slopes: tuple[Floats, ...]  # (O, O) of each score
+    intercept: Floats  # (O,)
+    covariate_slope: Floats  # (O, Q)
+
+
+def stack(
+    scores: Sequence[Floats],
+    target: NDArray[np.generic],
+    covariates: Floats,
+    *,
+    kind: TraitKind,
+) -> Stack:
+    """Weights of scores (N, O) of the same samples, each left out of the making of its score.
+
+    Quantities are weighted by least squares, classes by logistic regression. Weights of a quantity or of two
+    classes are not negative: a score of a sample left out that says nothing falls as the sample's own value
+    rises, as the mean of the others does, and would be turned round.
+    """
+    if kind == "quantitative":
+        return _least_squares(scores, target.astype(np.float64), covariates)
+    scales = [np.maximum(score.std(axis=0), 1e-8) for score in scores]
+    inputs = [score / scale for score, scale in zip(scores, scales, strict=True)]
+    classes = target.astype(np.int64)
+    kept = list(range(len(inputs)))
+    while True:
+        fitted = _logistic([inputs[index] for index in kept], classes, covariates)
+        width = inputs[0].shape[1]
+        lowest = min(range(len(kept)), key=lambda place: fitted.coef_[0, place], default=0)
+        if kind == "multiclass" or not kept or fitted.coef_[0, lowest] >= 0:
+            break
+        del kept[lowest]
+    slopes = [np.zeros((width, width)) for _ in inputs]
+    for place, index in enumerate(kept):
+        slopes[index] = fitted.coef_[:, place * width : (place + 1) * width] / scales[index]
+    covariate_slope = fitted.coef_[:, len(kept) * width :][:, : covariates.shape[1]]
+    return Stack(tuple(slopes), fitted.intercept_, covariate_slope)
+
+
+def _least_squares(scores: Sequence[Floats], target: Floats, covariates: Floats) -> Stack:
+    fixed = np.column_stack([np.ones(len(target)), covariates])
+    columns = np.column_stack(scores)
+    on_fixed, fixed_of_target = (np.linalg.lstsq(fixed, part, rcond=None)[0] for part in (columns, target))
+    weight, _ = nnls(columns - fixed @ on_fixed, target - fixed @ fixed_of_target)
+    fixed_effects = fixed_of_target - on_fixed @ weight
+    slopes = tuple(np.array([[slope]]) for slope in weight)
+    return Stack(slopes, fixed_effects[:1], fixed_effects[None, 1:])
+
+
+def _logistic(scores: Sequence[Floats], classes: NDArray[np.int64], covariates: Floats) -> LogisticRegression:
+    inputs = np.column_stack([*scores, covariates])
+    if not inputs.shape[1]:  # every score was dropped: the classes' shares alone
+        inputs = np.zeros((len(classes), 1))
+    # C = 10: with classes that separate perfectly the unpenalised slopes have no finite value.
+    return LogisticRegression(C=10.0, max_iter=5000).fit(inputs, classes)

@@ -1,8 +1,8 @@
 """The network that users build: genotypes and covariates in, logits and SNP attention out.
 
-Owns how encoder, body and heads are put together and the configuration that rebuilds them; the bodies are
-modules beside this one. Shape suffixes: B batch, S slots, P slots of a token, K tokens, C channels, O
-outputs.
+How encoder, body and heads are put together, the configuration that rebuilds them, and how a model is run in
+mixed precision and on several GPUs. Shape suffixes: B batch, S slots, P slots of a token, K tokens, C
+channels, O outputs.
 """
 
 from __future__ import annotations
@@ -39,15 +39,8 @@ class WidePath(nn.Module):
     """A weight for each channel of each SNP and output, from zero, in float32 under autocast.
 
     The sum is scaled by ``LINEAR_LR_SCALE`` / sqrt(S), so that a learning rate means the same at any number
-    of SNPs.
-
-    Args:
-        num_slots: S.
-        encoding_dim: C.
-        num_outputs: O.
-        num_covariates: Columns of the covariates, which get linear weights of their own.
-        trained: Whether the SNPs' weights are parameters; otherwise they are a buffer that ``fit_linear``
-            fills. Bias and covariates' weights are parameters either way.
+    of SNPs. Weights that are not ``trained`` are a buffer that ``fit_linear`` fills; bias and covariates'
+    weights are parameters either way.
     """
 
     weight: Tensor
@@ -77,13 +70,7 @@ class WidePath(nn.Module):
 
 
 class NetworkHead(nn.Module):
-    """Outputs from the network's features, near zero at the start.
-
-    Args:
-        width: D.
-        num_outputs: O.
-        dropout: On the features.
-    """
+    """Outputs from the network's features, near zero at the start."""
 
     def __init__(self, width: int, *, num_outputs: int, dropout: float) -> None:
         super().__init__()

@@ -26,11 +26,7 @@ MIXED_CHANNELS = 2
 
 
 class ConvStem(nn.Module):
-    """Mixes each slot with its neighbours at three scales: two channels a slot, and an attention logit.
-
-    Args:
-        encoding_dim: C.
-    """
+    """Mixes each slot with its neighbours at three scales: two channels a slot, and an attention logit."""
 
     def __init__(self, encoding_dim: int) -> None:
         super().__init__()
@@ -84,13 +80,8 @@ class TransformerLayer(nn.Module):
 
 
 def _windowed_attention(qkv: Tensor) -> Tensor:
-    """Attention within windows and to the windows' means.
-
-    Args:
-        qkv: (B, W, K / W, 3, H, D / H) queries, keys and values of W windows.
-
-    Returns:
-        (B, K, D).
+    """(B, W, K / W, 3, H, D / H) queries, keys and values of W windows -> (B, K, D), attending within windows
+    and to the windows' means.
     """
     num_windows = qkv.shape[1]
     means = qkv[:, :, :, 1:].mean(2)
@@ -104,15 +95,8 @@ def _windowed_attention(qkv: Tensor) -> Tensor:
 class CNNTransformerBody(nn.Module):
     """One token for each P slots, by a matrix of its own.
 
-    Args:
-        num_slots: S, a multiple of ``patch``.
-        encoding_dim: C.
-        width: D.
-        num_layers: Transformer layers.
-        num_heads: H, divides ``width``.
-        dropout: On the residual branches.
-        patch: P.
-        window: Most tokens of a window of attention.
+    S is a multiple of ``patch``, ``num_heads`` divides ``width``; dropout is on the residual branches;
+    ``window`` is the most tokens of a window of attention.
     """
 
     def __init__(

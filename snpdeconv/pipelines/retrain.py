@@ -23,6 +23,7 @@ from snpdeconv.config import Config
 from snpdeconv.device import choose_precision
 from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.files import write_json
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle, make_bundle
@@ -54,7 +55,7 @@ from snpdeconv.tracking.registry import (
 from snpdeconv.tracking.spool import locked
 from snpdeconv.training import distributed
 from snpdeconv.training.data import place_genotypes
-from snpdeconv.training.metrics import MAIN_METRIC, Kind, paired_draws
+from snpdeconv.training.metrics import MAIN_METRIC, paired_draws
 from snpdeconv.version import code_version
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def level_of(look: int) -> float:
 
 
 def judge(
-    kind: Kind,
+    kind: TraitKind,
     *,
     challenger: ArrayLike,
     champion: ArrayLike,

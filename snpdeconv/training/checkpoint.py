@@ -1,6 +1,7 @@
-"""Owns checkpoint files: written whole or not at all, checked when read, the newest two and the best kept.
+"""A run's state between two steps, and its files: written whole or not at all, checked when read.
 
 A file's name carries the start of its SHA-256, so that one rename publishes contents and checksum together.
+The newest two and the best are kept.
 """
 
 from __future__ import annotations
@@ -35,38 +36,23 @@ Direction = Literal["min", "max"]
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run is; its fields are keys of a checkpoint."""
 
-    Attributes:
-        epoch: The one under way, from 0.
-        batch: Batches of it that are done; the sampler's place.
-        step: Steps of the optimiser in all.
-        best_value: Of the monitored quantity; None before the first.
-        best_epoch: Its epoch; -1 is the start of the run.
-        stale_epochs: Epochs since, for the patience of early stopping.
-        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
-        learning_rate: Of the last step.
-        history: A list per quantity, one value an epoch.
-        start: What validation said of the model before the first epoch, where it was asked.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best_value: float | None = None
-    best_epoch: int | None = None
-    stale_epochs: int = 0
+    epoch: int = 0  # the one under way
+    batch: int = 0  # batches of it that are done
+    step: int = 0  # of the optimiser, in all
+    best_value: float | None = None  # of the monitored quantity
+    best_epoch: int | None = None  # from 0; -1 is the model before the first epoch
+    stale_epochs: int = 0  # since the best one, for the patience of early stopping
     micro_batch_size: int | None = None
-    learning_rate: float = 0.0
-    history: History = field(default_factory=dict)
-    start: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = 0.0  # of the last step
+    history: History = field(default_factory=dict)  # a list per quantity, one value an epoch
+    start: dict[str, float] = field(
+        default_factory=dict
+    )  # validation before the first epoch, where asked for
 
     def __post_init__(self) -> None:
-        """Refuses what a checkpoint of ours does not hold.
-
-        Raises:
-            TypeError: A value is of another kind.
-        """
+        """Refuses what a checkpoint of ours does not hold."""
         counts = (self.epoch, self.batch, self.step, self.stale_epochs)
         numbers = (self.best_value, self.learning_rate)
         for count in (*counts, self.micro_batch_size, self.best_epoch):
@@ -81,26 +67,16 @@ class Progress:
             raise TypeError("its counts do not hold together")
 
     def validate_before_training(self, values: Mapping[str, float], *, value: float) -> None:
-        """Takes the model before the first epoch as the best so far.
-
-        Args:
-            values: What validation said of it.
-            value: The monitored one.
-        """
+        """Takes the model before the first epoch as the best so far, by the monitored `value`."""
         self.start = dict(values)
         if not math.isnan(value):
             self.best_value, self.best_epoch = value, -1
 
     def end_epoch(self, values: Mapping[str, float], *, value: float, direction: Direction) -> bool:
-        """Closes the epoch.
+        """Closes the epoch, and says whether it is the best so far.
 
-        Args:
-            values: For the history; a quantity that an epoch does not have is NaN there.
-            value: The monitored one; NaN is never the best.
-            direction: Whether a small or a large one is good.
-
-        Returns:
-            Whether this epoch is the best so far.
+        A quantity that an epoch does not have is NaN in the history; NaN as the monitored `value` is never
+        the best.
         """
         for name in dict.fromkeys([*self.history, *values]):
             past = self.history.setdefault(name, [math.nan] * self.epoch)
@@ -119,29 +95,17 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """A run between two steps, complete.
-
-    Attributes:
-        progress: Fields of `Progress`.
-        settings: What must not change between the parts of a run, by name.
-        losses: Running sums of the epoch and of the interval since the last log.
-        model: Its state dict.
-        best_model: That of the best epoch so far.
-        optimizer: Its state dict.
-        schedule: Its state dict.
-        scaler: State dict of the gradient scaler; empty where none is used.
-        rng: Global generators, one entry a rank.
-    """
+    """A run between two steps, complete: the keys of a `last` checkpoint."""
 
     progress: dict[str, Any]
-    settings: dict[str, Any]
-    losses: dict[str, float]
+    settings: dict[str, Any]  # what must not change between the parts of a run
+    losses: dict[str, float]  # running sums of the epoch and of the interval since the last log
     model: dict[str, Tensor]
     best_model: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
-    scaler: dict[str, Any]
-    rng: list[dict[str, Any]]
+    scaler: dict[str, Any]  # empty where none is used
+    rng: list[dict[str, Any]]  # global generators, one entry a rank
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, not copied."""
@@ -188,14 +152,7 @@ class DamagedCheckpoint(InputError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run in one folder, for one writer at a time.
-
-    Args:
-        folder: Made if it is not there; left-overs of a writer that was killed are removed.
-
-    Raises:
-        ResourceError: The folder cannot be made or written.
-    """
+    """The checkpoints of a run in one folder, for one writer at a time; a killed one's left-overs go."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -207,15 +164,11 @@ class CheckpointStore:
             raise _not_writable(folder, error) from error
 
     def save_last(self, state: TrainingState) -> Path:
-        """Writes a state from which the run can go on.
-
-        Raises:
-            ResourceError: No room, or no right to write; the checkpoints before are as they were.
-        """
+        """Writes a state from which the run can go on; where it cannot, those before are as they were."""
         return self._save("last", state.to_dict())
 
     def save_best(self, contents: dict[str, Any]) -> Path:
-        """Writes the weights of the best epoch with its number and value; errors as `save_last`."""
+        """Writes the weights of the best epoch with its number and value."""
         return self._save("best", contents)
 
     def newest(self) -> Path | None:
@@ -250,18 +203,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, on the CPU.
-
-    Args:
-        path: A file that a `CheckpointStore` wrote.
-
-    Returns:
-        Plain values and tensors by name: the fields of `TrainingState`, or what `save_best` was given.
-
-    Raises:
-        InputError: There is no such file, or its name is not a checkpoint's.
-        DamagedCheckpoint: The contents do not match the checksum in the name.
-    """
+    """The contents of a `CheckpointStore`'s file, on the CPU, held against the checksum in its name."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise InputError(
@@ -280,18 +222,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> TrainingState:
-    """The state in a `last` checkpoint; errors as `read_checkpoint`."""
+    """The state in a `last` checkpoint."""
     with made_by_us(path):
         return TrainingState(**read_checkpoint(path))
 
 
 @contextlib.contextmanager
 def made_by_us(path: Path) -> Iterator[None]:
-    """For the use of a checkpoint's contents: whatever they do not fit is told of the file.
-
-    Raises:
-        DamagedCheckpoint: They are not what this program writes, though their checksum is right.
-    """
+    """For the use of contents whose checksum is right: what they do not fit is told of the file."""
     try:
         yield
     except UserError:
@@ -304,12 +242,9 @@ def made_by_us(path: Path) -> Iterator[None]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest undamaged `last` of a folder, or None if there was never one.
+    """The newest undamaged `last` of a folder; None if there was never one, an error where all are damaged.
 
     A damaged one is set aside with a warning, and the one before it is taken.
-
-    Raises:
-        ResourceError: There are some, and all are damaged.
     """
     paths = _files(folder, "last")
     for path in reversed(paths):
@@ -327,12 +262,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user asked for: the file itself, or the newest one of a folder.
-
-    Raises:
-        InputError: There is none.
-        ResourceError: All of the folder's are damaged.
-    """
+    """The checkpoint that a user asked for: the file itself, or the newest one of a folder."""
     if path.is_dir():
         newest = newest_checkpoint(path)
         if newest is None:

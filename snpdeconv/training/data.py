@@ -1,4 +1,4 @@
-"""Owns batches and how they are drawn: the packed loader, epochs that restart alike, windows of batches.
+"""Batches: how they are drawn, epochs that restart alike, windows of batches, and the way to a GPU.
 
 A loader is any iterable of `Batch`, (x, y) or (x, y, covariates). Knows neither files nor what a code means.
 """
@@ -33,14 +33,8 @@ _BATCHES_AHEAD = 2
 
 
 def place_genotypes(packed: NDArray[np.uint8], *, device: torch.device) -> Tensor:
-    """Puts packed genotypes where training will gather its batches from.
-
-    Args:
-        packed: (N, row_bytes), in memory or memory-mapped.
-        device: Where the model is.
-
-    Returns:
-        (N, row_bytes) uint8: on the device where half of its free memory holds them, else a view of `packed`.
+    """(N, row_bytes) packed genotypes on the device where half of its free memory holds them, else as a view
+    of the host's (a memory map too).
     """
     host = torch.from_numpy(packed)
     if device.type == "cpu":
@@ -62,10 +56,6 @@ def sent_ahead(batches: Iterator[Batch], *, device: torch.device) -> Iterator[Ba
 
     A thread runs at most two batches ahead. It ends with the iteration, finished or left; what it raises is
     raised here.
-
-    Args:
-        batches: Batches on the host.
-        device: Where to send them.
     """
     device = with_index(device)  # here: the thread's own present GPU is the first
     ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None]
@@ -124,17 +114,11 @@ def _send_all(
 # B batch, N samples
 @dataclass(frozen=True)
 class Batch:
-    """Some samples with what is to be predicted for them.
+    """Some samples with what is to be predicted for them."""
 
-    Attributes:
-        genotypes: (B, ...) packed bytes, codes or encoded floats; whatever the model takes.
-        target: (B,) float for binary and quantitative traits, int64 for classes.
-        covariates: (B, covariates) float, or nothing.
-    """
-
-    genotypes: Tensor
-    target: Tensor
-    covariates: Tensor | None = None
+    genotypes: Tensor  # (B, ...) packed bytes, codes or encoded floats; whatever the model takes
+    target: Tensor  # (B,) float for binary and quantitative traits, int64 for classes
+    covariates: Tensor | None = None  # (B, covariates)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -160,11 +144,7 @@ class Batch:
 
 
 def as_batch(item: object) -> Batch:
-    """A `Batch` from what a loader gave.
-
-    Raises:
-        InputError: It is neither a `Batch` nor a pair or triple of tensors.
-    """
+    """A `Batch` from what a loader gave."""
     if isinstance(item, Batch):
         return item
     if isinstance(item, (tuple, list)) and 2 <= len(item) <= 3 and all(isinstance(x, Tensor) for x in item):
@@ -178,21 +158,10 @@ def as_batch(item: object) -> Batch:
 class PackedLoader:
     """Batches of packed genotypes by gathering rows; the same global batches whatever the number of ranks.
 
-    Every rank draws the same order from (seed, epoch) and takes its share of each global batch, so that no
-    sample is lost or doubled; in a last batch smaller than the number of ranks some shares are empty.
-
-    Args:
-        packed: (N, row_bytes) uint8; on the host (a memory map too) or resident on a device.
-        target: (N,) float or int64.
-        covariates: (N, covariates) float.
-        rows: (rows,) the rows to draw from; all of them by default.
-        batch_size: Samples of a global batch, over all ranks.
-        shuffle: A new order each epoch instead of that of `rows`.
-        seed: Of the order.
-        rank: Which share of each batch is given.
-        world_size: Number of shares.
-        device: Where batches are wanted; where `packed` is elsewhere, they are sent ahead. By default they
-            stay with `packed`.
+    Every rank draws the same order from (seed, epoch) and takes its share of each global batch of
+    `batch_size`, so that no sample is lost or doubled; in a last batch smaller than the number of ranks some
+    shares are empty. `packed` (N, row_bytes) may be a memory map or resident on a device; where `device`, at
+    which batches are wanted, is another, they are sent ahead.
     """
 
     def __init__(
@@ -271,16 +240,9 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
 
 
 def epoch_batches(loader: Iterable[Any], *, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-    """Starts an epoch of any loader and passes over the batches that a checkpoint has behind it.
+    """Starts an epoch of any loader from batch number `skip` on; sets its generators and sampler's epoch.
 
-    Args:
-        loader: As the module says; its generators and its sampler's epoch are set.
-        seed: The run's.
-        epoch: Counts from 0.
-        skip: Batches that were used before.
-
-    Returns:
-        The remaining batches; the ones skipped are already drawn when this returns.
+    The batches skipped, which a checkpoint has behind it, are already drawn when this returns.
     """
     # Samplers may sit inside a batch sampler, and share the loader's generator.
     sampler = getattr(loader, "sampler", None)

@@ -1,4 +1,4 @@
-"""Owns what ranks tell each other: who is first, sums, gathered objects, agreement.
+"""What ranks tell each other: who is first, sums, gathered objects, agreement, and that they meet at all.
 
 With one process every function answers at once, so that callers need no second path.
 """
@@ -47,13 +47,7 @@ _HAS_LEFT = "the first rank has left"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where this process stands among its peers.
-
-    Attributes:
-        rank: 0 is the first, which alone writes and logs.
-        world_size: Number of processes.
-        device: The one that this process computes on.
-    """
+    """Where this process stands among its peers."""
 
     rank: int
     world_size: int
@@ -65,12 +59,7 @@ def init_from_environment(
 ) -> Placement:
     """Joins the other ranks if torchrun's variables (RANK, WORLD_SIZE and so on) say there are any.
 
-    Args:
-        device: Kind of device to compute on; by default a GPU where there is one.
-        timeout_min: How long a rank waits for the others in a collective before it gives up.
-
-    Returns:
-        This process's place; rank 0 of 1 without the variables.
+    After `timeout_min` of waiting for the others in a collective a rank gives up.
     """
     num_processes = _number("WORLD_SIZE", otherwise=1)
     device = default_device() if device is None or device.type == "cuda" else device
@@ -84,11 +73,7 @@ def init_from_environment(
 
 
 def _meet(backend: str, *, timeout: timedelta) -> None:
-    """Finds the other ranks.
-
-    Raises:
-        ResourceError: They cannot be reached, or a network interface that the environment names is not there.
-    """
+    """Finds the other ranks."""
     for variable in ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if "nccl" in backend else [])):
         _check_interface(variable)
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -202,17 +187,7 @@ def from_first_rank(value: T) -> T:
 
 
 def first_rank_does(work: Callable[[], T]) -> T:
-    """What only one may do, as to read, write or measure; the others wait for it.
-
-    Args:
-        work: Done on the first rank.
-
-    Returns:
-        Its value, on every rank.
-
-    Raises:
-        Exception: What it raised, on every rank.
-    """
+    """What only one may do, as to read, write or measure; its value, or error, comes to every rank."""
     if world_size() == 1:
         return work()
     outcome: tuple[T | None, Exception | None] = (None, None)
@@ -228,16 +203,9 @@ def first_rank_does(work: Callable[[], T]) -> T:
 
 
 def every_rank_does(work: Callable[[], T]) -> list[T]:
-    """What each does a share of.
+    """What each does a share of: the values by rank, or the first failed rank's error, on every rank.
 
-    Args:
-        work: Done on each rank.
-
-    Returns:
-        The values by rank, on every rank; tensors in them should be on the CPU.
-
-    Raises:
-        Exception: What the first of those that failed raised, on every rank.
+    Tensors in the values should be on the CPU.
     """
     if world_size() == 1:
         return [work()]
@@ -265,16 +233,8 @@ def _sendable(error: Exception) -> Exception:
 def all_or_none_do(work: Callable[[], T]) -> T:
     """What each does whole and for itself, as to read its copy of the files, before a collective.
 
-    One that failed alone would leave the others in that collective until they give up.
-
-    Args:
-        work: Done on each rank.
-
-    Returns:
-        This rank's own value.
-
-    Raises:
-        Exception: What the first of those that failed raised, on every rank.
+    One that failed alone would leave the others in that collective until they give up: the first error comes
+    to all.
     """
     own: list[T] = []
     every_rank_does(lambda: own.append(work()))

@@ -1,4 +1,4 @@
-"""Owns batch sizes: measures what training steps of some sizes take, and solves for the memory there is.
+"""Batch sizes: measures what training steps of some sizes take, and solves for the memory there is.
 
 Knows the models only as the default thing to measure.
 """
@@ -31,7 +31,7 @@ _CLEAR_DIFFERENCE = 64 * 2**20
 # A process's resident size over what torch allocates in it: 1.03 to 1.65 where measured, since glibc keeps
 # holes between live blocks. A GPU's allocator splits and joins its blocks with less loss.
 _HOST_OVERHEAD = 1.6
-_MEND = "use a smaller model, checkpointed activations or a larger device"
+_HINT = "use a smaller model, checkpointed activations or a larger device"
 _SHARE_OF_SAFE_MEMORY = {"careful": 0.5, "balanced": 0.75, "bold": 1.0}
 
 MakeBatch = Callable[[int], Batch]
@@ -39,15 +39,10 @@ MakeBatch = Callable[[int], Batch]
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """Memory of a training step as a line over the batch size.
+    """Memory of a training step as a line over the batch size."""
 
-    Attributes:
-        fixed_bytes: Gradients, the optimiser's state and work space.
-        per_sample_bytes: Activations of one sample.
-    """
-
-    fixed_bytes: float
-    per_sample_bytes: float
+    fixed_bytes: float  # gradients, the optimiser's state and work space
+    per_sample_bytes: float  # activations
 
     def largest_batch(self, budget_bytes: float) -> int:
         """The most samples whose step stays within a budget; 0 if not even one does."""
@@ -192,7 +187,7 @@ class GPUMemoryManager:
             raise ResourceError(
                 f"no memory for a batch of {_SMALLEST_BATCH} samples of {n_snps} SNPs on {self.device}",
                 where="memory",
-                hint=_MEND,
+                hint=_HINT,
             )
         line = _line(points)
         logger.info(
@@ -270,7 +265,7 @@ class GPUMemoryManager:
             raise ResourceError(
                 f"one sample needs {need:.2f} GiB, {available / GIB:.2f} GiB are free on {self.device}",
                 where="memory",
-                hint=_MEND,
+                hint=_HINT,
             )
         return _round_down(min(fits, cap))
 

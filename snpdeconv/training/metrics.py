@@ -1,7 +1,7 @@
-"""How well predictions fit held-out targets: one dictionary of numbers for each kind of trait.
+"""How well predictions fit held-out targets: metrics of a kind of trait, their intervals, and calibration.
 
-Owns the names and definitions of the metrics. Knows no model, no loader and no calibration.
-Shapes: N samples, C classes, Q bins.
+Owns the names and definitions of the metrics. Knows no model and no loader. Shapes: N samples, C classes, Q
+bins.
 """
 
 from __future__ import annotations
@@ -10,29 +10,24 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from sklearn import metrics as sk
 
-Kind = Literal["binary", "multiclass", "quantitative"]
+from snpdeconv.genetics import TraitKind
+
 NUM_BINS = 10
 SMALLEST_PROBABILITY = 1e-15
 MAIN_METRIC = {"quantitative": "r2", "binary": "auroc", "multiclass": "auroc"}
 """What models of a kind of trait are compared by."""
 
 
-def probabilities(kind: Kind, logits: ArrayLike) -> NDArray[np.float64]:
-    """What a network's outputs say, on the scale of the predictions.
-
-    Args:
-        kind: Kind of the trait.
-        logits: (N,) or (N, 1) for a binary or quantitative trait, (N, C) for a multiclass one.
-
-    Returns:
-        (N,) probability of class 1, (N, C) probabilities that sum to 1, or (N,) the values unchanged.
+def probabilities(kind: TraitKind, logits: ArrayLike) -> NDArray[np.float64]:
+    """A network's outputs on the scale of the predictions: (N,) or (N, 1) logits of a binary trait as
+    probabilities of class 1, (N, C) as probabilities that sum to 1, values of a quantity unchanged.
     """
     outputs = np.asarray(logits, dtype=np.float64)
     if kind == "multiclass":
@@ -43,23 +38,16 @@ def probabilities(kind: Kind, logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def evaluate(
-    kind: Kind, predictions: ArrayLike, targets: ArrayLike, *, classes: Sequence[str] = ()
+    kind: TraitKind, predictions: ArrayLike, targets: ArrayLike, *, classes: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Metrics of predictions, by name.
+    """Metrics of predictions (N,) or (N, C), as `probabilities` gives them, by name.
 
-    Args:
-        kind: Kind of the trait.
-        predictions: As `probabilities` gives them: (N,) or (N, C).
-        targets: (N,) zeros and ones, class indices, or values.
-        classes: Names of the classes of a multiclass trait; each present one adds ``recall_<name>``.
-
-    Returns:
-        binary: auroc, auprc, accuracy, macro_f1, brier, ece, log_loss;
-        multiclass: auroc, auprc (each one class against the rest, mean over the classes present), accuracy,
-        macro_f1, ece (of the most probable class), log_loss;
-        quantitative: r2, pearson_r, rmse, calibration_slope (of the targets on the predictions).
-        A class is predicted where its probability is the largest. NaN where these samples do not define a
-        metric: auroc and auprc with a single class, r2, correlation and slope where nothing varies.
+    binary: auroc, auprc, accuracy, macro_f1, brier, ece, log_loss;
+    multiclass: auroc, auprc (each one class against the rest, mean over the classes present), accuracy,
+    macro_f1, ece (of the most probable class), log_loss, ``recall_<name>`` of those of `classes` present;
+    quantitative: r2, pearson_r, rmse, calibration_slope (of the targets on the predictions).
+    A class is predicted where its probability is the largest. NaN where these samples do not define a
+    metric: auroc and auprc with a single class, r2, correlation and slope where nothing varies.
     """
     if kind == "quantitative":
         return _quantitative(np.asarray(predictions, np.float64), np.asarray(targets, np.float64))
@@ -71,15 +59,7 @@ def evaluate(
 
 
 def equal_mass_bins(confidence: NDArray[np.float64], *, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
-    """Bin of each sample, the bins holding about equal numbers; equal confidences share a bin.
-
-    Args:
-        confidence: (N,).
-        num_bins: Most bins; ties can leave fewer.
-
-    Returns:
-        (N,) indices from 0.
-    """
+    """(N,) bin of each sample, from 0, of about equal numbers; equal confidences share a bin."""
     last = np.arange(1, num_bins) * len(confidence) // num_bins
     ends = np.unique(np.sort(confidence)[last[last > 0] - 1])
     return np.searchsorted(ends, confidence, side="left")
@@ -88,12 +68,8 @@ def equal_mass_bins(confidence: NDArray[np.float64], *, num_bins: int = NUM_BINS
 def calibration_error(confidence: NDArray[np.float64], correct: NDArray[Any]) -> float:
     """Expected calibration error over 10 bins of equal mass (Nixon et al. 2019, adaptive calibration error).
 
-    Args:
-        confidence: (N,) predicted probability of an event.
-        correct: (N,) whether it happened, 0 or 1.
-
-    Returns:
-        Mean over samples of the distance between a bin's mean confidence and its share of events.
+    The mean over samples of the distance between a bin's mean `confidence` and its share of events,
+    `correct`.
     """
     excess = np.bincount(equal_mass_bins(confidence), weights=confidence - correct)
     return float(np.abs(excess).sum() / len(confidence))
@@ -155,7 +131,7 @@ def _quantitative(values: NDArray[np.float64], truth: NDArray[np.float64]) -> di
 
 
 def negative_log_likelihood(
-    kind: Kind, probability: NDArray[np.float64], truth: NDArray[np.int64]
+    kind: TraitKind, probability: NDArray[np.float64], truth: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Of each sample of a binary or multiclass trait, in nats: (N,)."""
     if kind == "binary":
@@ -184,7 +160,7 @@ class Interval:
 
 
 def bootstrap_intervals(
-    kind: Kind, predictions: ArrayLike, targets: ArrayLike, *, num_resamples: int = 1000, seed: int
+    kind: TraitKind, predictions: ArrayLike, targets: ArrayLike, *, num_resamples: int = 1000, seed: int
 ) -> dict[str, Interval]:
     """Bias-corrected percentile bootstrap (Efron 1987) of every metric, as wide as so few samples ask for.
 
@@ -193,18 +169,8 @@ def bootstrap_intervals(
     (Hesterberg 2015, American Statistician 69:371). The calibration error of a resample is larger than that
     of the sample by construction; its resamples are shifted to have the value as their mean. Accuracy is a
     share of the samples and has Wilson's interval, and so has a share that is the same in all resamples, such
-    as the AUROC of few people in perfect order; macro F1, which rests on how many are called, is no narrower
-    than that where a class has under `FEW` samples.
-
-    Args:
-        kind: Kind of the trait.
-        predictions: (N,) or (N, C), as `metrics.probabilities` gives them.
-        targets: (N,).
-        num_resamples: Resamples drawn.
-        seed: Of the generator that draws them.
-
-    Returns:
-        Interval of each metric; NaN where the metric is not defined.
+    as the AUROC of few samples in perfect order; macro F1, which rests on how many are called, is no narrower
+    than that where a class has under `FEW` samples. NaN where the metric is not defined.
     """
     given = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
@@ -232,7 +198,7 @@ def bootstrap_intervals(
 
 
 def paired_difference(
-    kind: Kind,
+    kind: TraitKind,
     challenger: ArrayLike,
     champion: ArrayLike,
     targets: ArrayLike,
@@ -241,19 +207,9 @@ def paired_difference(
     num_resamples: int = 2000,
     seed: int,
 ) -> Interval:
-    """By how much one model's metric is above another's on the same samples; both see the same resamples.
+    """By how much one model's metric is above another's on the same samples, with its 95 % interval.
 
-    Args:
-        kind: Kind of the trait.
-        challenger: (N,) or (N, C) predictions, as `metrics.probabilities` gives them.
-        champion: The other's, of the same shape.
-        targets: (N,).
-        metric: One of `metrics.evaluate`.
-        num_resamples: Resamples drawn, stratified as in `bootstrap_intervals`.
-        seed: Of the generator that draws them.
-
-    Returns:
-        The difference with the bounds of its 95 % interval; NaN where the metric is not defined.
+    Both see the same resamples, stratified as in `bootstrap_intervals`. NaN where the metric is not defined.
     """
     value, drawn = paired_draws(
         kind, challenger, champion, targets, metric=metric, num_resamples=num_resamples, seed=seed
@@ -264,7 +220,7 @@ def paired_difference(
 
 
 def paired_draws(
-    kind: Kind,
+    kind: TraitKind,
     challenger: ArrayLike,
     champion: ArrayLike,
     targets: ArrayLike,
@@ -333,7 +289,9 @@ def _draws(strata: NDArray[np.int64], *, num_resamples: int, rng: np.random.Gene
         yield counts
 
 
-def _weighted_metrics(kind: Kind, given: Floats, truth: NDArray[np.generic]) -> Callable[[Floats], Metrics]:
+def _weighted_metrics(
+    kind: TraitKind, given: Floats, truth: NDArray[np.generic]
+) -> Callable[[Floats], Metrics]:
     """The function weights (R, N) -> metrics, each (R,); all that no weight changes is done once."""
     if kind == "quantitative":
         return lambda weights: _resampled_quantitative(weights, given, truth.astype(np.float64))
@@ -425,17 +383,11 @@ PRIOR_SD = 2.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """The map ``scale * logits + bias``.
+    """The map ``scale * logits + bias`` of a kind of trait."""
 
-    Attributes:
-        kind: Kind of the trait.
-        scale: Positive; the inverse of the temperature.
-        bias: One number, or one for each class of a multiclass trait (they sum to 0).
-    """
-
-    kind: Kind
-    scale: float
-    bias: tuple[float, ...]
+    kind: TraitKind
+    scale: float  # positive; the inverse of the temperature
+    bias: tuple[float, ...]  # one number, or one for each class of a multiclass trait (they sum to 0)
 
     def apply(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Calibrated logits (values, for a quantitative trait), shaped as those given."""
@@ -456,18 +408,13 @@ class Calibration:
         )
 
 
-def fit_calibration(kind: Kind, logits: ArrayLike, targets: ArrayLike) -> Calibration:
-    """Fits scale and bias on samples that the network was not trained on.
+def fit_calibration(kind: TraitKind, logits: ArrayLike, targets: ArrayLike) -> Calibration:
+    """Fits scale and bias on samples that the network was not trained on: (N,), (N, 1) or (N, C) logits.
 
     Binary: Platt scaling (Platt 1999). Multiclass: one temperature and a bias for each class, the
     bias-corrected temperature scaling of Alexandari et al. 2020. Both by maximum likelihood with a Gaussian
     prior around the identity, so the log loss on the samples given never rises. Quantitative: the identity,
     as the loss that it was trained with is the one it is measured by.
-
-    Args:
-        kind: Kind of the trait.
-        logits: (N,), (N, 1) or (N, C), the network's outputs.
-        targets: (N,) zeros and ones, class indices, or values.
     """
     if kind == "quantitative":
         return Calibration(kind=kind, scale=1.0, bias=(0.0,))

@@ -43,9 +43,8 @@ _MOST_TIMES = 10_000
 class Schedule:
     """Sets the learning rate: by a factor for each step, or lower on a plateau of the monitored value.
 
-    Args:
-        factor: The share of the optimiser's first rate for the step after so many completed ones.
-        plateau: Sees every epoch's value, and alone has a state to resume.
+    `factor` is the share of the optimiser's first rate for the step after so many completed ones. A plateau
+    sees every epoch's value, and alone has a state to resume.
     """
 
     def __init__(

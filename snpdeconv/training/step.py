@@ -1,4 +1,5 @@
-"""Owns one step of the optimiser: the batches of a window through the model, and again when memory runs out.
+"""One step of the optimiser: losses, a window's gradient in micro-batches (smaller ones when memory runs
+out), and the running loss.
 
 However a window is cut into micro-batches and ranks, the gradient is that of one batch of all its samples.
 """
@@ -30,12 +31,9 @@ logger = logging.getLogger(__name__)
 class FocalLoss(nn.Module):
     """Cross-entropy that looks away from easy samples (Lin et al. 2017, "Focal loss").
 
-    One output is read as a logit of class 1, several as logits of a softmax.
-
-    Args:
-        alpha: Weight of class 1 of a binary trait; class 0 has 1 - alpha.
-        gamma: How fast easy samples lose weight; 0 gives weighted cross-entropy.
-        class_weights: (classes,) takes the place of alpha, e.g. `balanced_class_weights`.
+    One output is read as a logit of class 1, several as logits of a softmax. `alpha` is the weight of class 1
+    of a binary trait (class 0 has 1 - alpha), `gamma` how fast easy samples lose weight; `class_weights`
+    (classes,) take the place of alpha.
     """
 
     class_weights: Tensor | None
@@ -61,11 +59,7 @@ class FocalLoss(nn.Module):
 
 
 class CrossEntropyLoss(nn.Module):
-    """Cross-entropy of a binary trait (one output) or of classes (several).
-
-    Args:
-        class_weights: (classes,) factor of each sample by its class.
-    """
+    """Cross-entropy of a binary trait (one output) or of classes (several); `class_weights` (classes,)."""
 
     class_weights: Tensor | None
 
@@ -88,18 +82,7 @@ class SquaredErrorLoss(nn.Module):
 
 
 def make_loss(name: str, *, class_weights: Tensor | None = None) -> nn.Module:
-    """The loss of a name.
-
-    Args:
-        name: `focal`, `cross_entropy` or `mse`.
-        class_weights: (classes,) for the first two losses.
-
-    Returns:
-        A module that gives (B,) losses of (logits, target).
-
-    Raises:
-        ConfigError: No loss has that name.
-    """
+    """The loss of a name: a module that gives (B,) losses of (logits, target)."""
     if name == "focal":
         return FocalLoss(class_weights=class_weights)
     if name == "cross_entropy":
@@ -114,13 +97,7 @@ def make_loss(name: str, *, class_weights: Tensor | None = None) -> nn.Module:
 def check_target(loss: object, logits: Tensor, target: Tensor) -> None:
     """Refuses targets that a loss of this module would take for something else, as a height for a class.
 
-    Args:
-        loss: One of this module; what others take is theirs to say.
-        logits: (B, O) or (B,).
-        target: (B,); NaN is left to the look for inputs that are not finite.
-
-    Raises:
-        InputError: A value is no class of the model, or there is not one value for each sample and output.
+    What other losses take is theirs to say; NaN is left to the look for inputs that are not finite.
     """
     if not isinstance(loss, (FocalLoss, CrossEntropyLoss, SquaredErrorLoss)):
         return
@@ -146,14 +123,8 @@ def check_target(loss: object, logits: Tensor, target: Tensor) -> None:
 
 
 def balanced_class_weights(target: Tensor, num_classes: int) -> Tensor:
-    """Weights in inverse proportion to frequency, 1 on average over the samples.
-
-    Args:
-        target: (N,) classes 0 ... num_classes - 1 of the training samples, integer or float.
-        num_classes: Two for a binary trait.
-
-    Returns:
-        (num_classes,) float32; 0 for a class without samples.
+    """(num_classes,) weights in inverse proportion to frequency, 1 on average over the samples; 0 without
+    samples.
     """
     counts = torch.bincount(target.reshape(-1).long(), minlength=num_classes).double()
     present = counts > 0
@@ -187,19 +158,12 @@ def _weighted(loss: Tensor, target: Tensor, class_weights: Tensor | None) -> Ten
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves, on the device and unread.
+    """What a step leaves, on the device and unread."""
 
-    Attributes:
-        loss_sum: () float64, sum of this rank's losses.
-        num_samples: How many.
-        inputs_are_finite: () bool.
-        gradient_norm: () before clipping; None when gradients are not clipped.
-    """
-
-    loss_sum: Tensor
+    loss_sum: Tensor  # () float64, of this rank
     num_samples: int
-    inputs_are_finite: Tensor
-    gradient_norm: Tensor | None
+    inputs_are_finite: Tensor  # () bool
+    gradient_norm: Tensor | None  # () before clipping; None when gradients are not clipped
 
 
 @dataclass(frozen=True)
@@ -209,17 +173,8 @@ class _WindowLosses:
 
 
 class AccumulatedStep:
-    """Takes steps of the optimiser, a window of batches each.
-
-    Args:
-        model: Plain or DistributedDataParallel, in training mode.
-        loss: Gives (B,) losses of (logits, target).
-        optimizer: Of the model's parameters.
-        precision: For forward and backward.
-        scaler: Of the gradients.
-        gradient_clip: Largest norm of the gradient; None for no limit.
-        device: Where the model is.
-        micro_batch_size: Largest number of samples sent through the model at once; None for whole batches.
+    """Takes steps of the optimiser, a window of batches each, of at most `micro_batch_size` samples at
+    once.
     """
 
     def __init__(
@@ -247,13 +202,8 @@ class AccumulatedStep:
         self._is_checked = False
 
     def run(self, window: list[Batch]) -> StepResult:
-        """Accumulates a window's gradient and takes a step.
-
-        Args:
-            window: Batches of this rank; some or all may hold no sample.
-
-        Raises:
-            TrainingError: No memory even for one sample at a time, or for the optimiser's state.
+        """Accumulates the gradient of this rank's batches (some or all may hold no sample) and takes a
+        step.
         """
         if not self._is_rehearsed:
             self._rehearse(window)
@@ -412,11 +362,7 @@ class EpochLoss:
 
 
 class LossMeter:
-    """Mean loss a sample since the epoch began and since the last log.
-
-    Args:
-        device: Where the losses are.
-    """
+    """Mean loss a sample since the epoch began and since the last log."""
 
     def __init__(self, device: torch.device) -> None:
         # Loss and samples, of the epoch and of the interval.
@@ -453,15 +399,8 @@ class LossMeter:
     def stop_if_not_finite(
         self, *, has_fp16: bool, learning_rate: float, parameters: Iterable[Tensor] = ()
     ) -> None:
-        """Ends the run if a loss, or one of the parameters given, was not finite on any rank.
-
-        Args:
-            has_fp16: Whether the run's precision is fp16.
-            learning_rate: Of the last step.
-            parameters: To be looked at too, before they are saved.
-
-        Raises:
-            TrainingError: With the step and the likely cause.
+        """Ends the run if a loss, or one of the parameters given, was not finite on any rank; a
+        collective.
         """
         bad_parameters = (~torch.isfinite(p).all() for p in parameters)
         has_bad_parameter = torch.stack([*bad_parameters, torch.zeros_like(self._inputs_are_finite)]).any()

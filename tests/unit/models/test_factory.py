@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.models import (
+from snpdeconv.models.model import (
     GPUOptimizedSNPModel,
     InterpretableSNPModel,
     create_gpu_optimized_model,
