@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.epistasis.dosages import COLLINEAR, Dosages, batches, standardised_products
+from snpdeconv.epistasis.dosages import COLLINEAR, Dosages, batch_of_products, batches
 from snpdeconv.epistasis.test import Null, retest_pairs
 
 # Pairs of one chromosome nearer than this can both be linked with one SNP that was not genotyped.
@@ -119,10 +119,6 @@ class LeadPairs:
             columns=torch.cat([self.columns, other.columns], dim=1),
         )
 
-    def first(self, number: int) -> LeadPairs:
-        """Those selected first."""
-        return self.take(np.arange(number))
-
     def take(self, index: NDArray[np.int64]) -> LeadPairs:
         """Some of them."""
         return LeadPairs(
@@ -163,7 +159,7 @@ def lead(
     pairs, statistic = pairs[:most], statistic[:most]
     columns = torch.empty(dosages.num_samples, len(pairs), device=dosages.device)
     for batch in batches(len(pairs), num_samples=dosages.num_samples):
-        columns[:, batch] = standardised_products(dosages, pairs[batch])
+        columns[:, batch] = batch_of_products(dosages, pairs[batch]).values
     norm = (null.weight @ columns.square()).clamp(min=1e-12)
     score = columns.T @ null.residual
     # Conditioning changes the numerator; the exact test's variance stays.

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from snpdeconv.genetics.encoding import unpack_codes
 from snpdeconv.genetics.gpu import codes_of, count_codes, resident
-from snpdeconv.genetics.packed import MISSING, PackedGenotypes, allele_frequency
+from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, allele_frequency
 
 Rows = NDArray[np.integer] | None
 
-CODES_A_BYTE = 4
 # Elements of one float32 array of a batch of pairs: 64 MiB.
 BATCH_ELEMENTS = 2**24
 # Genotypes of a device that are counted at once.
@@ -190,7 +189,7 @@ def pair_columns(
 def products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
     """Columns of any number of pairs (P, 2), made in batches."""
     parts = [
-        _batch_of_products(dosages, pairs[batch])
+        batch_of_products(dosages, pairs[batch])
         for batch in batches(len(pairs), num_samples=dosages.num_samples)
     ]
     if not parts:
@@ -205,12 +204,8 @@ def products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
     )
 
 
-def standardised_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Tensor:
-    """Columns of :func:`pair_columns` for one batch: (P, 2) -> (N, P) float32 on the device."""
-    return _batch_of_products(dosages, pairs).values
-
-
-def _batch_of_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
+def batch_of_products(dosages: Dosages, pairs: NDArray[np.int64]) -> Products:
+    """Columns of one batch of pairs (P, 2)."""
     unique, place = np.unique(pairs, return_inverse=True)
     i, j = torch.from_numpy(place.reshape(pairs.shape).T.copy()).to(dosages.device)
     z = dosages.columns(unique).T.contiguous()

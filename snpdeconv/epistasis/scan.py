@@ -169,7 +169,7 @@ def scan_pairs(
     tested = [
         retest_pairs(
             dosages,
-            replace(null, residual=leaders.first(int(own)).leave(null)),
+            replace(null, residual=leaders.take(np.arange(own)).leave(null)),
             group,
             factor=leaders.discount[own] / screened.inflation,
         )

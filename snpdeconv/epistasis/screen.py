@@ -15,8 +15,9 @@ from scipy import special
 from torch import Tensor
 
 from snpdeconv.device import Halving, available_bytes
-from snpdeconv.epistasis.dosages import CODES_A_BYTE, Dosages
+from snpdeconv.epistasis.dosages import Dosages
 from snpdeconv.genetics.gpu import product
+from snpdeconv.genetics.packed import CODES_A_BYTE
 
 # Decoded tiles that stay: 256 MiB, or a share of a GPU's free memory.
 KEPT_ELEMENTS_CPU = 2**26
@@ -44,7 +45,9 @@ class DecodedTiles:
     def __init__(self, dosages: Dosages, *, size: int, dtype: torch.dtype) -> None:
         self._dosages, self._size, self._dtype = dosages, size, dtype
         self.starts = range(0, dosages.genotypes.num_variants, size)
-        num_kept = _kept_bytes(dosages.device) // (2 * dtype.itemsize * max(1, dosages.num_samples * size))
+        on_gpu = dosages.device.type == "cuda"
+        kept = int(KEPT_SHARE_GPU * available_bytes(dosages.device)) if on_gpu else 4 * KEPT_ELEMENTS_CPU
+        num_kept = kept // (2 * dtype.itemsize * max(1, dosages.num_samples * size))
         self._kept: dict[int, Tile] = {}
         # All tiles are read in order again and again, each time from further on: the last ones most often.
         self._stay = self.starts[max(0, len(self.starts) - num_kept) :]
@@ -62,12 +65,6 @@ class DecodedTiles:
     def dosages(self, start: int) -> Tensor:
         """(N, b) float32."""
         return self._dosages.tile(start, min(start + self._size, self._dosages.genotypes.num_variants))
-
-
-def _kept_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4 * KEPT_ELEMENTS_CPU
-    return int(KEPT_SHARE_GPU * available_bytes(device))
 
 
 # Five (N, b) arrays of float32 in 512 MiB, or 4 GiB of a GPU, beside decoded tiles that stay.
@@ -194,7 +191,12 @@ def screen(
     `chrom_code` (V,) is the chromosome as a number. Where memory runs out the screen begins anew with tiles
     of half as many variants; no result depends on it.
     """
-    of_memory = _tile_size(dosages.num_samples, on_gpu=dosages.device.type == "cuda")
+    on_gpu = dosages.device.type == "cuda"
+    largest, elements = (
+        (LARGEST_TILE_GPU, TILE_ELEMENTS_GPU) if on_gpu else (LARGEST_TILE_CPU, TILE_ELEMENTS_CPU)
+    )
+    fitting = elements // max(1, dosages.num_samples) // CODES_A_BYTE * CODES_A_BYTE
+    of_memory = min(largest, max(16 * CODES_A_BYTE, fitting))
 
     def by_tiles(size: int) -> Screened:
         return _screen(
@@ -325,13 +327,6 @@ class _Found:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     return product(left, right) if left.dtype == torch.bfloat16 else (left @ right).float()
-
-
-def _tile_size(num_samples: int, *, on_gpu: bool) -> int:
-    largest = LARGEST_TILE_GPU if on_gpu else LARGEST_TILE_CPU
-    elements = TILE_ELEMENTS_GPU if on_gpu else TILE_ELEMENTS_CPU
-    fitting = elements // max(1, num_samples) // CODES_A_BYTE * CODES_A_BYTE
-    return min(largest, max(16 * CODES_A_BYTE, fitting))
 
 
 def _inflation(magnitude: Tensor) -> float:

@@ -154,9 +154,14 @@ class Columns:
             self._send(value)
             for value in (self.scaling.dosage_sd, self.scaling.het_sd, self.scaling.het_slope)
         )
-        self.variants = self._taking_part(extra)
-        self.usable = np.isfinite(self._by_column(self.scaling))
+        own = np.tile(np.arange(self.num_variants), 1 + dominance)
+        self.variants = np.stack([own, np.full(len(own), -1)], axis=1)  # (P, 2), -1 where there is only one
+        if extra is not None:
+            self.variants = np.concatenate([self.variants, extra.variants])
+        het_sd = self.scaling.het_sd if dominance else np.empty(0)
+        self.usable = np.isfinite(np.concatenate([self.scaling.dosage_sd, het_sd, self.scaling.extra_sd]))
         self.num_columns = len(self.usable)
+        self._first_extra = len(own)
         most = KEPT_BYTES // (4 * self.num_samples)
         self._kept = KeptRows(self.num_columns, width=self.num_samples, most=most, device=self.device)
 
@@ -245,20 +250,6 @@ class Columns:
             return of_dosage[None]
         of_het = weight[num : 2 * num] / self._het_sd
         return torch.stack([of_dosage - self._slope * of_het, of_het])
-
-    @property
-    def _first_extra(self) -> int:
-        return self.num_variants * (1 + self.dominance)
-
-    def _by_column(self, scaling: Scaling) -> NDArray[np.float64]:
-        het = scaling.het_sd if self.dominance else np.empty(0)
-        return np.concatenate([scaling.dosage_sd, het, scaling.extra_sd])
-
-    def _taking_part(self, extra: ExtraColumns | None) -> NDArray[np.int64]:
-        """(P, 2) SNPs of each column, -1 where there is only one."""
-        own = np.tile(np.arange(self.num_variants), 1 + self.dominance)
-        single = np.stack([own, np.full(len(own), -1)], axis=1)
-        return single if extra is None else np.concatenate([single, extra.variants])
 
     def _standardise(
         self, mean: NDArray[np.float64], het_mean: NDArray[np.float64], extra: ExtraColumns | None

@@ -88,7 +88,12 @@ class Evidence:
 
     def posterior(self, prior_variance: float) -> tuple[float, Tensor, Tensor]:
         """The marginal, (P,) probability that each column acts, (V,) that both of a SNP do."""
-        return self._posterior(self.log_bayes_factors(prior_variance))
+        joint = self._joint(self.log_bayes_factors(prior_variance))
+        total = torch.logsumexp(joint, 0)
+        probability = torch.exp(joint - total)
+        alpha, both = probability[: len(self.log_prior)].clone(), probability[len(self.log_prior) :]
+        alpha[: 2 * len(both)] += both.repeat(2)
+        return float(total), alpha, both
 
     def slope(self, log_variance: float) -> float:
         """Derivative of the marginal by the logarithm of the prior variance."""
@@ -114,14 +119,6 @@ class Evidence:
             return bayes + self.log_prior
         both = bayes[:num] + bayes[num : 2 * num] + self.log_prior_both
         return torch.cat([bayes + self.log_prior, both])
-
-    def _posterior(self, bayes: Tensor) -> tuple[float, Tensor, Tensor]:
-        joint = self._joint(bayes)
-        total = torch.logsumexp(joint, 0)
-        probability = torch.exp(joint - total)
-        alpha, both = probability[: len(bayes)].clone(), probability[len(bayes) :]
-        alpha[: 2 * len(both)] += both.repeat(2)
-        return float(total), alpha, both
 
 
 def best_prior_variance(evidence: Evidence, *, start: float) -> float:

@@ -91,30 +91,28 @@ class LazyGram:
         """(N,) projected X b of a vector b with entries at an index (S,); a pass if they are many."""
         if len(index) <= MOST_FETCHED:
             return self.project(self._columns.take(index, again=True)) @ weight
-        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
-        full[torch.from_numpy(index).to(weight.device)] = weight
-        return self.project(self._columns.combine(full)[:, None])[:, 0]
+        return self.project(self._columns.combine(self._dense(index, weight))[:, None])[:, 0]
 
     def times(self, index: NDArray[np.int64], weight: Tensor, *, score: Tensor | None = None) -> Tensor:
         """X'WX b (P,) float64 of a vector b with entries `weight` (S,) at `index` (S,) and zeros elsewhere.
 
         What :meth:`score` gives spares a pass where entries are many, if it is known.
         """
-        if len(index) > MOST_FETCHED:
-            return self._dense_times(index, weight, score)
-        self.fetch(index)
-        # In float64 this would move twice the memory for digits that the rows do not have.
-        return (weight.float() @ self._rows.of(index)).double()
-
-    def _dense_times(self, index: NDArray[np.int64], weight: Tensor, score: Tensor | None) -> Tensor:
-        """The same from the genotypes, for many entries: one pass, or two under weights."""
+        if len(index) <= MOST_FETCHED:
+            self.fetch(index)
+            # In float64 this would move twice the memory for digits that the rows do not have.
+            return (weight.float() @ self._rows.of(index)).double()
+        # Of many entries from the genotypes: one pass, or two under weights.
         self.num_passes += 1
         if self._weight is None:
-            full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
-            full[torch.from_numpy(index).to(weight.device)] = weight
-            return self._columns.gram_times(full)
+            return self._columns.gram_times(self._dense(index, weight))
         score = self.score(index, weight) if score is None else score
         return self.correlate((score * self._weight)[:, None])[:, 0]
+
+    def _dense(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
+        full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)
+        full[torch.from_numpy(index).to(weight.device)] = weight
+        return full
 
 
 NEWTON_STEPS = 40

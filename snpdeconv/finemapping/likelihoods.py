@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from snpdeconv.finemapping.effects import Effect, SingleEffectSum
 from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, fitted_anew
 
 logger = logging.getLogger(__name__)
+
+Climb = TypeVar("Climb")
 
 
 # Gain of the bound at which, where passes are expensive, effects spread over very many columns are left
@@ -77,33 +81,33 @@ class NormalClimb:
         return False
 
 
-def refined_normal(climb: NormalClimb, *, tolerance: float) -> NormalClimb:
+def refined(climb: Climb, higher: Callable[[Climb, set[bytes]], Climb | None]) -> Climb:
     """Leaves a local optimum for a higher one, if taking an effect's columns away for a while leads there.
 
     Coordinate ascent is caught where one column stands in for two that it is linked to. As in susieR's
     ``refine``, the columns of one effect are forbidden, the other effects settle without them, and all settle
-    again with them; the first solution whose bound is higher is taken, until there is none.
+    again with them; the first solution whose bound is higher is taken, until there is none. `higher` looks
+    for it, and passes over columns that were tried.
     """
     tried: set[bytes] = set()
     for _ in range(MOST_REFINEMENTS):
-        better = next(_higher_normal(climb, tried), None)
+        better = higher(climb, tried)
         if better is None:
-            return climb
-        sweeps = len(better.elbo)
-        better.effects.reactivate()
-        better.run(max_sweeps=sweeps + 50, tolerance=tolerance, spread=not climb.effects.limit_passes)
+            break
         climb = better
     return climb
 
 
-def _higher_normal(climb: NormalClimb, tried: set[bytes]) -> Iterator[NormalClimb]:
-    for index in climb.effects.correlated_effects():
-        if index.tobytes() in tried:
-            continue
-        tried.add(index.tobytes())
-        trial = NormalClimb(
-            effects=climb.effects.without(index), noise=climb.noise, total=climb.total, df=climb.df, elbo=[]
-        )
+def _untried(effects: SingleEffectSum, tried: set[bytes]) -> Iterator[NDArray[np.int64]]:
+    for index in effects.correlated_effects():
+        if index.tobytes() not in tried:
+            tried.add(index.tobytes())
+            yield index
+
+
+def _higher_normal(climb: NormalClimb, tried: set[bytes], *, tolerance: float) -> NormalClimb | None:
+    for index in _untried(climb.effects, tried):
+        trial = replace(climb, effects=climb.effects.without(index), elbo=[])
         trial.run(max_sweeps=FIRST_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
         # Where two columns lie behind the one taken away, they are there by now; nothing else replaces it.
         if trial.elbo[-1] < climb.elbo[-1] - HOPELESS:
@@ -114,7 +118,11 @@ def _higher_normal(climb: NormalClimb, tried: set[bytes]) -> Iterator[NormalClim
         trial.run(max_sweeps=NORMAL_SWEEPS, tolerance=REFINED_TOLERANCE, spread=False, never_spread=True)
         if trial.elbo[-1] > climb.elbo[-1] + REFINED_GAIN:
             trial.elbo[:] = [*climb.elbo, trial.elbo[-1]]
-            yield trial
+            trial.effects.reactivate()
+            most = len(trial.elbo) + 50
+            trial.run(max_sweeps=most, tolerance=tolerance, spread=not climb.effects.limit_passes)
+            return trial
+    return None
 
 
 def has_converged(elbo: list[float], tolerance: float) -> bool:
@@ -238,11 +246,6 @@ class LogisticClimb:
             self._regress(self.best.weight, self.best.product)
         return settled
 
-    def elsewhere(self, effects: SingleEffectSum) -> LogisticClimb:
-        """The same regression about to go on from other effects."""
-        effects.effects = [replace(effect) for effect in effects.effects]
-        return replace(self, effects=effects, elbo=[])
-
     def _round(self, weight: Tensor, product: Tensor, *, sweeps: int) -> tuple[float, Predictor]:
         """Sweeps over a regression on pseudo-observations; the bound and what it then says of each sample."""
         gram, offset = self._regress(weight, product, rebase=sweeps > 0)
@@ -285,7 +288,8 @@ class LogisticClimb:
         gram, basis = self._gram, self.columns.basis
         effects = self.effects.effects
         supports = [self.effects.support(effect, noise=1.0) for effect in effects]
-        index = _union([support for support in supports if len(support) <= MOST_FETCHED])
+        few = [support for support in supports if len(support) <= MOST_FETCHED]
+        index = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *few]))
         taken = gram.project(self.columns.take(index, again=True))
         along = basis.T @ taken
         for effect, support in zip(effects, supports, strict=True):
@@ -305,24 +309,11 @@ class LogisticClimb:
             yield Predictor(score, variance, squares.clamp(min=0))
 
 
-def refined_logistic(climb: LogisticClimb, *, tolerance: float) -> LogisticClimb:
-    """Leaves a local optimum as a normal climb does, by trials on the last pseudo-observations."""
-    tried: set[bytes] = set()
-    for _ in range(MOST_REFINEMENTS):
-        better = next(_higher_logistic(climb, tried, tolerance=tolerance), None)
-        if better is None:
-            return climb
-        climb = better
-    return climb
-
-
-def _higher_logistic(climb: LogisticClimb, tried: set[bytes], *, tolerance: float) -> Iterator[LogisticClimb]:
+def _higher_logistic(climb: LogisticClimb, tried: set[bytes], *, tolerance: float) -> LogisticClimb | None:
+    """By trials on the last pseudo-observations."""
     reached = _working_bound(climb.effects)
     most = climb.num_sweeps + 50
-    for index in climb.effects.correlated_effects():
-        if index.tobytes() in tried:
-            continue
-        tried.add(index.tobytes())
+    for index in _untried(climb.effects, tried):
         trial = climb.effects.without(index)
         _settle(trial)
         # What stands in for the columns taken away is there by now.
@@ -333,12 +324,14 @@ def _higher_logistic(climb: LogisticClimb, tried: set[bytes], *, tolerance: floa
         if _working_bound(trial) < reached + REFINED_GAIN:
             continue
         trial.reactivate()
-        other = climb.elsewhere(trial)
+        trial.effects = [replace(effect) for effect in trial.effects]
+        other = replace(climb, effects=trial, elbo=[])
         other.run(max_sweeps=most, tolerance=REFINED_TOLERANCE)
         if other.elbo[-1] > climb.elbo[-1] + REFINED_GAIN:
             other.run(max_sweeps=most, tolerance=tolerance)
             other.elbo[:] = [*climb.elbo, other.elbo[-1]]
-            yield other
+            return other
+    return None
 
 
 def _settle(effects: SingleEffectSum) -> None:
@@ -354,10 +347,6 @@ def _settle(effects: SingleEffectSum) -> None:
 def _working_bound(effects: SingleEffectSum) -> float:
     """Of the linear regression on the last pseudo-observations, up to a constant."""
     return -0.5 * effects.expected_squares(0.0) - effects.divergence()
-
-
-def _union(supports: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *supports]))
 
 
 @dataclass(frozen=True)
@@ -400,7 +389,7 @@ def fit_normal(
     if not climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.limit_passes):
         _warn_of_stop(max_sweeps)
     if refine and not effects.limit_passes:
-        climb = refined_normal(climb, tolerance=tolerance)
+        climb = refined(climb, partial(_higher_normal, tolerance=tolerance))
     return Ascent(
         effects=climb.effects,
         noise=climb.noise,
@@ -434,7 +423,7 @@ def fit_logistic(
     if not climb.run(max_sweeps=max_sweeps, tolerance=tolerance):
         _warn_of_stop(climb.num_sweeps)
     if refine and not effects.limit_passes:
-        climb = refined_logistic(climb, tolerance=tolerance)
+        climb = refined(climb, partial(_higher_logistic, tolerance=tolerance))
     return Ascent(
         effects=climb.effects,
         noise=1.0,

@@ -21,8 +21,8 @@ from snpdeconv.errors import InputError
 from snpdeconv.finemapping.columns import Columns, ExtraColumns, Scaling
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
 from snpdeconv.finemapping.likelihoods import Ascent, fit_logistic, fit_normal
-from snpdeconv.finemapping.tiles import CODES_A_BYTE, CODES_OF_BYTE
-from snpdeconv.genetics.packed import MISSING, PackedGenotypes, row_bytes
+from snpdeconv.finemapping.tiles import CODES_OF_BYTE
+from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, row_bytes
 from snpdeconv.stats.common import covariate_basis
 
 Floats = NDArray[np.float64]
@@ -411,13 +411,19 @@ def _result(
     for effect in found:
         missed *= 1 - _by_snp(effect.alpha, effect.both, columns)
         column_missed *= 1 - effect.alpha.cpu().numpy()
-    score = _score(columns, cohort, effects=effects, extra=extra)
+    if not columns.dominance:  # Then they are certainly not effects.
+        column_missed = np.insert(column_missed, columns.num_variants, np.ones(columns.num_variants))
+    if columns.device.type == "cpu":
+        score = genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
+    else:  # There a pass takes less than looking up.
+        of_dosage, of_het, of_extra = columns.scaling.coefficients(*weights_of(effects))
+        score = columns.score(of_dosage, of_het).cpu().numpy() + extra.astype(np.float64) @ of_extra
     design = np.hstack([np.ones((len(score), 1)), covariates])
     coefficients = np.asarray(np.linalg.lstsq(design, response - score, rcond=None)[0], dtype=np.float64)
     return SingleEffectsFit(
         pip=1 - missed,
         next_effect=_by_snp(*ascent.effects.next_effect(noise=ascent.noise), columns),
-        column_pip=1 - (column_missed if columns.dominance else _with_dominance(column_missed, columns)),
+        column_pip=1 - column_missed,
         effects=effects,
         noise=ascent.noise,
         fitted=design @ coefficients + score,
@@ -427,25 +433,6 @@ def _result(
         intercept=float(coefficients[0]),
         covariate_coefficients=coefficients[1:],
     )
-
-
-def _score(
-    columns: Columns,
-    cohort: PackedGenotypes,
-    *,
-    effects: tuple[SingleEffect, ...],
-    extra: NDArray[np.generic],
-) -> Floats:
-    """(N,) what the effects add up to; on a device in a pass, which there takes less than looking up."""
-    if columns.device.type == "cpu":
-        return genotype_score(cohort, effects=effects, scaling=columns.scaling, extra=extra)
-    of_dosage, of_het, of_extra = columns.scaling.coefficients(*weights_of(effects))
-    return columns.score(of_dosage, of_het).cpu().numpy() + extra.astype(np.float64) @ of_extra
-
-
-def _with_dominance(missed: Floats, columns: Columns) -> Floats:
-    """(V + E,) of a fit without dominance columns as (2V + E,): they are certainly not effects."""
-    return np.insert(missed, columns.num_variants, np.ones(columns.num_variants))
 
 
 def _beside(both: Tensor, columns: Columns) -> Floats:
@@ -469,10 +456,9 @@ def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
     order = np.argsort(-alpha, kind="stable")
     held = np.cumsum(alpha[order])
     chosen = order[: int(np.searchsorted(held, held[-1] - ALPHA_LEFT_OUT)) + 1]
+    num = columns.num_variants
     return SingleEffect(
-        columns=chosen
-        if columns.dominance
-        else chosen + columns.num_variants * (chosen >= columns.num_variants),
+        columns=chosen if columns.dominance else chosen + num * (chosen >= num),
         alpha=alpha[chosen],
         beside=_beside(effect.both, columns)[chosen],
         mean=mean[chosen],

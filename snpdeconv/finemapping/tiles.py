@@ -26,9 +26,8 @@ from snpdeconv.genetics.gpu import (
     in_order,
     product,
 )
-from snpdeconv.genetics.packed import MISSING, PackedGenotypes, row_bytes
+from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, row_bytes
 
-CODES_A_BYTE = 4
 # Genotypes in a tile: what stays in the cache.
 TILE_ROWS, TILE_VARIANTS = 256, 512
 STRIPE_ROWS = 8
@@ -82,11 +81,7 @@ class Tiles:
 
     def squares(self, weight: Tensor) -> Tensor:
         """(3, V) weighted sums of squared dosages, dosages times indicators, squared indicators; one pass."""
-        found, of_missing = self._products(weight[:, None], het=True)
-        (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
-        # Dosages of 0, 1 and 2 have squares 0, 1 and 4, and meet an indicator only where they are 1.
-        called = torch.stack([2 * dosage - het, het, het])
-        return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
+        return _squares(*self._products(weight[:, None], het=True), means=self._means)
 
     def combine(self, weight: Tensor) -> Tensor:
         """(N,) float64 weighted sum over the variants, weights (1 or 2, V) of dosages and indicators; one
@@ -156,6 +151,14 @@ class Tiles:
         index[...] = packed
         values = _look_up(_DOSAGE_AND_HET_OF_BYTE if het else _DOSAGE_OF_BYTE, index, out=self._values)
         return values, _look_up(_MISSING_OF_BYTE, index, out=self._absent) if has_missing else None
+
+
+def _squares(found: Tensor, of_missing: Tensor, *, means: Tensor) -> Tensor:
+    """Weighted squares (3, V) from sums of dosages and indicators (2, V, 1) and of missing ones (V, 1)."""
+    (dosage, het), (mean, het_mean) = found[:, :, 0], means
+    # Dosages of 0, 1 and 2 have squares 0, 1 and 4, and meet an indicator only where they are 1.
+    called = torch.stack([2 * dosage - het, het, het])
+    return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
 
 
 class _Sums:
@@ -244,10 +247,8 @@ class DeviceTiles:
 
     def squares(self, weight: Tensor) -> Tensor:
         """As `Tiles.squares`."""
-        found, of_missing = self._tile.do(lambda _: self._products(weight[:, None], het=True))
-        (dosage, het), (mean, het_mean) = found[:, :, 0], self._means
-        called = torch.stack([2 * dosage - het, het, het])
-        return called + torch.stack([mean**2, mean * het_mean, het_mean**2]) * of_missing[:, 0]
+        sums = self._tile.do(lambda _: self._products(weight[:, None], het=True))
+        return _squares(*sums, means=self._means)
 
     def combine(self, weight: Tensor) -> Tensor:
         """As `Tiles.combine`."""

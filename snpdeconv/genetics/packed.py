@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_CODES_A_BYTE = 4
+CODES_A_BYTE = 4
 _CODES_A_WORD = 32
 _WORD_BYTES = 8
 _TILE_BYTES = 2**20
@@ -48,7 +48,7 @@ def transpose_packed(
     ``pack(codes.T)``.
     """
     num_rows, width = packed.shape
-    assert width == -(-num_columns // _CODES_A_BYTE)
+    assert width == -(-num_columns // CODES_A_BYTE)
     out_words = -(-num_rows // _CODES_A_WORD)
     if out is None:
         out = np.empty((num_columns, out_words * _WORD_BYTES), dtype=np.uint8)
@@ -77,7 +77,7 @@ def _transpose_strips(packed: NDArray[np.uint8], words: NDArray[np.uint64], star
     spare = np.empty(tile.size // 2, dtype="<u8")
     for start in starts:
         stop = min(start + _WORD_BYTES * tile_words, width)
-        first, last = _CODES_A_BYTE * start, min(_CODES_A_BYTE * stop, num_columns)
+        first, last = CODES_A_BYTE * start, min(CODES_A_BYTE * stop, num_columns)
         whole, rest = divmod(last - first, _CODES_A_WORD)
         for group in range(0, out_words, groups):
             num_groups = min(groups, out_words - group)
@@ -143,7 +143,7 @@ _GATHER_TO_TOP_BYTE = np.uint32(0x01041040)
 
 def row_bytes(num_variants: int) -> int:
     """Bytes that one sample's codes take: ceil(V / 4)."""
-    return -(-num_variants // _CODES_A_BYTE)
+    return -(-num_variants // CODES_A_BYTE)
 
 
 def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -153,8 +153,8 @@ def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     num_samples, num_variants = codes.shape
     width = row_bytes(num_variants)
-    if num_variants % _CODES_A_BYTE:
-        padded = np.full((num_samples, width * _CODES_A_BYTE), MISSING, dtype=np.uint8)
+    if num_variants % CODES_A_BYTE:
+        padded = np.full((num_samples, width * CODES_A_BYTE), MISSING, dtype=np.uint8)
         padded[:, :num_variants] = codes
     else:
         padded = np.ascontiguousarray(codes, dtype=np.uint8)
@@ -173,7 +173,7 @@ def unpack(packed: NDArray[np.uint8], num_variants: int) -> NDArray[np.uint8]:
     pairs = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
     # Every index is in range; "clip" only spares the check.
     codes = np.take(_LUT_OF_PAIR, pairs.view("<u2"), mode="clip").view(np.uint8)
-    slots: NDArray[np.uint8] = codes[: len(flat) * _CODES_A_BYTE].reshape(num_samples, width * _CODES_A_BYTE)
+    slots: NDArray[np.uint8] = codes[: len(flat) * CODES_A_BYTE].reshape(num_samples, width * CODES_A_BYTE)
     return slots[:, :num_variants]
 
 
@@ -256,10 +256,10 @@ class PackedGenotypes:
     def counts(self, *, rows: Index | None = None) -> NDArray[np.int64]:
         """(4, V) number of samples with code 0, 1, 2 and 3."""
         width = self.packed.shape[1]
-        low, high, both = (np.zeros((width, _CODES_A_BYTE), dtype=np.int64) for _ in range(3))
+        low, high, both = (np.zeros((width, CODES_A_BYTE), dtype=np.int64) for _ in range(3))
         index = None if rows is None else _row_index(rows, self.num_samples)
         total = self.num_samples if index is None else len(index)
-        step = _rows_at_once(_CODES_A_BYTE * width)
+        step = _rows_at_once(CODES_A_BYTE * width)
         for start in range(0, total, step):
             piece = slice(start, min(start + step, total))
             packed: NDArray[np.uint8] = self.packed[piece if index is None else index[piece]]
@@ -279,12 +279,12 @@ class PackedGenotypes:
         """The variants in order: first of a chunk, and its (n, v) codes, by default about 64 MiB."""
         index = None if rows is None else _row_index(rows, self.num_samples)
         num_rows = self.num_samples if index is None else len(index)
-        step = max_variants or max(_CODES_A_BYTE, _CHUNK_BYTES // max(1, num_rows) // 4 * 4)
+        step = max_variants or max(CODES_A_BYTE, _CHUNK_BYTES // max(1, num_rows) // 4 * 4)
         for start in range(0, self.num_variants, step):
             stop = min(start + step, self.num_variants)
-            first_byte = start // _CODES_A_BYTE
+            first_byte = start // CODES_A_BYTE
             packed = self.packed[:, first_byte : row_bytes(stop)]
-            skipped = start - first_byte * _CODES_A_BYTE
+            skipped = start - first_byte * CODES_A_BYTE
             codes = unpack(packed if index is None else packed[index], skipped + stop - start)
             yield start, codes[:, skipped:]
 
@@ -309,8 +309,8 @@ class _Columns:
         present = np.maximum(index, 0)
         return cls(
             index=index,
-            byte=present // _CODES_A_BYTE,
-            shift=(2 * (present % _CODES_A_BYTE)).astype(np.uint8),
+            byte=present // CODES_A_BYTE,
+            shift=(2 * (present % CODES_A_BYTE)).astype(np.uint8),
             absent=np.flatnonzero(index < 0),
         )
 
@@ -320,7 +320,7 @@ class _Columns:
     def turned(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The columns of (n, width) bytes, packed, by way of rows: there is at least one byte a row."""
         num_rows, width = packed.shape
-        by_column = transpose_packed(packed, _CODES_A_BYTE * width)[:, : row_bytes(num_rows)]
+        by_column = transpose_packed(packed, CODES_A_BYTE * width)[:, : row_bytes(num_rows)]
         picked = np.take(by_column, self.index, axis=0, mode="clip")
         picked[self.absent] = _ALL_MISSING
         return transpose_packed(picked, num_rows)[:, : row_bytes(len(self))]
@@ -354,7 +354,7 @@ def _sum_fields(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
     Three rows are added inside two-bit fields, five of these sums inside four-bit fields, and only then
     is anything widened: most of the work is byte additions on packed data.
     """
-    total = np.empty((bits.shape[1], _CODES_A_BYTE), dtype=np.int64)
+    total = np.empty((bits.shape[1], CODES_A_BYTE), dtype=np.int64)
     pairs = _sum_groups(bits, size=3)
     for slot in (0, 1):
         nibbles = _sum_groups((pairs >> np.uint8(2 * slot)) & np.uint8(0x33), size=5)

@@ -1,8 +1,8 @@
 """What a trained network says about each SNP: its attention, and integrated gradients of its output.
 
 Owns the path from the mean genotype, how batches are spread over threads, and how many samples memory takes
-at once. Takes any model with encode, forward_encoded and attention, and any iterable of batches; knows no
-variant, no file and no training. Shapes: B batch, N samples, S slots, C channels, O outputs.
+at once. Takes any iterable of batches; knows no variant, no file and no training. Shapes: B batch, N samples,
+S slots, C channels, O outputs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from snpdeconv.console import Progress, progress, track
 from snpdeconv.device import GIB, Allocations, OomSafeBatches, available_bytes, is_out_of_memory
 from snpdeconv.genetics.encoding import channel_means
-from snpdeconv.models.encoder import SlotEncoder
 from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 
 logger = logging.getLogger(__name__)
@@ -34,30 +33,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["binary", "multiclass", "quantitative"]
 
 
-class InterpretableModel(Protocol):
-    """What is asked of a model; `models.InterpretableSNPModel` has it."""
-
-    training: bool
-    encoder: SlotEncoder
-
-    def encode(self, genotypes: Tensor) -> Tensor:
-        """Genotypes -> (B, S, C)."""
-
-    def forward_encoded(self, encoded: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """(B, S, C) -> (B, O)."""
-
-    def attention(self, genotypes: Tensor) -> Tensor:
-        """Genotypes -> (B, S), non-negative, each row sums to 1."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Sets dropout and batch statistics to training or evaluation."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights."""
-
-
 def path_attribution(
-    model: InterpretableModel,
+    model: InterpretableSNPModel,
     genotypes: Tensor,
     covariates: Tensor | None,
     *,
@@ -68,48 +45,20 @@ def path_attribution(
     """Attributions (B, S) and the change (B,) of the output that they should sum to."""
     with torch.no_grad():
         encoded = model.encode(genotypes).float()
-        contrast = _contrast(model.forward_encoded(encoded, covariates), kind=kind)
-        moved = _output(model, encoded, covariates, contrast) - _output(
-            model, baseline.expand_as(encoded), covariates, contrast
-        )
-    gradient = _path_gradient(
-        model, baseline=baseline, encoded=encoded, covariates=covariates, contrast=contrast, rule=rule
-    )
-    return ((encoded - baseline) * gradient).double().sum(dim=2), moved
-
-
-def _path_gradient(
-    model: InterpretableModel,
-    *,
-    baseline: Tensor,
-    encoded: Tensor,
-    covariates: Tensor | None,
-    contrast: Tensor,
-    rule: Iterable[tuple[float, float]],
-) -> Tensor:
-    """Mean gradient along the path, (B, S, C)."""
-    mean = torch.zeros_like(encoded)
+        outputs = model.forward_encoded(encoded, covariates)
+        # Weights (B, O) of the outputs whose sum is attributed.
+        contrast = torch.ones_like(outputs)
+        if kind == "multiclass":
+            contrast.fill_(-1 / (outputs.shape[1] - 1)).scatter_(1, outputs.argmax(dim=1, keepdim=True), 1.0)
+        start = baseline.expand_as(encoded)
+        moved = (outputs * contrast).double().sum(dim=1)
+        moved = moved - (model.forward_encoded(start, covariates) * contrast).double().sum(dim=1)
+    gradient = torch.zeros_like(encoded)  # the mean along the path
     for fraction, weight in rule:
-        point = torch.lerp(baseline.expand_as(encoded), encoded, fraction).requires_grad_()
+        point = torch.lerp(start, encoded, fraction).requires_grad_()
         output = (model.forward_encoded(point, covariates) * contrast).sum()
-        (gradient,) = torch.autograd.grad(output, point)
-        mean.add_(gradient, alpha=weight)
-    return mean
-
-
-def _contrast(outputs: Tensor, *, kind: Kind) -> Tensor:
-    """Weights (B, O) of the outputs whose sum is attributed."""
-    if kind != "multiclass":
-        return torch.ones_like(outputs)
-    num_classes = outputs.shape[1]
-    others = torch.full_like(outputs, -1 / (num_classes - 1))
-    return others.scatter_(1, outputs.argmax(dim=1, keepdim=True), 1.0)
-
-
-def _output(
-    model: InterpretableModel, encoded: Tensor, covariates: Tensor | None, contrast: Tensor
-) -> Tensor:
-    return (model.forward_encoded(encoded, covariates) * contrast).double().sum(dim=1)
+        gradient.add_(torch.autograd.grad(output, point)[0], alpha=weight)
+    return ((encoded - baseline) * gradient).double().sum(dim=2), moved
 
 
 def path_rule(steps: int) -> list[tuple[float, float]]:
@@ -119,7 +68,7 @@ def path_rule(steps: int) -> list[tuple[float, float]]:
     return list(zip((u**3).tolist(), (1.5 * u**2 * weights).tolist(), strict=True))
 
 
-def mean_encoding(model: InterpretableModel) -> Tensor:
+def mean_encoding(model: InterpretableSNPModel) -> Tensor:
     """(1, S, C) expected encoding at the frequencies that the model was trained with; padding slots are 0."""
     encoder = model.encoder
     mean = channel_means(encoder.allele_frequency, encoder.encoding_dim) * encoder.slot_mask
@@ -198,7 +147,7 @@ def pooled(parts: Sequence[Attribution]) -> Attribution:
 
 
 def attention_scores(
-    model: InterpretableModel | GPUOptimizedSNPModel,
+    model: InterpretableSNPModel | GPUOptimizedSNPModel,
     loader: Iterable[Any],
     *,
     device: torch.device | str,
@@ -232,7 +181,7 @@ def attention_scores(
 
 
 def integrated_gradients(
-    model: InterpretableModel | GPUOptimizedSNPModel,
+    model: InterpretableSNPModel | GPUOptimizedSNPModel,
     loader: Iterable[Any],
     *,
     kind: Kind,
@@ -353,13 +302,13 @@ class _Scores:
         return scores.cpu().numpy()
 
 
-def _plain(model: InterpretableModel | GPUOptimizedSNPModel) -> InterpretableModel:
+def _plain(model: InterpretableSNPModel | GPUOptimizedSNPModel) -> InterpretableSNPModel:
     """The network without the wrapper that sets its precision: attribution is in full precision."""
     return model.base if isinstance(model, GPUOptimizedSNPModel) else model
 
 
 @contextlib.contextmanager
-def _evaluation(model: InterpretableModel, device: torch.device | str) -> Iterator[None]:
+def _evaluation(model: InterpretableSNPModel, device: torch.device | str) -> Iterator[None]:
     """Evaluation mode without autocast and with fixed weights; all comes back as it was."""
     was_training = model.training
     # Gradients by the weights would be computed in part although nobody asks for them.

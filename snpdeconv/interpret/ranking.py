@@ -159,20 +159,15 @@ def combine(
     total = sum(weights[method] for method in scores)
     if total <= 0:
         raise ConfigError("the weights are all 0", where="ensemble", hint="give one method weight")
-    terms = [
-        weights[method] / total * _surprise(values) for method, values in scores.items() if weights[method]
-    ]
-    combined: NDArray[np.float64] = np.sum(terms, axis=0)
+    surprise = {
+        method: -np.log10(stats.rankdata(-values, method="average") / (len(values) + 1))
+        for method, values in scores.items()
+        if weights[method]
+    }
+    combined: NDArray[np.float64] = np.sum([weights[m] / total * s for m, s in surprise.items()], axis=0)
     return combined
 
 
-def _surprise(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    rank = stats.rankdata(-values, method="average")
-    surprise: NDArray[np.float64] = -np.log10(rank / (len(values) + 1))
-    return surprise
-
-
-_LN_10 = np.log(10)
 LIKELY_PAIR = 0.5
 """Inclusion probability above which a pair counts as found."""
 
@@ -237,7 +232,7 @@ def credible_set_table(
                 "class": classes[place] if classes else None,
                 "coverage": found.coverage,
                 "purity": found.purity,
-                "log10_bayes_factor": found.log_bayes_factor / _LN_10,
+                "log10_bayes_factor": found.log_bayes_factor / np.log(10),
                 "pve": found.pve,
                 "num_snps": len(found.variants),
                 "best_snp": labels[found.top],

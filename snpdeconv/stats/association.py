@@ -305,11 +305,13 @@ def _scan(genotypes: PackedGenotypes, null: _Null, *, rows: NDArray[np.integer] 
         if null.mean is not None:
             fewer = min(null.mean.mean(), 1 - null.mean.mean())
             is_few = np.minimum(sums[0], 2 * num_samples - sums[0]) * fewer < ENOUGH_ALLELES
-            far = np.flatnonzero(varied & is_few & (score[0] ** 2 > NORMAL_UP_TO**2 * left))
-            saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
+            is_far = is_few & (score[0] ** 2 > NORMAL_UP_TO**2 * left)
         elif null.seen is not None:
-            far = np.flatnonzero(varied & (score[0] ** 2 > (NORMAL_UP_TO * null.seen.sd) ** 2 * left))
-            saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
+            is_far = score[0] ** 2 > (NORMAL_UP_TO * null.seen.sd) ** 2 * left
+        else:
+            continue
+        far = np.flatnonzero(varied & is_far)
+        saddlepoint[start + far] = _saddlepoint(codes[:, far], mean[far], score[0, far], null=null)
     return _Scanned(variation, tested_sum, varies, saddlepoint)
 
 
