@@ -19,7 +19,7 @@ from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 Floats = NDArray[np.float64]
 
-DECOY_STREAM = 11
+PERMUTATION_STREAM = 11
 # SNPs of a larger rate by the null, and those that rank lower, are not held against the posterior.
 HOPELESS = 0.5
 MOST_JUDGED = 2_000
@@ -60,7 +60,7 @@ def permutation_scores(
     beside = np.hstack([given, found.fitted])
 
     def draw(number: int) -> Floats:
-        rows = np.random.default_rng([DECOY_STREAM, seed, number]).permutation(samples)
+        rows = np.random.default_rng([PERMUTATION_STREAM, seed, number]).permutation(samples)
         try:
             return deconvolve(
                 genotypes,

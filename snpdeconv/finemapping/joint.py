@@ -77,10 +77,6 @@ class PairColumns:
             scale=scale,
         )
 
-    def extra(self, weight: Floats) -> ExtraColumns:
-        """The columns as the fit takes them, with their (P,) prior weights."""
-        return ExtraColumns(values=self.values, variants=self.pairs, weight=weight)
-
 
 def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) -> Terms:
     """Terms of which the linear predictors of O fits are made; the fits, and `pairs`, share columns.
@@ -301,7 +297,7 @@ def deconvolve(
         if np.var(left - single) > GIVEN_WAY * study.noise(left):
             found, columns = study.scan(left)
             earlier = study.fit(columns, refine=False)
-        weights = study.inherited(earlier, columns)
+        weights = study.prior_weights + inherited(earlier, columns) * (study.prior_weights > 0)
     fit = study.fit(columns, prior_weights=weights)
     return _joined(kind, (fit,), columns=columns, found=found)
 
@@ -317,10 +313,6 @@ class _Study:
     prior_weights: Floats
     settings: Settings
 
-    def inherited(self, earlier: SingleEffectsFit, columns: PairColumns) -> Floats:
-        """(V,) prior weights after a fit of single SNPs and of the columns."""
-        return self.prior_weights + inherited(earlier, columns) * (self.prior_weights > 0)
-
     def fit(
         self, columns: PairColumns | None, *, prior_weights: Floats | None = None, refine: bool = True
     ) -> SingleEffectsFit:
@@ -330,7 +322,9 @@ class _Study:
         if columns is not None:
             # The fit takes a SNP's weights relative to the sum of their dosages.
             each = PAIRS_WEIGHT / max(1, columns.num_tested) / weights.sum()
-            extra = columns.extra(np.full(len(columns.pairs), each))
+            extra = ExtraColumns(
+                values=columns.values, variants=columns.pairs, weight=np.full(len(columns.pairs), each)
+            )
         return fit_single_effects(
             self.cohort,
             self.truth,

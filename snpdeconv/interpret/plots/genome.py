@@ -270,6 +270,12 @@ def association_plot(
     leads = ranking["rank"].to_numpy() <= (0 if by_pip else NUM_LABELLED)
     leading = np.flatnonzero(leads & (ranking["marginal"] > threshold) if method == "marginal" else leads)
     named = np.array([one.leading for one in sets[:NUM_SETS_LABELLED]]) if sets else leading
+    if sets:
+        marked = [(one.members, one.colour) for one in sets]
+        marks = "SNP of a credible set, a colour each, its LD block shaded"
+    else:
+        marked = [(leading, style.ORANGE)] if len(leading) else []
+        marks = "leading SNP, its LD block shaded"
     with style.figure_file(path, width=12, height=6.4) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, column in ((upper, "marginal"), (lower, "pip" if by_pip else "score")):
@@ -277,13 +283,31 @@ def association_plot(
             scale = 1.0 if column == "pip" else float(height.max())
             _draw_points(axes, height, axis=axis, quiet=by_pip)
             axes.set_ylim(bottom=-0.04 * scale)  # Room for the lower half of a mark at 0.
-            if sets:
-                _mark_sets(axes, ranking, height, sets=sets, axis=axis)
-            elif len(leading):
-                _mark_leading(axes, ranking, height, leading=leading, axis=axis)
-            _mark_planted(axes, height, planted=planted, axis=axis)
+            for start, stop, colour in shaded_blocks(ranking, marked, axis=axis):
+                axes.axvspan(start, stop, color=colour, alpha=0.2, linewidth=0)
+            # From the last to the first, so that the best set lies on top.
+            for number, (rows, colour) in reversed(list(enumerate(marked))):
+                axes.scatter(
+                    axis.places[rows],
+                    height[rows],
+                    s=34,
+                    c=colour,
+                    edgecolors=style.INK,
+                    linewidths=0.6,
+                    zorder=3,
+                    label=None if number else marks,
+                )
+            if planted.any():
+                axes.scatter(
+                    axis.places[planted],
+                    height[planted],
+                    s=84,
+                    clip_on=False,
+                    label="planted SNP",
+                    **style.PLANTED,
+                )
         upper.axhline(
-            threshold, color=style.INK, linestyle=(0, (4, 3)), linewidth=1, label="Bonferroni, p = 0.05"
+            threshold, color=style.INK, linestyle=style.DASHED, linewidth=1, label="Bonferroni, p = 0.05"
         )
         # A limit that lies above all points is seen too: that is what nothing found looks like.
         upper.set_ylim(top=max(upper.get_ylim()[1], 1.1 * threshold))
@@ -339,73 +363,6 @@ def _draw_points(axes: Axes, height: NDArray[np.float64], *, axis: GenomeAxis, q
         points.set_in_layout(False)
     axes.margins(x=0.01)
     axes.grid(visible=False, axis="x")
-
-
-def _mark_leading(
-    axes: Axes,
-    ranking: pd.DataFrame,
-    height: NDArray[np.float64],
-    *,
-    leading: NDArray[np.int64],
-    axis: GenomeAxis,
-) -> None:
-    _shade(axes, shaded_blocks(ranking, [(leading, style.ORANGE)], axis=axis))
-    axes.scatter(
-        axis.places[leading],
-        height[leading],
-        s=34,
-        c=style.ORANGE,
-        edgecolors=style.INK,
-        linewidths=0.6,
-        zorder=3,
-        label="leading SNP, its LD block shaded",
-    )
-
-
-def _shade(axes: Axes, spans: list[tuple[float, float, str]]) -> None:
-    for start, stop, colour in spans:
-        axes.axvspan(start, stop, color=colour, alpha=0.2, linewidth=0)
-
-
-def _mark_sets(
-    axes: Axes,
-    ranking: pd.DataFrame,
-    height: NDArray[np.float64],
-    *,
-    sets: list[DrawnSet],
-    axis: GenomeAxis,
-) -> None:
-    _shade(axes, shaded_blocks(ranking, [(one.members, one.colour) for one in sets], axis=axis))
-    # From the last to the first, so that the best set lies on top.
-    for one in reversed(sets):
-        axes.scatter(
-            axis.places[one.members],
-            height[one.members],
-            s=34,
-            c=one.colour,
-            edgecolors=style.INK,
-            linewidths=0.6,
-            zorder=3,
-            label="SNP of a credible set, a colour each, its LD block shaded" if one is sets[0] else None,
-        )
-
-
-def _mark_planted(
-    axes: Axes, height: NDArray[np.float64], *, planted: NDArray[np.bool_], axis: GenomeAxis
-) -> None:
-    if planted.any():
-        axes.scatter(
-            axis.places[planted],
-            height[planted],
-            s=84,
-            marker="D",
-            facecolors="none",
-            edgecolors=style.INK,
-            linewidths=1.2,
-            zorder=4,
-            clip_on=False,
-            label="planted SNP",
-        )
 
 
 def _label_named(

@@ -81,16 +81,7 @@ def pair_map(
                 zorder=3,
             )
         if len(planted):
-            axes.scatter(
-                planted[:, 0],
-                planted[:, 1],
-                s=120,
-                marker="D",
-                facecolors="none",
-                edgecolors=style.INK,
-                linewidths=1.2,
-                zorder=4,
-            )
+            axes.scatter(planted[:, 0], planted[:, 1], s=120, **style.PLANTED)
         axis.label(axes, along="x")
         axis.label(axes, along="y")
         told = _in_words(pip) if looked_for else "not looked for"

@@ -42,13 +42,20 @@ def calibration_plot(
     bins = np.array_split(np.argsort(confidence, kind="stable"), min(NUM_BINS, len(truth)))
     mean = np.array([confidence[members].mean() for members in bins])
     share = np.array([event[members].mean() for members in bins])
-    low, high = _wilson(share, np.array([len(members) for members in bins]))
+    intervals = [
+        stats.binomtest(int(event[members].sum()), len(members)).proportion_ci(method="wilson")
+        for members in bins
+    ]
+    low, high = (
+        np.minimum([one.low for one in intervals], share),
+        np.maximum([one.high for one in intervals], share),
+    )
     # A rare trait has no high probabilities: the empty part of the square is left out.
     limit = min(1.0, 1.08 * max(float(high.max()), float(confidence.max())))
     with style.figure_file(path, width=5.6, height=6.4) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
         upper.plot(
-            [0, limit], [0, limit], color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="perfect"
+            [0, limit], [0, limit], color=style.GREY, linestyle=style.DASHED, linewidth=1.2, label="perfect"
         )
         upper.errorbar(
             mean,
@@ -78,14 +85,6 @@ def calibration_plot(
         lower.grid(visible=False, axis="x")
 
 
-def _wilson(share: Floats, count: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Bounds of the 95 % interval of a proportion (Wilson 1927)."""
-    z = float(stats.norm.ppf(0.975))
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return np.minimum(centre - half, share), np.maximum(centre + half, share)
-
-
 def roc_plot(
     predictions: ArrayLike,
     targets: ArrayLike,
@@ -109,7 +108,7 @@ def roc_plot(
     height = max(5.8, 0.8 + 0.2 * len(columns))  # the legend has a line a class
     with style.figure_file(path, width=7.8 if many else 5.8, height=height) as figure:
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.plot([0, 1], [0, 1], color=style.GREY, linestyle=style.DASHED, linewidth=1.2)
         for index, (c, score) in enumerate(columns.items()):
             false_positive, true_positive, _ = roc_curve(truth == c, score)
             axes.plot(
@@ -157,7 +156,7 @@ def prediction_scatter(predictions: ArrayLike, targets: ArrayLike, *, trait: str
         else:
             axes.scatter(value, truth, s=16, color=style.BLUE, alpha=0.45, linewidths=0)
         axes.plot(
-            ends, ends, color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="observed = predicted"
+            ends, ends, color=style.GREY, linestyle=style.DASHED, linewidth=1.2, label="observed = predicted"
         )
         if np.ptp(value) > 0:
             fit = stats.linregress(value, truth)
@@ -198,7 +197,7 @@ def training_curves(
                 marker = "o" if sum(map(math.isfinite, values)) == 1 else None
                 epochs = range(first_epoch, first_epoch + len(values))
                 axes.plot(epochs, values, color=colour, marker=marker, label=name)
-            axes.axvline(best_epoch, color=style.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.axvline(best_epoch, color=style.GREY, linestyle=style.DASHED, linewidth=1.2)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.margins(x=0.02)
             one_score = curves is scores and len(curves) == 1

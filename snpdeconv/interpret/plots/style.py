@@ -18,6 +18,10 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8A8F98", "#2B2F36"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY, INK)
 DPI = 150
+DASHED = (0, (4, 3))
+PLANTED: dict[str, Any] = {
+    "marker": "D", "facecolors": "none", "edgecolors": INK, "linewidths": 1.2, "zorder": 4
+}  # fmt: skip
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
