@@ -7,7 +7,7 @@ and no name. Shapes: N samples, V variants, P pairs, O outputs, C covariates.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,9 @@ from snpdeconv.finemapping import (
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, snp_weights
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.terms import NUM_CODES, Terms
+
+if TYPE_CHECKING:
+    from snpdeconv.genetics.phenotypes import TraitKind
 
 Floats = NDArray[np.float64]
 
@@ -168,8 +171,6 @@ def inherited(fit: SingleEffectsFit, pairs: PairColumns) -> NDArray[np.float64]:
     return np.asarray(FROM_PAIRS * (1 - missed))
 
 
-Kind = Literal["quantitative", "binary", "multiclass"]
-
 # Men have one copy, or nobody has two: a heterozygote tells the sex, or is an error.
 HAPLOID = ("X", "Y", "MT")
 # Prior weight of all pairs tested together; the dosages of all SNPs together weigh 1.
@@ -222,7 +223,7 @@ class Deconvolution:
         fitted: (N, O) linear predictor of the samples of the fit.
     """
 
-    kind: Kind
+    kind: TraitKind
     fits: tuple[SingleEffectsFit, ...]
     pairs: PairEffects
     pip: Floats
@@ -237,7 +238,7 @@ def deconvolve(
     genotypes: PackedGenotypes,
     target: ArrayLike,
     *,
-    kind: Kind,
+    kind: TraitKind,
     chrom: NDArray[np.object_],
     position_bp: NDArray[np.int64],
     rows: NDArray[np.integer] | None = None,
@@ -359,7 +360,7 @@ class _Study:
 
 
 def _joined(
-    kind: Kind,
+    kind: TraitKind,
     fits: tuple[SingleEffectsFit, ...],
     *,
     columns: PairColumns | None,

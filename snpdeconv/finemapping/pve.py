@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, SingleEffect, SingleE
 from snpdeconv.genetics.ld import Blocks, draw_rows
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.stats.common import covariate_basis
+
+if TYPE_CHECKING:
+    from snpdeconv.genetics.phenotypes import TraitKind
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +56,7 @@ def block_pve(
     fits: Sequence[SingleEffectsFit],
     genotypes: PackedGenotypes,
     *,
-    kind: Literal["quantitative", "binary", "multiclass"],
+    kind: TraitKind,
     blocks: Blocks,
     rows: NDArray[np.integer] | None = None,
     covariates: ArrayLike | None = None,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +27,10 @@ from snpdeconv.device import GIB, Allocations, OomSafeBatches, available_bytes, 
 from snpdeconv.genetics.encoding import channel_means
 from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 
+if TYPE_CHECKING:
+    from snpdeconv.genetics.phenotypes import TraitKind
+
 logger = logging.getLogger(__name__)
-
-
-Kind = Literal["binary", "multiclass", "quantitative"]
 
 
 def path_attribution(
@@ -39,7 +39,7 @@ def path_attribution(
     covariates: Tensor | None,
     *,
     baseline: Tensor,
-    kind: Kind,
+    kind: TraitKind,
     rule: Iterable[tuple[float, float]],
 ) -> tuple[Tensor, Tensor]:
     """Attributions (B, S) and the change (B,) of the output that they should sum to."""
@@ -184,7 +184,7 @@ def integrated_gradients(
     model: InterpretableSNPModel | GPUOptimizedSNPModel,
     loader: Iterable[Any],
     *,
-    kind: Kind,
+    kind: TraitKind,
     device: torch.device | str,
     steps: int = 32,
     max_samples: int | None = None,

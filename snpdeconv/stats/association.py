@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from snpdeconv.stats.common import (
     upper_tail,
 )
 
-Kind = Literal["binary", "multiclass", "quantitative"]
+if TYPE_CHECKING:
+    from snpdeconv.genetics.phenotypes import TraitKind
+
 Floats = NDArray[np.float64]
 
 # Codes handled at once: as uint8 for a chunk of variants, as float64 (about 8 MiB) for some of its rows.
@@ -142,7 +144,7 @@ def marginal_association(
     genotypes: PackedGenotypes,
     target: ArrayLike,
     *,
-    kind: Kind,
+    kind: TraitKind,
     rows: NDArray[np.integer] | None = None,
     covariates: ArrayLike | None = None,
 ) -> Marginal:
@@ -217,7 +219,7 @@ class _Scanned:
     saddlepoint: Floats
 
 
-def _test(null: _Null, scanned: _Scanned, *, kind: Kind, df: int) -> _Tested:
+def _test(null: _Null, scanned: _Scanned, *, kind: TraitKind, df: int) -> _Tested:
     """From the sums to the statistics."""
     variation, tested_sum = scanned.variation, scanned.tested_sum
     if kind == "multiclass":
@@ -349,7 +351,7 @@ def _sums(codes: NDArray[np.uint8], *, linear: Floats, weight: Floats) -> tuple[
     return sums, missing, squares
 
 
-def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: Kind) -> _Null:
+def _linear_null(target: NDArray[np.generic], basis: Floats, *, kind: TraitKind) -> _Null:
     columns = target[:, None] == np.unique(target) if kind == "multiclass" else target[:, None]
     columns = columns - columns.mean(axis=0, dtype=np.float64)
     left, size, right = np.linalg.svd(columns - basis @ (basis.T @ columns), full_matrices=False)
