@@ -90,21 +90,13 @@ SUPPORT = 20.0
 
 @dataclass(frozen=True)
 class LeadPairs:
-    """The pairs that lead a clump.
+    """The pairs that lead a clump."""
 
-    Attributes:
-        pairs: (L, 2) variants, in the order selected.
-        t: (L,) statistic given those selected before.
-        discount: (L,) factor of t that the surroundings leave.
-        kept: (L,) whether that is still strong. The others only take their shadows out.
-        columns: (N, L) their standardised products.
-    """
-
-    pairs: NDArray[np.int64]
-    t: NDArray[np.float64]
-    discount: NDArray[np.float64]
-    kept: NDArray[np.bool_]
-    columns: Tensor
+    pairs: NDArray[np.int64]  # (L, 2) variants, in the order selected
+    t: NDArray[np.float64]  # (L,) statistic given those selected before
+    discount: NDArray[np.float64]  # (L,) factor of t that the surroundings leave
+    kept: NDArray[np.bool_]  # (L,) whether that is still strong. The others only take their shadows out.
+    columns: Tensor  # (N, L) their standardised products
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -31,27 +31,16 @@ COLLINEAR = 1e-4
 
 @dataclass(frozen=True)
 class Dosages:
-    """Standardised dosages of the samples tested; a missing genotype is at the mean, 0.
+    """Standardised dosages of the samples tested; a missing genotype is at the mean, 0."""
 
-    Attributes:
-        genotypes: The cohort.
-        rows: (N,) samples tested, or None for all.
-        device: Where tensors are made.
-        mean: (V,) float64 mean dosage.
-        inverse_sd: (V,) float64; 0 where the variant does not vary.
-        maf: (V,) float64 minor allele frequency; 0 where every genotype is missing.
-        kurtosis: (V,) float64 mean fourth power of the standardised dosage.
-        counted_is_minor: (V,) whether the counted allele is the minor one.
-    """
-
-    genotypes: PackedGenotypes
-    rows: Rows
-    device: torch.device
-    mean: NDArray[np.float64]
-    inverse_sd: NDArray[np.float64]
-    maf: NDArray[np.float64]
-    kurtosis: NDArray[np.float64]
-    counted_is_minor: NDArray[np.bool_]
+    genotypes: PackedGenotypes  # the cohort
+    rows: Rows  # (N,) samples tested, or None for all
+    device: torch.device  # where tensors are made
+    mean: NDArray[np.float64]  # (V,) float64 mean dosage
+    inverse_sd: NDArray[np.float64]  # (V,) float64; 0 where the variant does not vary
+    maf: NDArray[np.float64]  # (V,) float64 minor allele frequency; 0 where every genotype is missing
+    kurtosis: NDArray[np.float64]  # (V,) float64 mean fourth power of the standardised dosage
+    counted_is_minor: NDArray[np.bool_]  # (V,) whether the counted allele is the minor one
 
     @classmethod
     def of(
@@ -157,20 +146,13 @@ class Products:
 
     Column p is ``(z_first z_second - offset - on_first z_first - on_second z_second) * inverse_sd``, where z
     is ``(dosage - mean) * inverse_sd`` of :class:`Dosages`, 0 where the genotype is missing.
-
-    Attributes:
-        values: (N, P) float32.
-        offset: (P,) mean product.
-        on_first: (P,) regression of the product on the first dosage, given the other.
-        on_second: (P,) the same on the second.
-        inverse_sd: (P,); 0 where the dosages leave nothing of their product.
     """
 
-    values: Tensor
-    offset: Tensor
-    on_first: Tensor
-    on_second: Tensor
-    inverse_sd: Tensor
+    values: Tensor  # (N, P) float32
+    offset: Tensor  # (P,) mean product
+    on_first: Tensor  # (P,) regression of the product on the first dosage, given the other
+    on_second: Tensor  # (P,) the same on the second
+    inverse_sd: Tensor  # (P,); 0 where the dosages leave nothing of their product
 
 
 def pair_columns(

@@ -42,34 +42,25 @@ SCREEN_MARGIN = 0.5
 
 @dataclass(frozen=True)
 class PairScan:
-    """Pairs of SNPs that may interact, clump by clump, the strongest clump first and its leader first.
+    """Pairs of SNPs that may interact, clump by clump, the strongest clump first and its leader first."""
 
-    Attributes:
-        i: (P,) first variant, smaller than `j`.
-        j: (P,) second variant.
-        effect: (P,) coefficient of the standardised product, as
-            :func:`~snpdeconv.epistasis.dosages.pair_columns` makes it.
-        t: (P,) exact statistic given the leaders selected before, divided by the inflation and discounted for
-            what the surroundings of a close pair explain; a normal deviate under the null.
-        neg_log10_p: (P,) -log10 of its two-sided p-value, not corrected for the number of tests.
-        clump: (P,) number of the clump.
-        leads: (P,) whether the pair leads its clump.
-        num_tested: Pairs that the screen tested.
-        inflation: Factor by which all statistics were divided, at least 1: how much wider the bulk of the
-            screen is than a normal one, or a binary residual than its probabilities say.
-        num_flop: Arithmetic of the screen's matrix products.
-    """
-
-    i: NDArray[np.int64]
-    j: NDArray[np.int64]
+    i: NDArray[np.int64]  # (P,) first variant, smaller than `j`
+    j: NDArray[np.int64]  # (P,) second variant
+    # (P,) coefficient of the standardised product, as :func:`~snpdeconv.epistasis.dosages.pair_columns` makes
+    # it
     effect: NDArray[np.float64]
+    # (P,) exact statistic given the leaders selected before, divided by the inflation and discounted for what
+    # the surroundings of a close pair explain; a normal deviate under the null
     t: NDArray[np.float64]
+    # (P,) -log10 of its two-sided p-value, not corrected for the number of tests
     neg_log10_p: NDArray[np.float64]
-    clump: NDArray[np.int64]
-    leads: NDArray[np.bool_]
-    num_tested: int
+    clump: NDArray[np.int64]  # (P,) number of the clump
+    leads: NDArray[np.bool_]  # (P,) whether the pair leads its clump
+    num_tested: int  # pairs that the screen tested
+    # factor by which all statistics were divided, at least 1: how much wider the bulk of the screen is than a
+    # normal one, or a binary residual than its probabilities say
     inflation: float
-    num_flop: float
+    num_flop: float  # arithmetic of the screen's matrix products
 
     def __len__(self) -> int:
         return len(self.i)

@@ -81,23 +81,14 @@ MOST_OF_TILE = 2**16
 
 @dataclass(frozen=True)
 class Screened:
-    """The strongest pairs of a screen.
+    """The strongest pairs of a screen."""
 
-    Attributes:
-        first: (C,) variant, smaller than `second`.
-        second: (C,) variant.
-        statistic: (C,) screening t, strongest first.
-        num_tested: Pairs that were not excluded.
-        inflation: Standard deviation of the bulk of the statistic, at least 1.
-        num_flop: Arithmetic of the matrix products.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    statistic: NDArray[np.float64]
-    num_tested: int
-    inflation: float
-    num_flop: float
+    first: NDArray[np.int64]  # (C,) variant, smaller than `second`
+    second: NDArray[np.int64]  # (C,) variant
+    statistic: NDArray[np.float64]  # (C,) screening t, strongest first
+    num_tested: int  # pairs that were not excluded
+    inflation: float  # standard deviation of the bulk of the statistic, at least 1
+    num_flop: float  # arithmetic of the matrix products
 
 
 class _Place:

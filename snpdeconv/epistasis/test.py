@@ -24,19 +24,13 @@ SMALLEST_MEAN = 1e-5
 
 @dataclass(frozen=True)
 class Null:
-    """The trait without pairs.
+    """The trait without pairs."""
 
-    Attributes:
-        residual: (N,) float32.
-        mean: (N,) probabilities of a binary trait under the null; None for a quantitative one.
-        basis: (N, Q) orthonormal covariates with the intercept; for a binary trait in the metric of `weight`.
-        weight: (N,) μ(1 - μ), or 1.
-    """
-
-    residual: Tensor
-    mean: Tensor | None
+    residual: Tensor  # (N,) float32
+    mean: Tensor | None  # (N,) probabilities of a binary trait under the null; None for a quantitative one
+    # (N, Q) orthonormal covariates with the intercept; for a binary trait in the metric of `weight`
     basis: Tensor
-    weight: Tensor
+    weight: Tensor  # (N,) μ(1 - μ), or 1
 
     @classmethod
     def of(
@@ -75,21 +69,15 @@ class Null:
 
 @dataclass(frozen=True)
 class Tested:
-    """Exact tests of pairs.
+    """Exact tests of pairs."""
 
-    Attributes:
-        effect: (P,) coefficient of the standardised product (trait's unit, or log odds by one step).
-        statistic: (P,) t, or for a binary trait the normal quantile of the saddlepoint p-value, with sign.
-        neg_log10_p: (P,).
-        r: (P,) correlation of the two dosages.
-        carriers: (P,) samples that carry both minor alleles.
-    """
-
+    # (P,) coefficient of the standardised product (trait's unit, or log odds by one step)
     effect: NDArray[np.float64]
+    # (P,) t, or for a binary trait the normal quantile of the saddlepoint p-value, with sign
     statistic: NDArray[np.float64]
-    neg_log10_p: NDArray[np.float64]
-    r: NDArray[np.float64]
-    carriers: NDArray[np.float64]
+    neg_log10_p: NDArray[np.float64]  # (P,)
+    r: NDArray[np.float64]  # (P,) correlation of the two dosages
+    carriers: NDArray[np.float64]  # (P,) samples that carry both minor alleles
 
 
 def retest_pairs(

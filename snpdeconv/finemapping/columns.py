@@ -73,39 +73,29 @@ DOMINANCE_MIN_SAMPLES = 5
 
 @dataclass(frozen=True)
 class ExtraColumns:
-    """Columns that join those of single SNPs, such as products of two standardised dosages.
+    """Columns that join those of single SNPs, such as products of two standardised dosages."""
 
-    Attributes:
-        values: (N, E) float32, in any unit; covariates are projected out and the variance set to 1.
-        variants: (E, 2) the SNPs that take part in each column, -1 where there is only one.
-        weight: (E,) prior weight in the unit in which the dosages of all SNPs together weigh 1.
-    """
-
+    # (N, E) float32, in any unit; covariates are projected out and the variance set to 1
     values: NDArray[np.float32]
-    variants: NDArray[np.int64]
+    variants: NDArray[np.int64]  # (E, 2) the SNPs that take part in each column, -1 where there is only one
+    # (E,) prior weight in the unit in which the dosages of all SNPs together weigh 1
     weight: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What turns genotype codes into columns; learnt on the samples of the fit, used for any other.
+    """What turns genotype codes into columns; learnt on the samples of the fit, used for any other."""
 
-    Attributes:
-        dosage_mean: (V,) mean dosage of the called genotypes, which a missing one gets.
-        dosage_sd: (V,) standard deviation that the covariates leave; infinite where there is none.
-        het_mean: (V,) share of heterozygotes among the called genotypes.
-        het_slope: (V,) regression of the heterozygote indicator on the dosage, given the covariates.
-        het_sd: (V,) standard deviation that dosage and covariates leave of the indicator; infinite where the
-            column is left out.
-        extra_sd: (E,) the same of the extra columns.
-    """
-
-    dosage_mean: NDArray[np.float64]
+    dosage_mean: NDArray[np.float64]  # (V,) mean dosage of the called genotypes, which a missing one gets
+    # (V,) standard deviation that the covariates leave; infinite where there is none
     dosage_sd: NDArray[np.float64]
-    het_mean: NDArray[np.float64]
+    het_mean: NDArray[np.float64]  # (V,) share of heterozygotes among the called genotypes
+    # (V,) regression of the heterozygote indicator on the dosage, given the covariates
     het_slope: NDArray[np.float64]
+    # (V,) standard deviation that dosage and covariates leave of the indicator; infinite where the column is
+    # left out
     het_sd: NDArray[np.float64]
-    extra_sd: NDArray[np.float64]
+    extra_sd: NDArray[np.float64]  # (E,) the same of the extra columns
 
     def coefficients(
         self, index: NDArray[np.int64], weight: NDArray[np.float64]

@@ -22,24 +22,15 @@ ENOUGH_EVIDENCE = math.log(20)
 
 @dataclass(frozen=True)
 class CredibleSet:
-    """SNPs of which one carries an effect, with a stated probability.
+    """SNPs of which one carries an effect, with a stated probability."""
 
-    Attributes:
-        variants: (S,) SNPs, most probable first.
-        probability: (S,) that the effect is this SNP's.
-        coverage: Sum of `probability`.
-        purity: Smallest absolute correlation of dosages among the SNPs.
-        log_bayes_factor: Natural logarithm, of the effect against none.
-        pve: Share of variance that the effect explains; of a pair, half of it in each of its two sets.
-        effects: Indices of the effects that the set stands for; more than one where sets were merged.
-    """
-
-    variants: NDArray[np.int64]
-    probability: NDArray[np.float64]
-    coverage: float
-    purity: float
-    log_bayes_factor: float
-    pve: float
+    variants: NDArray[np.int64]  # (S,) SNPs, most probable first
+    probability: NDArray[np.float64]  # (S,) that the effect is this SNP's
+    coverage: float  # sum of `probability`
+    purity: float  # smallest absolute correlation of dosages among the SNPs
+    log_bayes_factor: float  # natural logarithm, of the effect against none
+    pve: float  # share of variance that the effect explains; of a pair, half of it in each of its two sets
+    # indices of the effects that the set stands for; more than one where sets were merged
     effects: tuple[int, ...]
 
     @property

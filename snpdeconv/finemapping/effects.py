@@ -24,51 +24,34 @@ MOST_STEPS = 40
 
 @dataclass
 class Effect:
-    """Posterior of one single effect.
+    """Posterior of one single effect."""
 
-    Attributes:
-        prior_variance: Of the effect of the column that acts.
-        log_bayes_factor: Of this effect against none, averaged over the columns by their prior weights.
-        alpha: (P,) probability that the column acts.
-        both: (V,) probability that dosage and dominance column of the SNP act, which `alpha` of both counts.
-        mean: (P,) posterior mean of the effect if it is.
-        second: (P,) posterior mean of its square.
-        fitted: (P,) products of all columns with the expected contribution of this effect.
-        divergence: Kullback-Leibler divergence of this posterior from its prior.
-        is_spread: Whether it rests on so many columns that its contribution took two passes.
-        score: (N,) its expected contribution, where a likelihood other than the normal one asks for it.
-    """
-
-    prior_variance: float
-    log_bayes_factor: float
-    divergence: float
-    alpha: Tensor
+    prior_variance: float  # of the effect of the column that acts
+    log_bayes_factor: float  # of this effect against none, averaged over the columns by their prior weights
+    divergence: float  # Kullback-Leibler divergence of this posterior from its prior
+    alpha: Tensor  # (P,) probability that the column acts
+    # (V,) probability that dosage and dominance column of the SNP act, which `alpha` of both counts
     both: Tensor
-    mean: Tensor
-    second: Tensor
-    fitted: Tensor
-    is_spread: bool = False
+    mean: Tensor  # (P,) posterior mean of the effect if it is
+    second: Tensor  # (P,) posterior mean of its square
+    fitted: Tensor  # (P,) products of all columns with the expected contribution of this effect
+    is_spread: bool = False  # whether it rests on so many columns that its contribution took two passes
+    # (N,) its expected contribution, where a likelihood other than the normal one asks for it
     score: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the data say about each column by itself.
+    """What the data say about each column by itself."""
 
-    Attributes:
-        z2: (P,) squared z score.
-        variance: (P,) squared standard error of its effect; (1,) where it is the same of all.
-        log_prior: (P,) logarithm of the prior weight that the column acts alone.
-        log_prior_both: (V,) the same of dosage and dominance column of a SNP together, which have to be
-            orthogonal; columns 0 to V - 1 and V to 2V - 1. All weights sum to 1.
-        shift: (P,) what the log likelihood gains at an effect beyond the quadratic that `z2` and `variance`
-            stand for; None of a normal likelihood, which is that quadratic.
-    """
-
-    z2: Tensor
-    variance: Tensor
-    log_prior: Tensor
+    z2: Tensor  # (P,) squared z score
+    variance: Tensor  # (P,) squared standard error of its effect; (1,) where it is the same of all
+    log_prior: Tensor  # (P,) logarithm of the prior weight that the column acts alone
+    # (V,) the same of dosage and dominance column of a SNP together, which have to be orthogonal; columns 0
+    # to V - 1 and V to 2V - 1. All weights sum to 1.
     log_prior_both: Tensor
+    # (P,) what the log likelihood gains at an effect beyond the quadratic that `z2` and `variance` stand for;
+    # None of a normal likelihood, which is that quadratic
     shift: Tensor | None = None
 
     @property

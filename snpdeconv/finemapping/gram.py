@@ -230,17 +230,11 @@ PREDICTOR_STEP = 1.0
 
 @dataclass(frozen=True)
 class Predictor:
-    """Posterior of each sample's linear predictor.
+    """Posterior of each sample's linear predictor."""
 
-    Attributes:
-        mean: (N,).
-        variance: (N,).
-        squares: (Q,) expected squares of the coefficients of the covariates' orthonormal basis.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    squares: Tensor
+    mean: Tensor  # (N,)
+    variance: Tensor  # (N,)
+    squares: Tensor  # (Q,) expected squares of the coefficients of the covariates' orthonormal basis
 
     def pseudo_observations(self, case: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, and weights times responses, (N,) each."""

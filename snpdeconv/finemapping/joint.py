@@ -36,27 +36,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairColumns:
-    """Columns of pairs, with what makes them of genotypes.
+    """Columns of pairs, with what makes them of genotypes."""
 
-    Attributes:
-        pairs: (P, 2) variants.
-        num_tested: Pairs that they were chosen from.
-        values: (N, P) float32 of the samples of the fit.
-        mean: (V,) mean dosage.
-        inverse_sd: (V,) of the dosage.
-        offset: (P,) mean product of the standardised dosages.
-        along: (P, 2) regression of the product on its members.
-        scale: (P,) inverse standard deviation of what that leaves.
-    """
-
-    pairs: NDArray[np.int64]
-    num_tested: int
-    values: NDArray[np.float32]
-    mean: Floats
-    inverse_sd: Floats
-    offset: Floats
-    along: Floats
-    scale: Floats
+    pairs: NDArray[np.int64]  # (P, 2) variants
+    num_tested: int  # pairs that they were chosen from
+    values: NDArray[np.float32]  # (N, P) float32 of the samples of the fit
+    mean: Floats  # (V,) mean dosage
+    inverse_sd: Floats  # (V,) of the dosage
+    offset: Floats  # (P,) mean product of the standardised dosages
+    along: Floats  # (P, 2) regression of the product on its members
+    scale: Floats  # (P,) inverse standard deviation of what that leaves
 
     @classmethod
     def of(
@@ -183,24 +172,16 @@ GIVEN_WAY = 0.05
 
 @dataclass(frozen=True)
 class PairEffects:
-    """Pairs of SNPs that joined the last fit, most probable first.
+    """Pairs of SNPs that joined the last fit, most probable first."""
 
-    Attributes:
-        first: (P,) variant, smaller than `second`.
-        second: (P,) variant.
-        effect: (P,) posterior mean coefficient of the standardised product, in the trait's unit or log odds,
-            0 where the pair does not act.
-        pip: (P,) probability that the pair acts.
-        neg_log10_p: (P,) -log10 p-value of the exact test, not corrected for the number of pairs.
-        q_value: (P,) false discovery rate of the clump of linked pairs that this one belongs to.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
+    first: NDArray[np.int64]  # (P,) variant, smaller than `second`
+    second: NDArray[np.int64]  # (P,) variant
+    # (P,) posterior mean coefficient of the standardised product, in the trait's unit or log odds, 0 where
+    # the pair does not act
     effect: Floats
-    pip: Floats
-    neg_log10_p: Floats
-    q_value: Floats
+    pip: Floats  # (P,) probability that the pair acts
+    neg_log10_p: Floats  # (P,) -log10 p-value of the exact test, not corrected for the number of pairs
+    q_value: Floats  # (P,) false discovery rate of the clump of linked pairs that this one belongs to
 
     def __len__(self) -> int:
         return len(self.first)
@@ -208,30 +189,21 @@ class PairEffects:
 
 @dataclass(frozen=True)
 class Deconvolution:
-    """A trait taken apart.
-
-    Attributes:
-        kind: Of the trait.
-        fits: One, or one a class, that class against the rest.
-        pairs: Pairs that joined the fit.
-        pip: (V,) probability that a SNP takes part in any effect.
-        effect: (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN
-            where no effect may rest on it.
-        strongest: (V,) which of `fits` a SNP most probably acts in, which is the one that `effect` is of.
-        score: (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing.
-        terms: What predicts the trait of other samples.
-        fitted: (N, O) linear predictor of the samples of the fit.
-    """
+    """A trait taken apart."""
 
     kind: TraitKind
-    fits: tuple[SingleEffectsFit, ...]
+    fits: tuple[SingleEffectsFit, ...]  # one, or one a class, that class against the rest
     pairs: PairEffects
-    pip: Floats
+    pip: Floats  # (V,) probability that a SNP takes part in any effect
+    # (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN where no
+    # effect may rest on it
     effect: Floats
+    # (V,) which of `fits` a SNP most probably acts in, which is the one that `effect` is of
     strongest: NDArray[np.int64]
+    # (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing
     score: Floats
-    terms: Terms
-    fitted: Floats
+    terms: Terms  # what predicts the trait of other samples
+    fitted: Floats  # (N, O) linear predictor of the samples of the fit
 
 
 def deconvolve(

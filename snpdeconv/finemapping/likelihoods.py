@@ -44,21 +44,13 @@ LEAST_NOISE = 1e-6
 
 @dataclass
 class NormalClimb:
-    """Effects of a linear regression on their way up.
-
-    Attributes:
-        effects: The posterior.
-        noise: Residual variance.
-        total: Sum of squares of the trait.
-        df: Degrees of freedom of the residual variance.
-        elbo: The bound after each sweep.
-    """
+    """Effects of a linear regression on their way up."""
 
     effects: SingleEffectSum
     noise: float
-    total: float
-    df: int
-    elbo: list[float]
+    total: float  # sum of squares of the trait
+    df: int  # degrees of freedom of the residual variance
+    elbo: list[float]  # the bound after each sweep
 
     def run(self, *, max_sweeps: int, tolerance: float, spread: bool, never_spread: bool = False) -> bool:
         """Sweeps until the bound stands still, which it tells; sets the residual variance after each.
@@ -73,7 +65,8 @@ class NormalClimb:
             likelihood = self.df * math.log(2 * math.pi * self.noise) + squares / self.noise
             self.elbo.append(-0.5 * likelihood - self.effects.divergence())
             expensive = spread and self.effects.limit_passes
-            settled = has_converged(self.elbo, max(tolerance, SPREAD_TOLERANCE) if expensive else tolerance)
+            least = max(tolerance, SPREAD_TOLERANCE) if expensive else tolerance
+            settled = len(self.elbo) > 1 and self.elbo[-1] - self.elbo[-2] < least
             if settled and (spread or never_spread):
                 return True
             spread = not never_spread and (settled or always)
@@ -125,11 +118,6 @@ def _higher_normal(climb: NormalClimb, tried: set[bytes], *, tolerance: float) -
     return None
 
 
-def has_converged(elbo: list[float], tolerance: float) -> bool:
-    """Whether the last sweep gained less than the tolerance."""
-    return len(elbo) > 1 and elbo[-1] - elbo[-2] < tolerance
-
-
 # Part of new pseudo-observations under which rounds end, and fall of the bound for which one is taken back.
 LEAST_MIXED = 1 / 4
 LARGEST_FALL = 1.0
@@ -152,30 +140,17 @@ class _IrlsStep:
 
 @dataclass
 class LogisticClimb:
-    """Effects of a logistic regression on their way up.
-
-    Attributes:
-        columns: The columns.
-        case: (N,) zeros and ones.
-        precision: (Q,) of the prior of the coefficients of the covariates' basis.
-        gram_bytes: Most memory for products among columns.
-        effects: The posterior.
-        best: The highest round so far.
-        elbo: The bound after each round that raised it.
-        most: What the log likelihood of covariates alone leaves to be gained.
-        num_sweeps: Sweeps over the effects.
-        num_passes: Passes over the genotypes.
-    """
+    """Effects of a logistic regression on their way up."""
 
     columns: Columns
-    case: Tensor
-    precision: Tensor
-    gram_bytes: int
+    case: Tensor  # (N,) zeros and ones
+    precision: Tensor  # (Q,) of the prior of the coefficients of the covariates' basis
+    gram_bytes: int  # most memory for products among columns
     effects: SingleEffectSum
-    best: _IrlsStep
-    elbo: list[float]
-    most: float = math.inf
-    num_sweeps: int = 0
+    best: _IrlsStep  # the highest round so far
+    elbo: list[float]  # the bound after each round that raised it
+    most: float = math.inf  # what the log likelihood of covariates alone leaves to be gained
+    num_sweeps: int = 0  # sweeps over the effects
     num_passes: int = 0
 
     @classmethod
@@ -351,20 +326,12 @@ def _working_bound(effects: SingleEffectSum) -> float:
 
 @dataclass(frozen=True)
 class Ascent:
-    """A fit that has come to rest.
-
-    Attributes:
-        effects: The posterior.
-        noise: Residual variance; 1 for a logistic likelihood.
-        response: (N,) what effects and covariates explain by least squares.
-        elbo: The bound after each sweep, or round of a logistic likelihood.
-        num_passes: Passes over the genotypes.
-    """
+    """A fit that has come to rest."""
 
     effects: SingleEffectSum
-    noise: float
-    response: Tensor
-    elbo: tuple[float, ...]
+    noise: float  # residual variance; 1 for a logistic likelihood
+    response: Tensor  # (N,) what effects and covariates explain by least squares
+    elbo: tuple[float, ...]  # the bound after each sweep, or round of a logistic likelihood
     num_passes: int
 
 

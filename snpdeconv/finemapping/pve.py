@@ -33,23 +33,14 @@ INTERVAL = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class BlockPVE:
-    """Shares of the trait's variance beside covariates; of a binary trait, of its logistic liability.
+    """Shares of the trait's variance beside covariates; of a binary trait, of its logistic liability."""
 
-    Attributes:
-        pve: (K,) posterior mean of each block's share.
-        low: (K,) lower end of the 95 % interval.
-        high: (K,) upper end.
-        total: Posterior mean of the share of all blocks together, what they have in common counted once.
-        total_low: Lower end of its 95 % interval.
-        total_high: Upper end.
-    """
-
-    pve: Floats
-    low: Floats
-    high: Floats
-    total: float
-    total_low: float
-    total_high: float
+    pve: Floats  # (K,) posterior mean of each block's share
+    low: Floats  # (K,) lower end of the 95 % interval
+    high: Floats  # (K,) upper end
+    total: float  # posterior mean of the share of all blocks together, what they have in common counted once
+    total_low: float  # lower end of its 95 % interval
+    total_high: float  # upper end
 
 
 def block_pve(
@@ -147,25 +138,15 @@ def _variances(size: Floats, correlation: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Acting:
-    """Which columns each effect acts by in each draw: one, and maybe the dominance of the same SNP beside it.
+    """Which columns each effect acts by in each draw: one, and maybe the dominance of its SNP beside it."""
 
-    Attributes:
-        column: (P,) columns that act in any draw.
-        variants: (P, 2) SNPs that take part in them.
-        place: (D, 2L) of the first columns of all effects, then of the second ones.
-        acts: (D, 2L) whether it acts; a first one always does.
-        mean: (D, 2L) of its size.
-        precision: (D, 2L) inverse variance of its size.
-        prior_precision: (2L,) what of this is the prior's.
-    """
-
-    column: NDArray[np.int64]
-    variants: NDArray[np.int64]
-    place: NDArray[np.int64]
-    acts: NDArray[np.bool_]
-    mean: Floats
-    precision: Floats
-    prior_precision: Floats
+    column: NDArray[np.int64]  # (P,) columns that act in any draw
+    variants: NDArray[np.int64]  # (P, 2) SNPs that take part in them
+    place: NDArray[np.int64]  # (D, 2L) of the first columns of all effects, then of the second ones
+    acts: NDArray[np.bool_]  # (D, 2L) whether it acts; a first one always does
+    mean: Floats  # (D, 2L) of its size
+    precision: Floats  # (D, 2L) inverse variance of its size
+    prior_precision: Floats  # (2L,) what of this is the prior's
 
     @classmethod
     def drawn(cls, fit: SingleEffectsFit, *, num_draws: int, rng: np.random.Generator) -> _Acting:

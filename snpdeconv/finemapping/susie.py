@@ -33,29 +33,21 @@ BYTES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class SingleEffect:
-    """One effect: which column acts, and how strongly.
+    """One effect: which column acts, and how strongly."""
 
-    Attributes:
-        columns: (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first.
-        alpha: (S,) probability that each acts; what is left out sums to less than 1e-6.
-        beside: (S,) of a dominance column, the part of `alpha` in which the dosage of its SNP acts as well;
-            0 of other columns, and of traits of classes, where one column acts.
-        mean: (S,) posterior mean of the effect of one standard deviation of the column, given that it acts.
-        variance: (S,) posterior variance of the same.
-        variants: (S, 2) SNPs that take part in each column, -1 where there is only one.
-        prior_variance: Of the effect.
-        log_bayes_factor: Natural logarithm, of this effect against none given the others.
-        pve: Share of the trait's variance (of a binary trait, of its logistic liability) beside covariates.
-    """
-
+    # (S,) columns in [dosage V | dominance V | extra E] that it may rest on, best first
     columns: NDArray[np.int64]
-    alpha: Floats
+    alpha: Floats  # (S,) probability that each acts; what is left out sums to less than 1e-6
+    # (S,) of a dominance column, the part of `alpha` in which the dosage of its SNP acts as well; 0 of other
+    # columns, and of traits of classes, where one column acts
     beside: Floats
+    # (S,) posterior mean of the effect of one standard deviation of the column, given that it acts
     mean: Floats
-    variance: Floats
-    variants: NDArray[np.int64]
-    prior_variance: float
-    log_bayes_factor: float
+    variance: Floats  # (S,) posterior variance of the same
+    variants: NDArray[np.int64]  # (S, 2) SNPs that take part in each column, -1 where there is only one
+    prior_variance: float  # of the effect
+    log_bayes_factor: float  # natural logarithm, of this effect against none given the others
+    # share of the trait's variance (of a binary trait, of its logistic liability) beside covariates
     pve: float
 
     @property
@@ -66,34 +58,21 @@ class SingleEffect:
 
 @dataclass(frozen=True)
 class SingleEffectsFit:
-    """A sum of single effects fitted to one trait.
+    """A sum of single effects fitted to one trait."""
 
-    Attributes:
-        pip: (V,) probability that the SNP takes part in any effect, by any of its columns.
-        next_effect: (V,) probability that a further effect, did one exist, were this SNP's; it orders the
-            SNPs whose `pip` says nothing.
-        column_pip: (P,) the same as `pip` of each column in [dosage V | dominance V | extra E].
-        effects: The effects that are not zero, in the order found.
-        noise: Residual variance; 1 of a binary trait.
-        fitted: (N,) linear predictor of the samples of the fit, covariates included.
-        elbo: Lower bound on the log marginal likelihood after each sweep.
-        num_passes: Passes over the genotypes.
-        scaling: What turns genotypes into columns.
-        intercept: Of the linear predictor.
-        covariate_coefficients: (C,) of the covariates as they were given.
-    """
-
-    pip: Floats
+    pip: Floats  # (V,) probability that the SNP takes part in any effect, by any of its columns
+    # (V,) probability that a further effect, did one exist, were this SNP's; it orders the SNPs whose `pip`
+    # says nothing
     next_effect: Floats
-    column_pip: Floats
-    effects: tuple[SingleEffect, ...]
-    noise: float
-    fitted: Floats
-    elbo: tuple[float, ...]
+    column_pip: Floats  # (P,) the same as `pip` of each column in [dosage V | dominance V | extra E]
+    effects: tuple[SingleEffect, ...]  # the effects that are not zero, in the order found
+    noise: float  # residual variance; 1 of a binary trait
+    fitted: Floats  # (N,) linear predictor of the samples of the fit, covariates included
+    elbo: tuple[float, ...]  # lower bound on the log marginal likelihood after each sweep
     num_passes: int
-    scaling: Scaling
-    intercept: float
-    covariate_coefficients: Floats
+    scaling: Scaling  # what turns genotypes into columns
+    intercept: float  # of the linear predictor
+    covariate_coefficients: Floats  # (C,) of the covariates as they were given
 
     @property
     def column_effect(self) -> Floats:
@@ -197,31 +176,24 @@ LOGISTIC_VARIANCE = np.pi**2 / 3
 
 @dataclass(frozen=True)
 class Settings:
-    """How single effects are fitted.
+    """How single effects are fitted."""
 
-    Attributes:
-        max_effects: Most effects; they are added while new ones are not zero.
-        entry: Natural logarithm of the Bayes factor from which on a further effect is added. At zero, effects
-            that are spread over all SNPs and say nothing take most of the time.
-        dominance_weight: Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By
-            default 1, of a binary trait 0.1.
-        tolerance: Gain of the evidence bound at which to stop.
-        refine: Whether to look for a better solution beyond the first; only in cohorts of fewer than
-            ``expensive_genotypes``.
-        expensive_genotypes: Genotypes of a cohort, samples times SNPs, from which on passes are limited.
-        gram_bytes: Most memory for products among columns.
-        tile_variants: Variants decoded at once on a CPU; chosen by size where None.
-    """
-
-    max_effects: int = 20
+    max_effects: int = 20  # most effects; they are added while new ones are not zero
+    # Natural logarithm of the Bayes factor from which on a further effect is added. At zero, effects that are
+    # spread over all SNPs and say nothing take most of the time.
     entry: float = 0.02
+    # Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By default 1, of a binary
+    # trait 0.1.
     dominance_weight: float | None = None
     max_sweeps: int = 100
-    tolerance: float = 1e-3
+    tolerance: float = 1e-3  # gain of the evidence bound at which to stop
+    # whether to look for a better solution beyond the first; only in cohorts of fewer than
+    # ``expensive_genotypes``
     refine: bool = True
+    # genotypes of a cohort, samples times SNPs, from which on passes are limited
     expensive_genotypes: int = 2**27
-    gram_bytes: int = 2**29
-    tile_variants: int | None = None
+    gram_bytes: int = 2**29  # most memory for products among columns
+    tile_variants: int | None = None  # variants decoded at once on a CPU; chosen by size where None
     device: str = "cpu"
 
 

@@ -113,22 +113,15 @@ LARGE_GAP = 0.1
 
 @dataclass(frozen=True)
 class Attribution:
-    """Importance of each slot, over samples.
+    """Importance of each slot, over samples."""
 
-    Attributes:
-        method: ``attention`` or ``integrated_gradients``.
-        score: (S,) non-negative.
-        num_samples: Samples looked at.
-        completeness_gap: For gradients, how far the attributions of a sample are from summing to the change
-            of its output: mean absolute difference over mean absolute change. 0 is exact.
-        change: For gradients, that mean absolute change.
-    """
-
-    method: str
-    score: NDArray[np.float64]
-    num_samples: int
+    method: str  # ``attention`` or ``integrated_gradients``
+    score: NDArray[np.float64]  # (S,) non-negative
+    num_samples: int  # samples looked at
+    # For gradients, how far the attributions of a sample are from summing to the change of its output: mean
+    # absolute difference over mean absolute change. 0 is exact.
     completeness_gap: float | None = None
-    change: float | None = None
+    change: float | None = None  # for gradients, that mean absolute change
 
 
 def pooled(parts: Sequence[Attribution]) -> Attribution:

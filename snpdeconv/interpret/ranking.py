@@ -30,25 +30,20 @@ PIP_DECIMALS = 6
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the single effects say of each variant, beside their score.
+    """What the single effects say of each variant, beside their score."""
 
-    Attributes:
-        pip: (V,) probability that the variant takes part in any effect.
-        effect: (V,) effect of one standard deviation of the counted allele's dosage, given that it acts; NaN
-            where none may rest on it.
-        trait_class: (V,) class of the trait that `effect` tells from the rest; None where there is no effect;
-            None altogether for a trait without such classes.
-        pair_with: (V,) ID of the SNP that it probably acts with in a pair; None for most.
-        credible_set: (V,) name of the strongest credible set it is in; None where there is none.
-        q_value: (V,) false discovery rate of all variants of at least its single-effects score; NaN where it
-            was not asked for.
-    """
-
-    pip: NDArray[np.float64]
+    pip: NDArray[np.float64]  # (V,) probability that the variant takes part in any effect
+    # (V,) effect of one standard deviation of the counted allele's dosage, given that it acts; NaN where none
+    # may rest on it
     effect: NDArray[np.float64]
+    # (V,) name of the strongest credible set it is in; None where there is none
     credible_set: NDArray[np.object_]
-    pair_with: NDArray[np.object_]
+    pair_with: NDArray[np.object_]  # (V,) ID of the SNP that it probably acts with in a pair; None for most
+    # (V,) false discovery rate of all variants of at least its single-effects score; NaN where it was not
+    # asked for
     q_value: NDArray[np.float64]
+    # (V,) class of the trait that `effect` tells from the rest; None where there is no effect; None
+    # altogether for a trait without such classes
     trait_class: NDArray[np.object_] | None = None
 
 

@@ -58,60 +58,40 @@ MOST_STEPS = 100
 
 @dataclass(frozen=True)
 class Marginal:
-    """Association of each variant with the trait, by itself.
+    """Association of each variant with the trait, by itself."""
 
-    Attributes:
-        beta: (V,) change of the trait or of the log odds per copy of the counted allele; NaN for a multiclass
-            trait and where the variant does not vary.
-        se: (V,) its standard error; where a saddlepoint gave the p-value, the one that goes with it.
-        neg_log10_p: (V,) -log10 of the two-sided p-value; 0 where the variant does not vary.
-        statistic: (V,) t (quantitative), z of the score test (binary) or F (multiclass); the normal
-            deviate of the p-value where a saddlepoint gave it; 0 as above.
-        lambda_gc: Median chi-square over the expected one; 1 without inflation.
-    """
-
+    # (V,) change of the trait or of the log odds per copy of the counted allele; NaN for a multiclass trait
+    # and where the variant does not vary
     beta: Floats
-    se: Floats
-    neg_log10_p: Floats
+    se: Floats  # (V,) its standard error; where a saddlepoint gave the p-value, the one that goes with it
+    neg_log10_p: Floats  # (V,) -log10 of the two-sided p-value; 0 where the variant does not vary
+    # (V,) t (quantitative), z of the score test (binary) or F (multiclass); the normal deviate of the p-value
+    # where a saddlepoint gave it; 0 as above
     statistic: Floats
-    lambda_gc: float
+    lambda_gc: float  # median chi-square over the expected one; 1 without inflation
 
 
 @dataclass(frozen=True)
 class _Null:
-    """The trait without any genotype, as all that the tests of the variants need.
+    """The trait without any genotype, as all that the tests of the variants need."""
 
-    Attributes:
-        weight: (N,) of each sample: 1, or its variance under the logistic null model.
-        projector: (Q, N); for a genotype g, ``sum(weight * g**2) - |projector @ g|**2`` is its variation that
-            the covariates leave.
-        direction: (E, N); ``direction @ g`` is what is tested.
-        mean: (N,) probabilities of a case under the logistic null model.
-        seen: What covariates leave of a quantitative trait, as a distribution.
-    """
-
-    weight: Floats
+    weight: Floats  # (N,) of each sample: 1, or its variance under the logistic null model
+    # (Q, N); for a genotype g, ``sum(weight * g**2) - |projector @ g|**2`` is its variation that the
+    # covariates leave
     projector: Floats
-    direction: Floats
-    mean: Floats | None = None
-    seen: _Residual | None = None
+    direction: Floats  # (E, N); ``direction @ g`` is what is tested
+    mean: Floats | None = None  # (N,) probabilities of a case under the logistic null model
+    seen: _Residual | None = None  # what covariates leave of a quantitative trait, as a distribution
 
 
 @dataclass(frozen=True)
 class _Residual:
-    """What covariates leave of a quantitative trait.
+    """What covariates leave of a quantitative trait."""
 
-    Attributes:
-        sd: Standard deviation, degrees of freedom of the covariates accounted for.
-        values: (N,) in units of it.
-        skewness: Of the values.
-        kurtosis: Of the values, 0 of normal ones.
-    """
-
-    sd: float
-    values: Floats
-    skewness: float
-    kurtosis: float
+    sd: float  # standard deviation, degrees of freedom of the covariates accounted for
+    values: Floats  # (N,) in units of it
+    skewness: float  # of the values
+    kurtosis: float  # of the values, 0 of normal ones
 
     @classmethod
     def of(cls, residual: Floats, *, df: int) -> _Residual:
@@ -204,19 +184,12 @@ class _Tested:
 
 @dataclass(frozen=True)
 class _Scanned:
-    """Sums of all variants.
+    """Sums of all variants."""
 
-    Attributes:
-        variation: (V,) of the genotypes that covariates leave; 1 where there is none.
-        tested_sum: (E, V) sums with the trait.
-        varies: (V,) whether there is any variation.
-        saddlepoint: (V,) -log10 p of scores that are not normal; NaN of the others.
-    """
-
-    variation: Floats
-    tested_sum: Floats
-    varies: NDArray[np.bool_]
-    saddlepoint: Floats
+    variation: Floats  # (V,) of the genotypes that covariates leave; 1 where there is none
+    tested_sum: Floats  # (E, V) sums with the trait
+    varies: NDArray[np.bool_]  # (V,) whether there is any variation
+    saddlepoint: Floats  # (V,) -log10 p of scores that are not normal; NaN of the others
 
 
 def _test(null: _Null, scanned: _Scanned, *, kind: TraitKind, df: int) -> _Tested:

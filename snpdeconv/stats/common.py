@@ -183,15 +183,11 @@ class BinaryCumulants:
 
 @dataclass(frozen=True)
 class EmpiricalCumulants:
-    """Of values that all come from one distribution, the one that was seen.
+    """Of values that all come from one distribution, the one that was seen."""
 
-    Attributes:
-        table: (G, 4) tilt, K and its first two derivatives at nodes that lie evenly by asinh(tilt / dense).
-        dense: The tilt up to which nodes lie evenly.
-    """
-
+    # (G, 4) tilt, K and its first two derivatives at nodes that lie evenly by asinh(tilt / dense)
     table: Tensor
-    dense: float
+    dense: float  # the tilt up to which nodes lie evenly
 
     @classmethod
     def of(cls, values: Tensor) -> EmpiricalCumulants:

@@ -34,21 +34,13 @@ LEAST_SPAN = 0.004
 
 @dataclass(frozen=True)
 class GenomeAxis:
-    """Where variants stand, in Mb; a single chromosome keeps its positions.
+    """Where variants stand, in Mb; a single chromosome keeps its positions."""
 
-    Attributes:
-        names: Chromosomes in their order.
-        start: First place of each.
-        stop: Last place of each.
-        number: (V,) chromosome of each variant.
-        places: (V,) place of each variant.
-    """
-
-    names: tuple[str, ...]
-    start: NDArray[np.float64]
-    stop: NDArray[np.float64]
-    number: NDArray[np.int64]
-    places: NDArray[np.float64]
+    names: tuple[str, ...]  # chromosomes in their order
+    start: NDArray[np.float64]  # first place of each
+    stop: NDArray[np.float64]  # last place of each
+    number: NDArray[np.int64]  # (V,) chromosome of each variant
+    places: NDArray[np.float64]  # (V,) place of each variant
 
     @classmethod
     def of(cls, variants: pd.DataFrame) -> GenomeAxis:
@@ -182,14 +174,9 @@ SET_COLOURS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PU
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """One credible set.
+    """One credible set."""
 
-    Attributes:
-        members: (S,) rows of the ranking, best-ranked first.
-        colour: Of its marks.
-    """
-
-    members: NDArray[np.int64]
+    members: NDArray[np.int64]  # (S,) rows of the ranking, best-ranked first
     colour: str
 
     @property
