@@ -230,7 +230,9 @@ class LogisticClimb:
         now = self._predictor(offset)
         entropy = 0.5 * float(torch.logdet(2 * math.pi * math.e * gram.inverse))
         prior = 0.5 * float(torch.log(self.precision[1:] / (2 * math.pi)).sum())
-        return self._expected(now) + prior + entropy - self.effects.divergence(), now
+        # Up to a constant, the log prior of the covariates' coefficients.
+        expected = now.expected_log_likelihood(self.case) - 0.5 * float(self.precision @ now.squares)
+        return expected + prior + entropy - self.effects.divergence(), now
 
     def _regress(self, weight: Tensor, product: Tensor, *, rebase: bool = True) -> tuple[LazyGram, Tensor]:
         """Takes up pseudo-observations; their products, and the covariates' coefficients without effects."""
@@ -244,10 +246,6 @@ class LogisticClimb:
             self.effects.rebase(gram, gram.correlate(left[:, None])[:, 0], profile=profile)
         self._gram = gram
         return gram, offset
-
-    def _expected(self, predictor: Predictor) -> float:
-        """Expected log likelihood and, up to a constant, log prior of the covariates' coefficients."""
-        return predictor.expected_log_likelihood(self.case) - 0.5 * float(self.precision @ predictor.squares)
 
     def _predictor(self, offset: Tensor) -> Predictor:
         basis = self.columns.basis

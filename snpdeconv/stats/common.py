@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -155,35 +154,25 @@ DENSE_UP_TO = 0.05
 GRID_ELEMENTS = 2**22
 
 
-class Cumulants(Protocol):
-    """Of independent values of mean 0, one a sample; K(t) = log E exp(t value)."""
-
-    def derivatives(self, tilt: Tensor) -> tuple[Tensor, Tensor]:
-        """First and second derivative at tilts (N, C), each (N, C)."""
-
-    def value(self, tilt: Tensor) -> Tensor:
-        """K (N, C)."""
-
-
 @dataclass(frozen=True)
 class BinaryCumulants:
-    """Of y - μ for zeros and ones y of mean μ (N, 1)."""
+    """K(t) = log E exp(t value) of values y - μ, for zeros and ones y of mean μ (N, 1)."""
 
     mean: Tensor
 
     def derivatives(self, tilt: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Cumulants` says."""
+        """First and second derivative of K at tilts (N, C), each (N, C)."""
         tilted = torch.sigmoid(torch.logit(self.mean) + tilt)
         return tilted - self.mean, tilted * (1 - tilted)
 
     def value(self, tilt: Tensor) -> Tensor:
-        """As `Cumulants` says."""
+        """K (N, C)."""
         return torch.log1p(self.mean * torch.expm1(tilt)) - tilt * self.mean
 
 
 @dataclass(frozen=True)
 class EmpiricalCumulants:
-    """Of values that all come from one distribution, the one that was seen."""
+    """K of values that all come from one distribution, the one that was seen."""
 
     # (G, 4) tilt, K and its first two derivatives at nodes that lie evenly by asinh(tilt / dense)
     table: Tensor
@@ -208,12 +197,12 @@ class EmpiricalCumulants:
         return cls(torch.cat(rows), dense)
 
     def derivatives(self, tilt: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Cumulants` says."""
+        """As of `BinaryCumulants`."""
         node, _, first, second = self._nearest(tilt)
         return first + second * (tilt - node), second
 
     def value(self, tilt: Tensor) -> Tensor:
-        """As `Cumulants` says."""
+        """As of `BinaryCumulants`."""
         node, value, first, second = self._nearest(tilt)
         beyond = tilt - node
         return value + first * beyond + second * beyond**2 / 2
@@ -246,7 +235,7 @@ def binary_score_tail(column: Tensor, score: Tensor, mean: Tensor) -> Tensor:
     return out
 
 
-def upper_tail(x: Tensor, q: Tensor, cumulants: Cumulants) -> Tensor:
+def upper_tail(x: Tensor, q: Tensor, cumulants: BinaryCumulants | EmpiricalCumulants) -> Tensor:
     """(C,) -log10 of twice P(Σ x value >= q), q > 0, of columns x (N, C); Σ x value has variance 1."""
     largest = LARGEST_TILT / x.abs().amax(0)
     low, high = torch.zeros_like(q), largest.clone()

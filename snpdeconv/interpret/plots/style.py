@@ -66,11 +66,6 @@ def figure_file(path: Path, *, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(temporary, dpi=DPI, format="png")
 
 
-def plain(text: str) -> str:
-    """A user's text, drawn as it is: a pair of dollar signs would start a formula."""
-    return text.replace("$", r"\$")
-
-
 def shortened(text: str, *, limit: int = 22) -> str:
-    """`plain` text, shortened as on a terminal."""
-    return plain(console.shortened(text, limit=limit))
+    """A user's text as on a terminal, drawn as it is: a pair of dollar signs would start a formula."""
+    return console.shortened(text, limit=limit).replace("$", r"\$")
