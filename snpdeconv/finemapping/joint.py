@@ -7,7 +7,7 @@ and no name. Shapes: N samples, V variants, P pairs, O outputs, C covariates.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,11 +25,9 @@ from snpdeconv.finemapping import (
     joint_pip,
 )
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, snp_weights
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.terms import NUM_CODES, Terms
-
-if TYPE_CHECKING:
-    from snpdeconv.genetics.phenotypes import TraitKind
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,18 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from snpdeconv.epistasis import pair_columns
 from snpdeconv.finemapping.columns import Scaling
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, SingleEffect, SingleEffectsFit
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.ld import Blocks, draw_rows
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.stats.common import covariate_basis
 
-if TYPE_CHECKING:
-    from snpdeconv.genetics.phenotypes import TraitKind
-
 Floats = NDArray[np.float64]
 
+# Samples used at most, for nothing but the correlations among columns: known to .014 from so many.
 MAX_ROWS = 5_000
-"""Samples used at most, for nothing but the correlations among columns: known to .014 from so many."""
-
 INTERVAL = (0.025, 0.975)
 
 

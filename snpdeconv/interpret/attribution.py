@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from torch import Tensor
 
 from snpdeconv.console import Progress, progress, track
 from snpdeconv.device import GIB, Allocations, OomSafeBatches, available_bytes, is_out_of_memory
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.encoding import channel_means
 from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
-
-if TYPE_CHECKING:
-    from snpdeconv.genetics.phenotypes import TraitKind
 
 logger = logging.getLogger(__name__)
 

@@ -163,8 +163,8 @@ def combine(
     return combined
 
 
+# Inclusion probability above which a pair counts as found.
 LIKELY_PAIR = 0.5
-"""Inclusion probability above which a pair counts as found."""
 
 
 def set_name(place: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from snpdeconv.errors import InputError
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.stats import common
 from snpdeconv.stats.common import (
@@ -25,9 +25,6 @@ from snpdeconv.stats.common import (
     covariate_basis,
     upper_tail,
 )
-
-if TYPE_CHECKING:
-    from snpdeconv.genetics.phenotypes import TraitKind
 
 Floats = NDArray[np.float64]
 

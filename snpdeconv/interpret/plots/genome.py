@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
+from snpdeconv.genetics.variants import order_in_genome
 from snpdeconv.interpret.plots import style
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ class GenomeAxis:
     @classmethod
     def of(cls, variants: pd.DataFrame) -> GenomeAxis:
         """Lays out the chromosomes of variants (columns chrom, pos) with a gap between them."""
-        order = {name: rank for rank, name in enumerate((*map(str, range(1, 23)), "X", "Y", "XY", "MT"))}
         chrom = variants["chrom"].to_numpy()
-        names = sorted(pd.unique(chrom), key=lambda name: (order.get(name, len(order)), name))
+        names = pd.unique(chrom).tolist()
+        index = np.arange(len(names))
+        names = [names[place] for place in order_in_genome(index, np.zeros_like(index), names=names)]
         number = pd.Categorical(chrom, categories=names).codes.astype(np.int64)
         position = variants["pos"].to_numpy() / 1e6
         low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)

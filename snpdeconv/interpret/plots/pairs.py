@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from snpdeconv.interpret.plots import style
 from snpdeconv.interpret.plots.genome import GenomeAxis, drawn_sets, shaded_blocks
+from snpdeconv.interpret.ranking import LIKELY_PAIR
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
 NUM_LISTED = 5
 LISTED_NAME = 18
-LIKELY = 0.5
+# Sizes that the legend explains.
 SHOWN_PIPS = (0.1, 1.0)
-"""Sizes that the legend explains."""
 
 # Marks nearer to each other than this share of the genome are one to the eye.
 NEAR = 0.025
@@ -120,7 +120,7 @@ def _in_words(pip: NDArray[np.float64]) -> str:
         return "none stands out"
     if len(pip) == 1:
         return f"1 pair, PIP {pip[0]:.2f}"
-    return f"{len(pip):,} pairs, {(pip >= LIKELY).sum():,} of PIP {LIKELY:g} or more"
+    return f"{len(pip):,} pairs, {(pip >= LIKELY_PAIR).sum():,} of PIP {LIKELY_PAIR:g} or more"
 
 
 def _draw_chromosomes(axes: Axes, axis: GenomeAxis, *, low: float, high: float) -> None:

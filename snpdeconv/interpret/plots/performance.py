@@ -263,8 +263,8 @@ def importance_by_method(
 
 
 NUM_SHOWN = 15
+# Blocks that explain less would have no bar to see.
 LEAST_SHARE = 5e-4
-"""Blocks that explain less would have no bar to see."""
 
 
 def block_plot(

@@ -272,6 +272,9 @@ def test_the_genome_axis_keeps_chromosomes_apart():
     np.testing.assert_allclose(axis.places, [4.064, 4.0, 4.032, 0.0])
     alone = GenomeAxis.of(table[table["chrom"] == "2"])
     assert alone.places.tolist() == [7.0, 3.0]
+    # In the order of the ranking, also where a species has more autosomes than ours.
+    cattle = pd.DataFrame({"chrom": ["X", "29", "3", "scaffold", "MT", "24"], "pos": 100})
+    assert GenomeAxis.of(cattle).names == ("3", "24", "29", "X", "MT", "scaffold")
     # Chromosomes of a single position each do not fall on each other.
     assert np.ptp(GenomeAxis.of(table.iloc[:3]).places) > 0
 
