@@ -174,7 +174,12 @@ def predict(
         )
         name = f"{reference.name} {reference.version} predict"
         with tracked_run(config, name=name, params=config.flat(), tags=tags) as run:
-            predictions = _predictions(config, bundle, given)
+            device = choose_device(config.resources.device)
+            if config.precision.compile and device.type == "cuda":
+                bundle.model.compile()
+            asked = config.training.batch_size
+            batch_size = _DEFAULT_BATCH if asked == "auto" else asked
+            predictions = bundle_predictions(bundle, given, batch_size=batch_size, device=device)
             _write(bundle, given, predictions, cohort.samples.take(rows), poorly=poorly, out=out)
             results = {"predictions": file_facts(out)}
             result = PredictResult(
@@ -240,16 +245,6 @@ def _measure(
     }
     write_json(_metrics_path(out), {"test": figures, "people": people})
     return result
-
-
-def _predictions(config: Config, bundle: Bundle, given: CohortInput) -> NDArray[np.float64]:
-    device = choose_device(config.resources.device)
-    batch_size = config.training.batch_size
-    if config.precision.compile and device.type == "cuda":
-        bundle.model.compile()
-    return bundle_predictions(
-        bundle, given, batch_size=_DEFAULT_BATCH if batch_size == "auto" else batch_size, device=device
-    )
 
 
 def _write(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -307,17 +308,12 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
         twin=lambda: predicted(train_alone(_reseeded(config), plan.inputs, cohort, folder=twin_folder)),
         seed=config.training.seed,
     )
+    figures: dict[str, Any] = {name: finite(value) for name, value in asdict(verdict).items()}
     decision = replace(
         decision,
         metric=metric,
-        difference=finite(verdict.difference),
-        low=finite(verdict.low),
-        high=finite(verdict.high),
         num_held_out=len(judged.rows),
-        look=look,
-        level=verdict.level,
-        training_noise=verdict.training_noise,
-        detectable=finite(verdict.detectable),
+        **figures,
     )
     tags = _tags(decision)
     if verdict.is_better:

@@ -271,7 +271,7 @@ def looks_for_pairs(
 ) -> bool:
     """Whether all pairs of SNPs are looked at, said in the log; a collective.
 
-    `num_looks` counts the scans, one for each fold or draw of decoys; `device` is for a word on how long it
+    `num_looks` counts the scans, one for each fold or permutation; `device` is for a word on how long it
     takes.
     """
     num_tests = num_pair_tests(genotypes.num_samples, genotypes.num_variants, num_looks=num_looks)
@@ -305,7 +305,7 @@ def _q_values(
     device: torch.device,
     how: Mapping[str, Any],
 ) -> NDArray[np.float64]:
-    """(V,) false discovery rates counted from decoys; NaN where none are asked for."""
+    """(V,) false discovery rates from a permutation null; NaN where none are asked for."""
     if not num_draws:
         return np.full(len(data.variants), np.nan)
     started = time.monotonic()
@@ -315,8 +315,8 @@ def _q_values(
         ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
         return permutation_scores(data.genotypes, data.target, found, **ways)
 
-    decoys = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
-    q_value = q_values(data.genotypes, found, np.concatenate(decoys))
+    null = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))
+    q_value = q_values(data.genotypes, found, np.concatenate(null))
     # By pip first a SNP can stand above one of a higher score: down the table the rate never falls.
     order = np.lexsort((-found.score, -found.pip.round(PIP_DECIMALS)))
     q_value[order] = np.maximum.accumulate(q_value[order])

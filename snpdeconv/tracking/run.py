@@ -102,31 +102,25 @@ class Sender:
                 self._shipper.ship(stopped=self._stopped.is_set)
             except Exception as error:
                 # Whatever it is, the run must go on and the results are safe in the spool.
-                self._failed(error)
+                self._failures += 1
+                self._failures_ever += 1
+                logger.debug("sending failed", exc_info=error)
+                if self._failures == 1:
+                    logger.warning(
+                        "the tracking store %s does not answer (%s): results are kept in %s, "
+                        "and `snpdeconv sync` sends them",
+                        redact_password(self._shipper.uri),
+                        reason(error),
+                        self._shipper.spool.folder,
+                    )
             else:
-                self._worked()
+                if self._failures:
+                    logger.info("the tracking store %s answers again", redact_password(self._shipper.uri))
+                self._failures = 0
             with self._round_done:
                 self._round_done.notify_all()
             pause = _INTERVAL_S if self._failures == 0 else min(_LONGEST_PAUSE_S, 2.0**self._failures)
             self._hurry.wait(pause)
-
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        self._failures_ever += 1
-        logger.debug("sending failed", exc_info=error)
-        if self._failures == 1:
-            logger.warning(
-                "the tracking store %s does not answer (%s): results are kept in %s, "
-                "and `snpdeconv sync` sends them",
-                redact_password(self._shipper.uri),
-                reason(error),
-                self._shipper.spool.folder,
-            )
-
-    def _worked(self) -> None:
-        if self._failures:
-            logger.info("the tracking store %s answers again", redact_password(self._shipper.uri))
-        self._failures = 0
 
 
 class SystemSampler:
