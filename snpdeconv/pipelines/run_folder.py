@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
@@ -20,8 +20,10 @@ from typing_extensions import TypedDict
 from snpdeconv.config import Config
 from snpdeconv.errors import ConfigError, InputError, ResourceError
 from snpdeconv.files import private_folder, read_record, sha256_of, write_json
-from snpdeconv.genetics.samples import HashedSamples, Samples
 from snpdeconv.tracking.spool import FileLock
+
+if TYPE_CHECKING:
+    from snpdeconv.genetics.samples import HashedSamples, Samples
 
 _STATE = "run.json"
 _LOCK = ".lock"
@@ -251,6 +253,9 @@ class Inputs:
 
 def read_held_out(path: Path) -> Samples | HashedSamples:
     """The samples to test on: a table of IDs, or the hashes that a model carries."""
+    # Not before: it loads pandas, which `status` and `submit` do without.
+    from snpdeconv.genetics.samples import HashedSamples, Samples
+
     if path.suffix != ".json":
         return Samples.read_tsv(path)
     return read_record(path, HashedSamples, hint="give a table with the columns #FID IID")

@@ -226,6 +226,10 @@ def test_submit_loads_no_library_of_the_job(cohort, tmp_path, end):
     assert not loaded & HEAVY
 
 
+def test_status_loads_no_library_of_the_job():
+    assert not modules_loaded_by("status") & (HEAVY | {"pandas"})
+
+
 @pytest.mark.parametrize("command", ["train", "rank"])
 def test_a_mistyped_name_is_told_before_the_libraries_are_loaded(cohort, tmp_path, command):
     tables = ("--phenotypes", str(cohort / "phenotypes.tsv"), "--out", str(tmp_path / "out"))
