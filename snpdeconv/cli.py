@@ -245,7 +245,7 @@ def train(
     try:
         result = run(config, inputs, model_name=name or trait, out=out)
     except Preempted as stop:
-        logger.warning("%s; the same command with the same --out goes on from there", stop)
+        logger.warning("%s; the same command with the same --out resumes", stop)
         raise typer.Exit(143) from stop
     except Terminated as stop:
         raise typer.Exit(143) from stop

@@ -328,7 +328,7 @@ def logs(
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its ID, the start of it, or SLURM's number.")],
 ) -> None:
-    """End a job. Its checkpoints stay: the same training with --out goes on from there."""
+    """End a job. Its checkpoints stay: the same training with --out resumes."""
     from snpdeconv.launch.control import cancel as run
     from snpdeconv.launch.records import find_record
     from snpdeconv.launch.status import headline

@@ -160,7 +160,7 @@ def retrain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="In a job there: a jobs/clusters/NAME.yaml, its path, or local [here and now].",
+            help="In a job there: a jobs/clusters/NAME.yaml, its path, or local [in this process].",
         ),
     ] = None,
     begin: Annotated[
@@ -212,7 +212,7 @@ def retrain(
     try:
         decision = run(config, inputs, model_name=name, out=folder.absolute(), force=force)
     except (Preempted, Terminated) as stop:
-        logger.warning("stopped; the same command with --out %s goes on from there", folder)
+        logger.warning("stopped; the same command with --out %s resumes", folder)
         raise typer.Exit(143) from stop
     if decision is None:
         return  # the first of several ranks speaks for all

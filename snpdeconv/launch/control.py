@@ -1,4 +1,4 @@
-"""Ends a job of SLURM or of this machine, and what hangs on it."""
+"""What a user does to a job that was submitted: end it, wherever it runs, and read its log."""
 
 from __future__ import annotations
 
@@ -19,22 +19,14 @@ from snpdeconv.launch.status import JobStatus, read_status, settle
 
 logger = logging.getLogger(__name__)
 
-
 _PATIENCE_S = 30.0
+_POLL_S = 1.0
+_ASK_EVERY = 5
+_SILENCE_S = 60.0
 
 
 def cancel(record: Record) -> JobStatus:
-    """Ends a job; one that has ended stays as it was.
-
-    Args:
-        record: The submission.
-
-    Returns:
-        How it is then.
-
-    Raises:
-        ResourceError: SLURM does not take the request, or the job runs where this process cannot reach it.
-    """
+    """Ends a job; one that has ended stays as it was. Gives how it is then."""
     (before,) = read_status([record])
     if not before.is_live:
         return before
@@ -44,7 +36,9 @@ def cancel(record: Record) -> JobStatus:
             before.reason, where=record.id, hint=f"cancel it there: snpdeconv cancel {record.id}"
         )
     if record.scheduler == "slurm":
-        _cancel_on_slurm(record)
+        answer = run_slurm(["scancel", record.scheduler_id])
+        if answer.returncode:
+            raise ResourceError(f"scancel failed ({' '.join(answer.stderr.split())})", where=record.id)
     else:
         _end_processes(record)
         for place in record.places:
@@ -57,12 +51,6 @@ def cancel(record: Record) -> JobStatus:
             settle([record])  # its run was wanted to end as well
             return after
         time.sleep(0.5)
-
-
-def _cancel_on_slurm(record: Record) -> None:
-    answer = run_slurm(["scancel", record.scheduler_id])
-    if answer.returncode:
-        raise ResourceError(f"scancel failed ({' '.join(answer.stderr.split())})", where=record.id)
 
 
 def _end_processes(record: Record) -> None:
@@ -87,17 +75,8 @@ def _end_processes(record: Record) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-_POLL_S = 1.0
-_ASK_EVERY = 5
-_SILENCE_S = 60.0
-
-
 def log_file(record: Record, *, element: int | None = None, rank: int = 0) -> Path:
-    """The file of one process.
-
-    Raises:
-        InputError: The job has no such element or rank.
-    """
+    """The file of one process."""
     if element is not None and not 0 <= element < max(1, len(record.elements)):
         raise InputError(
             f"has {max(1, len(record.elements))} elements", where=record.id, hint="--element from 0"
@@ -108,13 +87,7 @@ def log_file(record: Record, *, element: int | None = None, rank: int = 0) -> Pa
 
 
 def read_log(path: Path, *, record: Record, follow: bool) -> Iterator[str]:
-    """The text of a log; with `follow` until the job has ended.
-
-    Args:
-        path: From `log_file`.
-        record: Whose it is.
-        follow: Whether to wait for more.
-    """
+    """The text of a log from `log_file`; with `follow` until the job has ended."""
     place, round_, live, grown = 0, 0, follow, time.monotonic()
     while True:
         if follow and round_ % _ASK_EVERY == 0:

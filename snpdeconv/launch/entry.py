@@ -30,12 +30,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_job(filename: str | Path) -> Any:
-    """What submitit wrote of a job.
-
-    Raises:
-        ResourceError: Another user could have written it.
-        DamagedFile: It is cut off, or names something else than a job.
-    """
+    """What submitit wrote of a job; refuses what others could have written, or what names no job of ours."""
     path = Path(filename)
     require_own(path.parent)
     require_own(path)

@@ -1,7 +1,8 @@
 """What runs inside a job: a frozen description that submitit carries there and calls on every rank.
 
-Only paths travel. Whatever a job has done is found again on disk, so that a preempted, timed-out, requeued or
-restarted one is the same case.
+Around the work of each kind of job: how its ranks find each other, and how it leaves at its time limit or on
+preemption. Only paths travel. Whatever a job has done is found again on disk, so that a preempted, timed-out,
+requeued or restarted one is the same case.
 """
 
 from __future__ import annotations
@@ -50,12 +51,8 @@ class TimeLimitHandler:
     """Waits for signals beside the work; use as a context, in the main thread, inside a submitit job.
 
     The work itself should listen as `training.preemption` does and raise when it has saved. Work that does
-    not is cut off before the notice runs out: all that matters is on disk at any time.
-
-    Args:
-        notice_s: Seconds from the notice to the end.
-        in_container: Whether the job sees nothing of SLURM, so that its batch script must requeue it.
-        gave_up: Called with the reason when the job has reached its limit too often.
+    not is cut off before the notice of `notice_s` seconds runs out: all that matters is on disk at any time.
+    In a container the job sees nothing of SLURM, and its batch script must requeue it.
     """
 
     def __init__(self, *, notice_s: float, in_container: bool, gave_up: Callable[[str], None]) -> None:
@@ -90,13 +87,10 @@ class TimeLimitHandler:
         os.close(self._write)
 
     def leave(self) -> None:
-        """Ends this process after the work has saved; it never returns.
+        """Ends this process after the work has saved; it never returns, and raises SystemExit.
 
         After SIGUSR2 (time limit, or preemption with notice) the first rank queues the job again. After
         SIGTERM alone it is SLURM that ends the job, or queues it again.
-
-        Raises:
-            SystemExit: Always.
         """
         self._left.set()
         if self._told.is_set():
@@ -111,11 +105,7 @@ class TimeLimitHandler:
         sys.exit(128 + signal.SIGTERM)
 
     def _requeue(self) -> None:
-        """Puts the job back into the queue from the first rank; another waits to be ended with it.
-
-        Raises:
-            SystemExit: The job is queued again, or has given up.
-        """
+        """Puts the job back into the queue from the first rank, and exits; others wait for their end."""
         if not self._is_first:
             # Leaving earlier with an error could end the first rank before it has queued the job again.
             time.sleep(60.0 if self._on_slurm else 0.0)
@@ -185,12 +175,7 @@ class _Place:
 def join_ranks(environment: JobEnvironment, folder: Path) -> None:
     """Says where this process stands among those of the job; a site's own MASTER_ADDR and MASTER_PORT stay.
 
-    Args:
-        environment: submitit's.
-        folder: One that all ranks see.
-
-    Raises:
-        ResourceError: The first rank does not say where it is.
+    All ranks must see the folder.
     """
     if environment.num_tasks == 1:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -275,21 +260,13 @@ def _interface(address: str) -> str | None:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """What every job knows.
-
-    Attributes:
-        record: Folder of its record.
-        settings: Its frozen settings, a YAML file.
-        notice_s: How long before its end it is told.
-        in_container: Whether its processes run in a container.
-        element: Its place in an array.
-    """
+    """What every job knows; its record is a folder, its settings are frozen in a YAML file."""
 
     record: str
     settings: str
-    notice_s: float
+    notice_s: float  # before its end
     in_container: bool
-    element: int | None = None
+    element: int | None = None  # of an array
 
     def __call__(self) -> None:
         """Does the work, on every rank, and writes how it ended."""
@@ -313,7 +290,8 @@ class Job(ABC):
         ) as time_up:
             try:
                 join_ranks(environment, folder / "log")
-                result = self.work(read_settings(Path(self.settings)))
+                # As frozen at submission, the preset's name among them.
+                result = self.work(validate(read_yaml_file(Path(self.settings)), where=self.settings))
             except Preempted as stop:
                 logger.warning("%s", stop)
                 time_up.leave()
@@ -345,16 +323,9 @@ class Job(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(Job):
-    """Trains, ranks and registers.
+    """Trains, ranks and registers, as far as the stage `until`."""
 
-    Attributes:
-        inputs: The run's input files, a JSON file.
-        model_name: Name in the registry.
-        out: The run's folder.
-        until: The last stage to do: train, rank or register.
-    """
-
-    inputs: str
+    inputs: str  # a JSON file
     model_name: str
     out: str
     until: Stage = "register"
@@ -372,16 +343,9 @@ class TrainJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainJob(Job):
-    """Trains a challenger if something changed, and promotes it if it is better.
+    """Trains a challenger if something changed, and promotes it if it is better."""
 
-    Attributes:
-        inputs: The run's input files, a JSON file.
-        model_name: Name in the registry.
-        out: Folder of the training.
-        force: Whether to train although nothing changed.
-    """
-
-    inputs: str
+    inputs: str  # a JSON file
     model_name: str
     out: str
     force: bool = False
@@ -399,20 +363,9 @@ class RetrainJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob(Job):
-    """Predicts one cohort.
+    """Predicts one cohort; `out` is the table to write."""
 
-    Attributes:
-        model: NAME/version.
-        genotypes: The cohort.
-        covariates: Table of covariates, where the model takes one.
-        out: Table to write.
-        phenotypes: Table of the trait as it is known.
-        trait: Its column.
-        keep: List of the only people wanted.
-        remove: List of people not wanted.
-    """
-
-    model: str
+    model: str  # NAME/version
     genotypes: str
     covariates: str | None
     out: str
@@ -473,8 +426,3 @@ def _succeeds(job: Job) -> bool:
         logger.exception("this one failed; the others go on")
         return False
     return True
-
-
-def read_settings(path: Path) -> Config:
-    """The settings that were frozen at submission, the preset's name among them."""
-    return validate(read_yaml_file(path), where=str(path))

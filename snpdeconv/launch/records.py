@@ -40,19 +40,12 @@ _LATEST = 1e11  # seconds since 1970: what is later is no date of the calendar's
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job, or an element of an array, ended.
-
-    Attributes:
-        end: done, failed or cancelled.
-        reason: Of a failure, in one line.
-        result: What the work came to.
-        time: Seconds since 1970.
-    """
+    """How a job, or an element of an array, ended."""
 
     end: End
-    reason: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
-    time: float = 0.0
+    reason: str = ""  # of a failure, in one line
+    result: dict[str, Any] = field(default_factory=dict)  # what the work came to
+    time: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -61,16 +54,12 @@ class Record:
 
     Attributes:
         id: Its name, and that of its folder.
-        kind: What it does.
-        preset: The preset's name.
         model: The model's name, or NAME/version.
         out: The run's folder, or that of the predictions.
         site: The cluster's name.
-        scheduler: slurm or local.
         command: What the user typed.
         submitted: Seconds since 1970.
         host: Where it was submitted.
-        partition: Where it waits or runs, on SLURM.
         num_tasks: Processes of the job, or of each element.
         epochs: That its training may take; 0 without one, and in records of earlier versions.
         elements: Of an array, what each works on; empty for a single job.
@@ -151,11 +140,7 @@ def jobs_dir() -> Path:
 
 
 def new_record(record: Record) -> Record:
-    """Makes the folder of a submission, under a name that no other has.
-
-    Args:
-        record: Its `id` is what to begin the name with.
-    """
+    """Makes the folder of a submission, under a name that no other has; it begins with the record's `id`."""
     stem = f"{record.id}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1, 1000):
         named = replace(
@@ -174,11 +159,7 @@ def new_record(record: Record) -> Record:
 
 
 def save(record: Record) -> None:
-    """Writes what was asked.
-
-    Raises:
-        ConfigError: A path holds a line break, by which no table of jobs and no script could show it.
-    """
+    """Writes what was asked; refuses a line break, by which no table of jobs and no script could show it."""
     for text in _texts(record):
         if has_control(text):
             raise ConfigError(
@@ -208,12 +189,7 @@ def all_records() -> list[Record]:
 
 
 def read_job(folder: Path) -> Record:
-    """The record in a folder.
-
-    Raises:
-        FileNotFoundError: It holds none.
-        InputError: It is damaged.
-    """
+    """The record in a folder; FileNotFoundError if it holds none."""
     path, hint = folder / "job.json", _forget(folder)
     record = read_record(path, Record, hint=hint)
     if (
@@ -252,11 +228,7 @@ def _forget(folder: Path) -> str:
 
 
 def find_record(name: str | None) -> Record:
-    """The submission that a user means: by its ID, the start of it, SLURM's number; None for the newest.
-
-    Raises:
-        InputError: There is none, or several.
-    """
+    """The submission that a user means: by its ID, the start of it, SLURM's number; None for the newest."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         if name and "/" not in name:
             return read_job(jobs_dir() / name)

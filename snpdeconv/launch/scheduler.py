@@ -1,4 +1,7 @@
-"""What SLURM, or the process table of this machine, says of a job. Knows no records' outcomes and no runs."""
+"""What SLURM, or the process table of this machine, says of a job, and whether SLURM would take one.
+
+Answers of squeue, sacct, sinfo and ``sbatch --test-only``. Knows no records' outcomes and no runs.
+"""
 
 from __future__ import annotations
 
@@ -52,20 +55,12 @@ REASONS = {
 
 @dataclass(frozen=True)
 class SlurmState:
-    """What is known of a job, or of an element of an array.
+    """What is known of a job, or of an element of an array."""
 
-    Attributes:
-        state: waiting, running, stopping (its processes are ending), ended; gone if the scheduler knows it no
-            longer, unknown if nothing could be asked here.
-        word: The scheduler's own word.
-        reason: Why it waits, or how it ended, where the scheduler says so.
-        name: The job's name.
-    """
-
-    state: State
-    word: str = ""
-    reason: str = ""
-    name: str = ""
+    state: State  # stopping: its processes end; gone: not known any longer; unknown: nobody to ask here
+    word: str = ""  # the scheduler's own
+    reason: str = ""  # why it waits, or how it ended, where the scheduler says so
+    name: str = ""  # the job's
 
     @property
     def was_cancelled(self) -> bool:
@@ -73,15 +68,10 @@ class SlurmState:
         return self.word.startswith("CANCELLED")
 
 
-def ask(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | None, SlurmState]]]:
-    """What the schedulers say; SLURM is asked once for all.
+def query_states(records: Iterable[Record]) -> tuple[list[Record], dict[str, dict[int | None, SlurmState]]]:
+    """What the schedulers say, by record ID and element (None is a single job); SLURM is asked once for all.
 
-    Args:
-        records: Of any home and scheduler.
-
-    Returns:
-        The records, with the numbers of jobs whose submission was cut off before it heard them; and what is
-        told, by record ID and element; None is a single job.
+    The records come back with the numbers of jobs whose submission was cut off before it heard them.
     """
     records = list(records)
     on_slurm = [record for record in records if record.scheduler == "slurm"]
@@ -332,20 +322,7 @@ class _Nodes:
 
 
 def check_script(script: str, *, request: Request, site: Site) -> str:
-    """Refuses what SLURM would refuse, or would let wait for ever.
-
-    Args:
-        script: What sbatch will get.
-        request: What it asks for.
-        site: Where.
-
-    Returns:
-        The partition, or the list of them, that the job goes to.
-
-    Raises:
-        ConfigError: SLURM does not take it, or its time is longer than the partition allows.
-        ResourceError: SLURM does not answer.
-    """
+    """Refuses what SLURM would refuse, or would let wait for ever; gives the partition, or a list of them."""
     where = f"cluster {site.name}"
     answer = run_slurm(["sbatch", "--test-only"], text=script)
     groups = _inventory()

@@ -50,19 +50,12 @@ _VALUES = ("val_r2", "val_auroc")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob(Job):
-    """Trains once with settings of the study's choice.
+    """Trains once with settings of the study's choice."""
 
-    Attributes:
-        inputs: The run's input files, a JSON file.
-        model_name: What the search is for.
-        out: The search's folder; each trial has one in it.
-        space: YAML file of the search space; None for the architecture's.
-    """
-
-    inputs: str
+    inputs: str  # a JSON file
     model_name: str
-    out: str
-    space: str | None
+    out: str  # the search's folder; each trial has one in it
+    space: str | None  # a YAML file; None for the architecture's
     element: int
 
     def work(self, config: Config) -> dict[str, Any]:

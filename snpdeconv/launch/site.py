@@ -1,6 +1,7 @@
 """The facts of a site that no preset can know: partitions, account, containers, where results are tracked.
 
-Read from a YAML file; knows nothing of jobs.
+Read from a YAML file. With them goes what a preset asks of a site for one job (`Request`), and how the
+container of a site is started.
 """
 
 from __future__ import annotations
@@ -127,14 +128,8 @@ LOCAL = Site(name="local", scheduler="local")
 
 
 def load_site(name: str | None) -> Site:
-    """Reads a site.
-
-    Args:
-        name: ``local``, the NAME of a ``jobs/clusters/NAME.yaml`` in the project's folder, else in this one,
-            the path of a YAML file, or None for whatever is here.
-
-    Raises:
-        ConfigError: There is no such file, or it does not hold together.
+    """Reads a site: ``local``, the path of a YAML file, the NAME of a ``jobs/clusters/NAME.yaml`` in the
+    project's folder, else in this one, or None for whatever is here.
     """
     if name is None:
         return _with_profile(Site(name="auto"))
@@ -226,25 +221,15 @@ _NOTICE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Request:
-    """Resources of one job; of an array, those of each element.
-
-    Attributes:
-        nodes: Machines.
-        tasks_per_node: Processes on each; one for each GPU, or one.
-        gpus_per_node: GPUs on each.
-        cpus_per_task: CPU cores of each process.
-        mem_gib: Memory of each node.
-        timeout_min: Time limit.
-        signal_delay_s: How long before the limit the job is told, so that it saves and goes on later.
-    """
+    """Resources of one job; of an array, those of each element."""
 
     nodes: int
-    tasks_per_node: int
+    tasks_per_node: int  # one process for each GPU, or one
     gpus_per_node: int
     cpus_per_task: int
-    mem_gib: int
+    mem_gib: int  # of each node
     timeout_min: int
-    signal_delay_s: int
+    signal_delay_s: int  # before the limit the job is told, so that it saves and goes on later
 
     @property
     def num_tasks(self) -> int:
@@ -253,12 +238,7 @@ class Request:
 
 
 def make_request(config: Config, *, one_process: bool = False) -> Request:
-    """The request of a preset.
-
-    Args:
-        config: The settings.
-        one_process: For work that one process does, with one GPU where the preset has any.
-    """
+    """The request of a preset; work of one process has one GPU where the preset has any."""
     asked = config.resources
     gpus = min(1, asked.gpus_per_node) if one_process else asked.gpus_per_node
     # A delay of most of the limit would end the job as soon as it began.
@@ -281,11 +261,7 @@ _SHOWN_ALWAYS = Path("/tmp")
 
 
 def variables_inside(home: Path) -> dict[str, str]:
-    """What a job sets because the image has values of its own, for runs of `docker` with a volume at /data.
-
-    Args:
-        home: The folder of models, runs and caches.
-    """
+    """What a job sets because the image has values of its own, for runs of `docker` with /data."""
     cache = home / "cache"
     me = getpass.getuser()
     return {
@@ -298,15 +274,7 @@ def variables_inside(home: Path) -> dict[str, str]:
 
 
 def mounts(container: Container, *, needs: Sequence[Path]) -> list[str]:
-    """The site's mounts, and what a job needs besides, where no mount shows it yet at its own path.
-
-    Args:
-        container: The site's.
-        needs: Folders and files that the job reads or writes.
-
-    Raises:
-        ConfigError: One has a name that cannot be mounted.
-    """
+    """The site's mounts, and what a job needs besides, where no mount shows it yet at its own path."""
     found = list(container.mounts)
     for path in sorted(set(needs)):
         shown = [Path(mount) for mount in found if ":" not in mount]
@@ -325,14 +293,7 @@ def mounts(container: Container, *, needs: Sequence[Path]) -> list[str]:
 def interpreter(
     container: Container, *, needs: Sequence[Path], variables: Mapping[str, str], with_gpus: bool
 ) -> str:
-    """The words, quoted for a shell, that stand where `python` would without a container.
-
-    Args:
-        container: The site's, with a runtime.
-        needs: Folders and files that the job reads or writes.
-        variables: The job's environment.
-        with_gpus: Whether the job uses any.
-    """
+    """The words, quoted for a shell, that stand where `python` would without a container."""
     if container.runtime == "pyxis":
         return shlex.quote(container.python)
     binds = [word for mount in mounts(container, needs=needs) for word in ("--bind", mount)]
@@ -348,10 +309,7 @@ def interpreter(
 def srun_options(container: Container, *, needs: Sequence[Path], variables: Mapping[str, str]) -> list[str]:
     """Options of srun that put its processes into a container: those of pyxis.
 
-    Args:
-        container: The site's.
-        needs: Folders and files that the job reads or writes.
-        variables: The job's environment; without a word, the image's values win over it.
+    Without a word of the job's variables, the image's values would win over them.
     """
     if container.runtime != "pyxis":
         return []
@@ -364,15 +322,7 @@ def srun_options(container: Container, *, needs: Sequence[Path], variables: Mapp
 
 
 def check_mount_points(container: Container, *, needs: Sequence[Path]) -> None:
-    """Looks whether an image that is a folder has the places where Charliecloud would mount something.
-
-    Args:
-        container: The site's.
-        needs: Folders and files that the job reads or writes.
-
-    Raises:
-        ConfigError: It lacks one; Charliecloud makes none in an image that it may only read.
-    """
+    """Refuses an image that is a folder and lacks a place to mount something: Charliecloud makes none."""
     image = Path(container.image)
     if container.runtime != "charliecloud" or not image.is_dir():
         return

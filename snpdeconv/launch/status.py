@@ -1,6 +1,7 @@
-"""Joins what the scheduler says of a job, what the job wrote, and what its run has told.
+"""Joins what the scheduler says of a job, what the job wrote, and what its run has told, and shows it.
 
 `read_status` only reads; `settle` writes how jobs ended that could not say so, in the record and in MLflow.
+What `snpdeconv status` shows is at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from snpdeconv.errors import InputError, one_line
 from snpdeconv.files import T, read_record
 from snpdeconv.launch.jobs import REFUSED
 from snpdeconv.launch.records import Outcome, Record, going_on, save, write_outcome
-from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, SlurmState, ask
+from snpdeconv.launch.scheduler import FOR_MEMORY, REASONS, SlurmState, query_states
 from snpdeconv.launch.study import read_trials, settings_text, tell_lost
 from snpdeconv.tracking.connection import prepare_environment
 from snpdeconv.tracking.connection import reason as connection_failure
@@ -37,25 +38,15 @@ _TOLD = ("val/loss", "val/auroc", "val/r2", "test/auroc", "test/r2")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        key: The run's key in the spool; "" before it has begun.
-        run_id: MLflow's name of it; None until the server gave one.
-        url: The run's page, where runs are tracked by a server.
-        status: FINISHED, FAILED or KILLED; None while it goes on, or after it died without a word.
-        epochs: Epochs that are done.
-        step: The last step that was told.
-        metrics: The last values of the main metrics.
-    """
-
-    key: str = ""
-    run_id: str | None = None
-    url: str | None = None
-    status: str | None = None
-    epochs: int = 0
+    key: str = ""  # in the spool; empty before it has begun
+    run_id: str | None = None  # of MLflow; None until the server gave one
+    url: str | None = None  # where runs are tracked by a server
+    status: str | None = None  # FINISHED, FAILED or KILLED; None while it runs, or if it died without a word
+    epochs: int = 0  # that are done
     step: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # the last values of the main ones
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,7 @@ class _Sent:
 
 
 def read_progress(out: Path) -> Progress:
-    """How far the run in a folder is.
-
-    Args:
-        out: The run's folder; it need not be there yet.
-    """
+    """How far the run in a folder is, which need not be there yet."""
     key = _read(out / "run.json", _State(), hint=f"another --out than {out} begins anew").key
     if not re.fullmatch(r"[0-9a-f]{32}", key):
         return Progress()
@@ -135,14 +122,7 @@ def _read(path: Path, otherwise: T, *, hint: str) -> T:
 def end_run(key: str, *, status: Literal["FAILED", "KILLED"], reason: str) -> bool:
     """Says how a run ended that could not say it itself; a restart brings it back to RUNNING.
 
-    Args:
-        key: The run's key in the spool.
-        status: FAILED, or KILLED where somebody wanted it.
-        reason: In one line.
-
-    Returns:
-        Whether it was said; not if a process holds the run or it has ended already. If the store does not
-        answer, `snpdeconv sync` sends it later.
+    False if a process holds the run or it has ended already. Where no store answers, `sync` does it later.
     """
     prepare_environment()
     spool = Spool(spool_dir(), key)
@@ -188,23 +168,14 @@ LIVE: tuple[JobState, ...] = ("waiting", "running", "stopping", "unknown")
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How one submission is.
-
-    Attributes:
-        record: What was asked.
-        state: waiting, running, stopping, done, failed, cancelled, or unknown.
-        reason: Why it waits or failed.
-        progress: How far its run is; empty for predictions.
-        elements: Of an array, state and reason of each.
-        starts: How often it began or went on.
-    """
+    """How one submission is."""
 
     record: Record
     state: JobState
-    reason: str
-    progress: Progress
-    elements: tuple[tuple[JobState, str], ...]
-    starts: int
+    reason: str  # why it waits or failed
+    progress: Progress  # of its run; empty for predictions
+    elements: tuple[tuple[JobState, str], ...]  # of an array, state and reason of each
+    starts: int  # how often it began or went on
 
     @property
     def is_live(self) -> bool:
@@ -214,20 +185,19 @@ class JobStatus:
 
 def read_status(records: Sequence[Record]) -> list[JobStatus]:
     """How submissions are; writes nothing."""
-    records, told = ask(records)
+    records, told = query_states(records)
     return [_one(record, told[record.id]) for record in records]
 
 
 def settle(records: Sequence[Record]) -> None:
     """Writes what jobs left unsaid: their number, how they ended, and the same of their runs and trials."""
-    for before, record, told in zip(records, *_asked(records), strict=True):
+    now, told = query_states(records)
+    for before, record in zip(records, now, strict=True):
         try:
             if record.scheduler_id != before.scheduler_id:
                 save(record)
-            _settle(record, told)
-        except (
-            OSError
-        ) as error:  # a full disk, or a folder that may not be written: the others get their turn
+            _settle(record, told[record.id])
+        except OSError as error:  # a full disk, or a folder of others: the rest get their turn
             logger.warning("%s: how it ended cannot be written (%s)", record.folder, error.strerror)
 
 
@@ -250,11 +220,6 @@ def tell_end(record: Record, element: int | None, outcome: Outcome) -> None:
     run = _run(record, element)
     if run.key and run.status is None:
         end_run(run.key, status="KILLED" if outcome.end == "cancelled" else "FAILED", reason=outcome.reason)
-
-
-def _asked(records: Sequence[Record]) -> tuple[list[Record], list[dict[int | None, SlurmState]]]:
-    records, told = ask(records)
-    return records, [told[record.id] for record in records]
 
 
 def _one(record: Record, told: dict[int | None, SlurmState]) -> JobStatus:

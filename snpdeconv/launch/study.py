@@ -1,4 +1,4 @@
-"""The study that the trials of a search share: a journal on disk. The only place that knows Optuna.
+"""The space of a search, and the study that its trials share, a journal on disk. Nothing else knows Optuna.
 
 Jobs on several hosts write it at once; its lock is a file made exclusively, which network file systems obey.
 """
@@ -35,11 +35,7 @@ SECTIONS = ("model", "training")
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`, whole ones where both are.
-
-    Attributes:
-        log: Whether as many are drawn between 1 and 10 as between 10 and 100.
-    """
+    """Numbers from `low` to `high`, whole ones where both are; on a log scale, if so said."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -91,14 +87,9 @@ _DEFAULTS: dict[Architecture, Space] = {
 
 
 def read_space(path: Path | None, config: Config) -> Space:
-    """The search space of a file, or the one for the settings' architecture.
+    """The search space of a file, or the one for the settings' architecture; each value must be valid there.
 
-    Args:
-        path: A mapping in YAML from ``section.key`` to a list of values, or to ``{low, high, log}``.
-        config: What else is set: each value must be valid beside it.
-
-    Raises:
-        ConfigError: No such file, or something in it that is no setting or not valid.
+    A file maps ``section.key`` to a list of values, or to ``{low, high, log}``.
     """
     space = _DEFAULTS[config.model.architecture] if path is None else _parse(path)
     where = f"the search space of {config.model.architecture}" if path is None else str(path)
@@ -113,16 +104,7 @@ def read_space(path: Path | None, config: Config) -> Space:
 
 
 def apply(config: Config, values: Mapping[str, Any], *, where: str) -> Config:
-    """Settings with some of them changed.
-
-    Args:
-        config: The settings.
-        values: By ``section.key``; a text with a comma is a list.
-        where: What to name in a message.
-
-    Raises:
-        ConfigError: An unknown key, or a value out of range.
-    """
+    """Settings with some of them changed, by ``section.key``; a text with a comma is a list."""
     settings = config.model_dump(mode="json")
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -161,9 +143,7 @@ _MEND = "submit the search again, to another --out"
 class _Journal:
     """Optuna's journal, a JSON record a line, that outlives a torn line: nobody was told that it was written.
 
-    Args:
-        path: The file; made when it is not there.
-        lock: Optuna's, between processes and hosts.
+    The lock is Optuna's, between processes and hosts.
     """
 
     def __init__(self, path: Path, *, lock: JournalFileOpenLock) -> None:
@@ -182,11 +162,7 @@ class _Journal:
         yield from (record for record in records[log_number_from:] if record is not None)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds records, all or none.
-
-        Raises:
-            ResourceError: The disk is full.
-        """
+        """Adds records, all or none."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._lock.acquire()
         try:
@@ -222,15 +198,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 class Study:
-    """Draws settings for trials, and keeps what came of each.
-
-    Args:
-        path: The journal; made when it is not there.
-        seed: Of the sampler; trials at the same time need different ones.
-
-    Raises:
-        ConfigError: Optuna is not installed.
-    """
+    """Draws settings for trials, and keeps what came of each; trials at once need different seeds."""
 
     def __init__(self, path: Path, *, seed: int = 0) -> None:
         try:

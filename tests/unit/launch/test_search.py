@@ -186,7 +186,7 @@ def test_a_trial_that_died_without_a_word_is_told_to_the_study(trial, monkeypatc
         1: SlurmState("waiting"),
         None: SlurmState("unknown"),
     }
-    monkeypatch.setattr(status, "ask", lambda records: (records, {record.id: dead}))
+    monkeypatch.setattr(status, "query_states", lambda records: (records, {record.id: dead}))
     (now,) = status.read_status([record])
     assert [one.state.name for one in finished(study_path(record.folder))] == ["RUNNING"]  # it only reads
     status.settle([record])
