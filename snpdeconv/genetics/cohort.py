@@ -38,7 +38,6 @@ GENOTYPES, VARIANTS, SAMPLES, DESCRIPTION = "genotypes.bin", "variants.tsv", "sa
 _VERIFIED = "verified.json"
 _DATA = (GENOTYPES, VARIANTS, SAMPLES)  # in the order of the digest
 _VERIFIED_FOR_S = 7 * 24 * 3600
-_READ_AT_ONCE = 2**20
 _IMPORT_AGAIN = "delete the folder and import the cohort again"
 
 CODING = "two bits a genotype, lowest first: copies of counted_allele, 3 = missing; a row a sample"
@@ -152,21 +151,22 @@ def _verify(path: Path, digest: str) -> None:
         _required(path / name)
     with contextlib.suppress(OSError, InputError):
         known = read_record(path / _VERIFIED, _Verified, hint="")
-        if (known.digest, known.files) == (
-            digest,
-            _stamp(path),
-        ) and 0 <= time.time() - known.at < _VERIFIED_FOR_S:
+        as_then = (known.digest, known.files) == (digest, _stamp(path))
+        if as_then and 0 <= time.time() - known.at < _VERIFIED_FOR_S:
             return
     content = hashlib.sha256()
     for name in _DATA:
-        with (path / name).open("rb", buffering=0) as file:
-            while piece := file.read(_READ_AT_ONCE):
-                content.update(piece)
+        _digest(path / name, content)
     if content.hexdigest() != digest:
         raise DamagedFile(
             "damaged store: its content is not what was imported", where=path, hint=_IMPORT_AGAIN
         )
     mark_verified(path, digest)
+
+
+def _digest(file: Path, into: hashlib._Hash) -> None:
+    with file.open("rb", buffering=0) as data:
+        hashlib.file_digest(data, lambda: into)
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,6 @@ def _required(file: Path) -> Path:
         raise DamagedFile("a file of the store is missing", where=file, hint=_IMPORT_AGAIN)
     return file
 
-
-_DIGESTED_AT_ONCE = 2**16
 
 _PANELS = "panels.bin"
 _VARIANT_SPOOL = "variants.spool"
@@ -298,9 +296,7 @@ class StoreWriter:
             self._variants.write(self._partial / VARIANTS, order)
             self._samples.write_tsv(self._partial / SAMPLES)
             for name in (VARIANTS, SAMPLES):
-                with (self._partial / name).open("rb") as table:
-                    while piece := table.read(_DIGESTED_AT_ONCE):
-                        digest.update(piece)
+                _digest(self._partial / name, digest)
             description = {
                 "format_version": FORMAT_VERSION,
                 "coding": CODING,

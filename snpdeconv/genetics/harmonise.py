@@ -28,7 +28,7 @@ MIN_CALLED_ALLELES = 100
 _FIXED_ALLELES = ("A", "C", "G", "T", "0")
 _MIN_JUDGED = 20  # From fewer variants a correlation is too uncertain to contradict anything.
 _MIN_SPREAD = 0.05
-_ALIKE, _SAME_PEOPLE = 0.4, 0.8
+_ALIKE, _SAME_ANCESTRY = 0.4, 0.8
 _NUM_BASES = 4
 _UNKNOWN = 4  # The allele that a file does not know because nobody carries it.
 _SITE_KEY = ["site", "low", "high"]
@@ -164,7 +164,7 @@ def check_frequencies(
             where=where,
             hint=f"are its allele labels swapped, rows shifted, positions of another build? {override}",
         )
-    if correlation < _SAME_PEOPLE:
+    if correlation < _SAME_ANCESTRY:
         logger.warning(
             "%s: %s: people of another ancestry are predicted worse, and swapped labels or shifted rows look "
             "alike", where, told,

@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.config import Multiallelic
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.genetics.cohort import (
     FORMAT_VERSION,
@@ -32,6 +32,9 @@ from snpdeconv.genetics.cohort import (
 from snpdeconv.genetics.formats import ACCEPTED, CohortFiles, VariantChunk, VariantReader, find_files
 from snpdeconv.genetics.packed import MISSING, pack
 from snpdeconv.genetics.variants import AUTOSOMES, Variants
+
+if TYPE_CHECKING:
+    from snpdeconv.config import Multiallelic
 
 logger = logging.getLogger(__name__)
 

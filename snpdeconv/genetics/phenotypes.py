@@ -1,6 +1,6 @@
 """Traits, groups and covariates of the samples of a cohort, read from tables and joined by sample ID.
 
-Owns what is a binary trait, a quantity or a class, how words become indicators and how columns are scaled;
+Owns what is a binary trait, a quantity or a class, and how covariates are one-hot encoded and scaled;
 the encoder of covariates travels with a model. Knows no genotypes and no training.
 """
 
@@ -319,7 +319,7 @@ class CovariateEncoder:
         """The columns of the table that it reads."""
         return list(dict.fromkeys([*self.levels, *(feature.column for feature in self.features)]))
 
-    def _apply(self, columns: Mapping[str, Column], num_people: int) -> NDArray[np.float64]:
+    def _apply(self, columns: Mapping[str, Column], num_samples: int) -> NDArray[np.float64]:
         for name, column in columns.items():
             if name in self.levels:
                 unknown = ~np.isin(column.texts, np.array(self.levels[name], dtype=object))
@@ -343,7 +343,7 @@ class CovariateEncoder:
             for f in self.features
         ]
         scaled = [(x - f.mean) / f.sd for x, f in zip(encoded, self.features, strict=True)]
-        return np.column_stack(scaled) if scaled else np.empty((num_people, 0))
+        return np.column_stack(scaled) if scaled else np.empty((num_samples, 0))
 
     def to_dict(self) -> dict[str, Any]:
         """The encoder as JSON can hold it."""

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _TRAIN, _VAL, _TEST = range(3)
 _PART_NAMES = ("training", "validation", "test")
 _MAX_BINS = 10
-_PEOPLE_A_BIN = 20
+_SAMPLES_A_BIN = 20
 # A part that misses its fraction of the people by more than this is told: large groups can do that.
 _FRACTION_TOLERANCE = 0.05
 
@@ -67,12 +67,12 @@ def split(
     `values`: (n,) class index, or values of a quantity; `groups`: (n,) index of each person's group, which is
     never cut; `keys`: (n,) distinct names of the people; given these, the parts do not depend on their order.
     """
-    num_people = len(values)
-    canonical = np.arange(num_people) if keys is None else np.argsort(np.asarray(keys, dtype=object))
+    num_samples = len(values)
+    canonical = np.arange(num_samples) if keys is None else np.argsort(np.asarray(keys, dtype=object))
     # From here on everything follows the shuffled order, so that only names, values and seed matter.
-    order = canonical[np.random.default_rng(seed).permutation(num_people)]
+    order = canonical[np.random.default_rng(seed).permutation(num_samples)]
     stratum = _strata(values, kind)[order]
-    group = np.arange(num_people) if groups is None else _by_first_appearance(groups[order])
+    group = np.arange(num_samples) if groups is None else _by_first_appearance(groups[order])
     wanted = _wanted(np.bincount(stratum), val_fraction=val_fraction, test_fraction=test_fraction)
     part = _assign(stratum, group, wanted)
     part = _fill_gaps(part, stratum if kind != "quantitative" else np.zeros_like(stratum), group)
@@ -130,7 +130,7 @@ def split_beside(
 def _strata(values: NDArray[np.float64] | NDArray[np.int64], kind: str) -> NDArray[np.int64]:
     if kind != "quantitative":
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
-    num_bins = int(np.clip(len(values) // _PEOPLE_A_BIN, 1, _MAX_BINS))
+    num_bins = int(np.clip(len(values) // _SAMPLES_A_BIN, 1, _MAX_BINS))
     if num_bins == 1:
         return np.zeros(len(values), dtype=np.int64)
     edges = np.quantile(values, np.arange(1, num_bins) / num_bins)
@@ -221,22 +221,22 @@ def _fill_gaps(
 
 
 def _check_parts(parts: list[NDArray[np.int64]], *, num_groups: int, fractions: tuple[float, float]) -> None:
-    num_people = sum(len(part) for part in parts)
+    num_samples = sum(len(part) for part in parts)
     for name, part in zip(_PART_NAMES, parts, strict=True):
         if not len(part):
             raise InputError(
-                f"{num_people} people in {num_groups} groups leave nobody for the {name} part",
+                f"{num_samples} people in {num_groups} groups leave nobody for the {name} part",
                 where="the split",
                 hint="give more people, or smaller groups",
             )
     counts = ", ".join(f"{len(part)} {name}" for name, part in zip(_PART_NAMES, parts, strict=True))
     logger.info("split: %s", counts)
     for part, name, fraction in zip(parts[1:], _PART_NAMES[1:], fractions, strict=True):
-        if abs(len(part) / num_people - fraction) > _FRACTION_TOLERANCE:
+        if abs(len(part) / num_samples - fraction) > _FRACTION_TOLERANCE:
             logger.warning(
                 "split: the %s part has %.2f of the people instead of %.2f: groups and classes allow no more",
                 name,
-                len(part) / num_people,
+                len(part) / num_samples,
                 fraction,
             )
 
@@ -246,7 +246,7 @@ _R2, _ACCURACY, _AUROC = 0.98, 0.95, 0.99
 # From here on a covariate is worth a warning.
 _MUCH = 0.9
 # Together they are looked at among so many people.
-_MOST_PEOPLE = 5_000
+_MOST_SAMPLES = 5_000
 _NEIGHBOURS = 2
 # The genotypes of one person, called twice, differ at fewer SNPs than this; those of brothers at many.
 _ERROR_RATE = 0.03
@@ -335,7 +335,7 @@ def _alone(x: NDArray[np.float64], trait: Trait, *, ordered: bool) -> str | floa
 
 def _together(values: NDArray[np.float64], trait: Trait) -> str | float | None:
     """How well all covariates predict the trait of people left out, as `_alone`."""
-    rows = np.random.default_rng(0).permutation(len(values))[:_MOST_PEOPLE]
+    rows = np.random.default_rng(0).permutation(len(values))[:_MOST_SAMPLES]
     x, y = stats.zscore(values[rows], axis=0), trait.values[rows]
     x = np.nan_to_num(x)
     if trait.kind == "quantitative":

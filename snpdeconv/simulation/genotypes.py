@@ -39,14 +39,14 @@ class Population:
     demography: Any
     names: tuple[str, ...]
 
-    def samples(self, num_people: int) -> dict[str, int]:
+    def samples(self, num_all: int) -> dict[str, int]:
         """Counts the people of each population."""
-        share, rest = divmod(num_people, len(self.names))
+        share, rest = divmod(num_all, len(self.names))
         return {name: share + (p < rest) for p, name in enumerate(self.names)}
 
-    def rows(self, num_people: int) -> NDArray[np.int64]:
+    def rows(self, num_all: int) -> NDArray[np.int64]:
         """(N,) the place of each person among msprime's, who are sorted by population."""
-        member = np.arange(num_people) % len(self.names)
+        member = np.arange(num_all) % len(self.names)
         return np.argsort(np.argsort(member, kind="stable"))
 
 
@@ -129,14 +129,14 @@ def simulate_genotypes(
         num_samples=num_samples, num_variants=num_variants, seed=seed, maf_min=maf_min, length_mb=length_mb
     )
     msprime = _import_msprime()
-    num_people = num_samples + num_holdout
+    num_all = num_samples + num_holdout
     common_per_mb = _common_per_mb(maf_min, num_samples=num_samples)
     population = (three_populations if from_three_populations else one_population)(msprime)
     total_mb = length_mb or _default_length_mb(
         num_variants, contiguous=contiguous, common_per_mb=common_per_mb
     )
     num_chromosomes = min(math.ceil(total_mb / _CHROMOSOME_MB), _AUTOSOMES, num_variants)
-    codes = np.empty((num_people, num_variants), dtype=np.uint8)
+    codes = np.empty((num_all, num_variants), dtype=np.uint8)
     tables = []
     seeds = np.random.SeedSequence([seed, 0]).spawn(num_chromosomes)
     bounds = np.linspace(0, num_variants, num_chromosomes + 1).round().astype(int).tolist()
@@ -146,7 +146,7 @@ def simulate_genotypes(
             population=population,
             length_bp=max(1, round(total_mb * 1e6 / num_chromosomes)),
             num_samples=num_samples,
-            num_people=num_people,
+            num_all=num_all,
             maf_min=maf_min,
             rng=np.random.default_rng(seeds[c]),
         )
@@ -209,7 +209,7 @@ class _Chromosome:
     population: Population
     length_bp: int
     num_samples: int
-    num_people: int
+    num_all: int
     maf_min: float
     rng: np.random.Generator
 
@@ -221,7 +221,7 @@ class _Chromosome:
         Thinning at random is the same as a lower mutation rate, which is much quicker.
         """
         ancestry = self.msprime.sim_ancestry(
-            self.population.samples(self.num_people),
+            self.population.samples(self.num_all),
             demography=self.population.demography,
             sequence_length=self.length_bp,
             recombination_rate=_RECOMBINATION_RATE,
@@ -251,8 +251,8 @@ class _Chromosome:
     def _mutate(self, ancestry: Any, *, rate: float) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Drops mutations on the trees and keeps the variants that are common enough."""
         mutated = self.msprime.sim_mutations(ancestry, rate=rate, random_seed=self._seed(), model="binary")
-        rows = self.population.rows(self.num_people)
-        positions, genotypes = [], [np.empty((0, self.num_people), dtype=np.uint8)]
+        rows = self.population.rows(self.num_all)
+        positions, genotypes = [], [np.empty((0, self.num_all), dtype=np.uint8)]
         for variant in mutated.variants(copy=False):
             alleles = variant.genotypes  # (2N,) 0 or 1, the two of a person side by side
             dosage = (alleles[0::2] + alleles[1::2])[rows].astype(np.uint8)

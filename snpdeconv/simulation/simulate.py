@@ -20,9 +20,8 @@ from snpdeconv.errors import ConfigError, nearest
 from snpdeconv.genetics.cohort import writing_to
 from snpdeconv.genetics.packed import MISSING
 from snpdeconv.genetics.samples import Samples
-from snpdeconv.genetics.variants import Variants
 from snpdeconv.simulation.genotypes import check_genotypes, population_labels, simulate_genotypes
-from snpdeconv.simulation.traits import SimulatedTrait, check_trait, simulate_trait
+from snpdeconv.simulation.traits import check_trait, simulate_trait
 from snpdeconv.simulation.writers import write_bed, write_pgen, write_vcf
 
 logger = logging.getLogger(__name__)
@@ -113,17 +112,23 @@ def simulate(
             num_holdout=num_holdout,
         )
         _lose_genotypes(codes, rate=missing_rate, rng=np.random.default_rng([seed, 2]))
-        people = _People(
-            codes=codes,
-            samples=_name_people(len(codes)),
-            trait=truth.values,
-            populations=populations,
-        )
-        people.take(slice(0, num_samples)).write(folder, variants=variants, file_format=file_format)
-        _write_causal(folder / "causal.tsv", truth=truth, variants=variants)
+        # S1, S2, … with as many digits as the last one needs, in no family, since a VCF could not name it.
+        width = len(str(len(codes)))
+        everyone = Samples.build([f"S{number:0{width}}" for number in range(1, len(codes) + 1)])
+        parts = {folder: slice(0, num_samples)}
         if num_holdout:
-            held_out = people.take(slice(num_samples, None))
-            held_out.write(folder / "holdout", variants=variants, file_format=file_format)
+            parts[folder / "holdout"] = slice(num_samples, None)
+        for place, rows in parts.items():
+            place.mkdir(exist_ok=True)
+            samples = everyone.take(rows)
+            _WRITERS[file_format](place / "cohort", codes[rows], variants=variants, samples=samples)
+            columns = {"#FID": samples.fid, "IID": samples.iid, "trait": truth.values[rows]}
+            if populations is not None:
+                columns["population"] = populations[rows]
+            _write_tsv(place / "phenotypes.tsv", pd.DataFrame(columns))
+        causal = variants.take(truth.causal).to_frame()[["variant_id", "chrom", "pos"]]
+        causal = causal.assign(role=truth.roles, effect=truth.effects, pair_effect=truth.pair_effects)
+        _write_tsv(folder / "causal.tsv", causal)
     logger.info("%s: %d people, %d variants, trait %s", out, num_samples, num_variants, trait)
     cohort = f"cohort{FILE_FORMATS[file_format]}"
     return SimulatedCohort(
@@ -177,62 +182,12 @@ def _staged(out: Path) -> Iterator[Path]:
         raise
 
 
-@dataclass(frozen=True)
-class _People:
-    codes: NDArray[np.uint8]  # (N, V)
-    samples: Samples
-    trait: NDArray[np.float64]  # (N,)
-    populations: NDArray[np.object_] | None
-
-    def take(self, rows: slice) -> _People:
-        return _People(
-            codes=self.codes[rows],
-            samples=self.samples.take(rows),
-            trait=self.trait[rows],
-            populations=None if self.populations is None else self.populations[rows],
-        )
-
-    def write(self, folder: Path, *, variants: Variants, file_format: str) -> None:
-        folder.mkdir(exist_ok=True)
-        _WRITERS[file_format](folder / "cohort", self.codes, variants=variants, samples=self.samples)
-        self._write_phenotypes(folder / "phenotypes.tsv")
-
-    def _write_phenotypes(self, path: Path) -> None:
-        columns = {"#FID": self.samples.fid, "IID": self.samples.iid, "trait": self.trait}
-        if self.populations is not None:
-            columns["population"] = self.populations
-        _write_tsv(path, pd.DataFrame(columns))
-
-
-def _name_people(num_people: int) -> Samples:
-    """S1, S2, … with as many digits as the last one needs, in no family, since a VCF could not name it."""
-    width = len(str(num_people))
-    return Samples.build([f"S{number:0{width}}" for number in range(1, num_people + 1)])
-
-
 def _lose_genotypes(codes: NDArray[np.uint8], *, rate: float, rng: np.random.Generator) -> None:
     if rate == 0:
         return
     for start in range(0, len(codes), _ROWS_AT_ONCE):
         rows = codes[start : start + _ROWS_AT_ONCE]
         rows[rng.random(rows.shape, dtype=np.float32) < rate] = MISSING
-
-
-def _write_causal(path: Path, *, truth: SimulatedTrait, variants: Variants) -> None:
-    causal = variants.take(truth.causal)
-    _write_tsv(
-        path,
-        pd.DataFrame(
-            {
-                "variant_id": causal.variant_id,
-                "chrom": causal.chrom,
-                "pos": causal.position_bp,
-                "role": truth.roles,
-                "effect": truth.effects,
-                "pair_effect": truth.pair_effects,
-            }
-        ),
-    )
 
 
 def _write_tsv(path: Path, table: pd.DataFrame) -> None:

@@ -54,7 +54,17 @@ def check_trait(trait: str, *, num_causal: int, pve: float, prevalence: float, n
             f"{pve:g} is not between 0 and 1", where="pve", hint="give the share of the trait's variance"
         )
     if trait == "binary":
-        _check_prevalence(prevalence, num_samples)
+        if not 0 < prevalence < 1:
+            raise ConfigError(
+                f"{prevalence:g} is not between 0 and 1", where="prevalence", hint="give the share of cases"
+            )
+        num_cases = round(prevalence * num_samples)
+        if not 0 < num_cases < num_samples:
+            raise ConfigError(
+                f"{prevalence:g} of {num_samples} people are {num_cases} cases",
+                where="prevalence",
+                hint="choose a value that leaves both cases and controls, or simulate more people",
+            )
     if trait == "ancestry":
         return
     if num_causal < 1:
@@ -66,20 +76,6 @@ def check_trait(trait: str, *, num_causal: int, pve: float, prevalence: float, n
             f"{num_causal} causal variants cannot be put in pairs, which {trait} needs",
             where="causal",
             hint="give an even number",
-        )
-
-
-def _check_prevalence(prevalence: float, num_samples: int) -> None:
-    if not 0 < prevalence < 1:
-        raise ConfigError(
-            f"{prevalence:g} is not between 0 and 1", where="prevalence", hint="give the share of cases"
-        )
-    num_cases = round(prevalence * num_samples)
-    if not 0 < num_cases < num_samples:
-        raise ConfigError(
-            f"{prevalence:g} of {num_samples} people are {num_cases} cases",
-            where="prevalence",
-            hint="choose a value that leaves both cases and controls, or simulate more people",
         )
 
 
@@ -116,15 +112,15 @@ def simulate_trait(
     check_trait(trait, num_causal=num_causal, pve=pve, prevalence=prevalence, num_samples=num_fit)
     if trait == "ancestry":
         return _ancestry(populations, pve=pve, rng=rng, num_fit=num_fit)
-    chosen = _choose(codes, num_causal=num_causal, trait=trait, rng=rng, num_fit=num_fit)
+    causal, single = _choose(codes, num_causal=num_causal, trait=trait, rng=rng, num_fit=num_fit)
     paired = trait in _PAIRED
     weights = rng.normal(size=num_causal // 2 if paired else num_causal)
-    columns = _pair_columns(chosen.columns, num_fit=num_fit) if paired else chosen.columns
+    columns = _pair_columns(single, num_fit=num_fit) if paired else single
     signal = columns @ weights
     main_weights = np.zeros(num_causal) if paired else weights
     if trait == "epistasis_main":
         main_weights = rng.normal(size=num_causal)
-        main = chosen.columns @ main_weights
+        main = single @ main_weights
         pair_sd, main_sd = signal[:num_fit].std(), main[:num_fit].std()
         weights, main_weights = weights / pair_sd, main_weights / main_sd
         signal = signal / pair_sd + main / main_sd
@@ -133,23 +129,20 @@ def simulate_trait(
         values = _cut(values, prevalence=prevalence, num_fit=num_fit)
     return SimulatedTrait(
         values=values,
-        causal=chosen.index,
+        causal=causal,
         roles=_roles(trait, num_causal),
         effects=main_weights * scale,
         pair_effects=np.repeat(weights, 2) * scale if paired else np.zeros(num_causal),
     )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    index: NDArray[np.int64]  # (C,)
-    columns: Columns  # (N, C) standardised, as the trait uses them; dosages where the trait has pairs
-
-
 def _choose(
     codes: NDArray[np.uint8], *, num_causal: int, trait: str, rng: np.random.Generator, num_fit: int
-) -> _Chosen:
-    """Walks through the common variants in random order and keeps those in low LD with all kept before."""
+) -> tuple[NDArray[np.int64], Columns]:
+    """Walks through the common variants in random order and keeps those in low LD with all kept before.
+
+    Returns (C,) indices and (N, C) standardised columns as the trait uses them; dosages where it has pairs.
+    """
     frequency = allele_frequency(_code_counts(codes[:num_fit]))
     eligible = np.flatnonzero(np.minimum(frequency, 1 - frequency) >= CAUSAL_MAF_MIN)
     dosages = np.empty((num_causal, num_fit))
@@ -162,13 +155,16 @@ def _choose(
         r = dosages[:num_kept] @ dosage[:num_fit] / num_fit
         if (r**2 >= CAUSAL_R2_MAX).any():
             continue
-        column = _dominance_column(called, num_kept, num_fit=num_fit) if trait == "dominance" else dosage
+        column = dosage
+        if trait == "dominance":
+            carried = np.where(np.isnan(called), np.nan, called == (1 if num_kept % 2 == 0 else 2))
+            column = _standardise(carried, num_fit=num_fit)
         if not column.any():  # No homozygote, or no heterozygote: the variant could have no effect here.
             continue
         dosages[num_kept], columns[:, num_kept], index[num_kept] = dosage[:num_fit], column, v
         num_kept += 1
         if num_kept == num_causal:
-            return _Chosen(index=index, columns=columns)
+            return index, columns
     raise ConfigError(
         f"{num_causal} causal variants asked for, and only {num_kept} with MAF >= {CAUSAL_MAF_MIN:g} and "
         f"pairwise r2 < {CAUSAL_R2_MAX:g} found among {codes.shape[1]} variants",
@@ -196,11 +192,6 @@ def _standardise(values: NDArray[np.float64], *, num_fit: int) -> NDArray[np.flo
         return np.zeros_like(values)
     scaled: NDArray[np.float64] = np.nan_to_num((values - mean) / deviation)
     return scaled
-
-
-def _dominance_column(dosage: NDArray[np.float64], rank: int, *, num_fit: int) -> NDArray[np.float64]:
-    carried = np.where(np.isnan(dosage), np.nan, dosage == (1 if rank % 2 == 0 else 2))
-    return _standardise(carried, num_fit=num_fit)
 
 
 def _pair_columns(dosages: Columns, *, num_fit: int) -> Columns:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.config import Multiallelic
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.packed import unpack
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
+
+if TYPE_CHECKING:
+    from snpdeconv.config import Multiallelic
 
 ACCEPTED = ".bed, .pgen, .vcf, .vcf.gz, .bcf, a PLINK prefix or an imported folder"
 

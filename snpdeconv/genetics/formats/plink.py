@@ -16,17 +16,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pgenlib
 from numpy.typing import NDArray
 
-from snpdeconv.config import Multiallelic
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.formats import ALT_REPORT, VariantChunk, split_id, usable_alts
 from snpdeconv.genetics.packed import MISSING, pack, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
+
+if TYPE_CHECKING:
+    from snpdeconv.config import Multiallelic
 
 _MAGIC = b"\x6c\x1b"  # of both formats
 _VARIANT_MAJOR = b"\x01"

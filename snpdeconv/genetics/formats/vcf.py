@@ -16,18 +16,20 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cyvcf2
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.config import Multiallelic
 from snpdeconv.errors import InputError, UserError
 from snpdeconv.genetics.formats import ALT_REPORT, VariantChunk, split_id, usable_alts
 from snpdeconv.genetics.packed import MISSING, pack, row_bytes
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.variants import Variants
+
+if TYPE_CHECKING:
+    from snpdeconv.config import Multiallelic
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every complete file."""

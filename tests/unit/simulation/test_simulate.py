@@ -176,7 +176,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("snpdeconv.simulation.simulate._write_causal", lambda path, **_: fail(path))
+    monkeypatch.setattr("snpdeconv.simulation.simulate._write_tsv", fail)
     out = tmp_path / "out"
     if made:
         out.mkdir()
