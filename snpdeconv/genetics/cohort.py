@@ -7,6 +7,7 @@ variants in any order, in bounded memory, and gets its name when it is whole. Kn
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -45,25 +46,15 @@ CODING = "two bits a genotype, lowest first: copies of counted_allele, 3 = missi
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Genotypes with the names of their rows and columns.
+    """Genotypes with the names of their rows and columns."""
 
-    Attributes:
-        genotypes: N samples, V variants.
-        variants: V rows, sorted by chromosome and position.
-        samples: N rows, in the order of the source.
-        digest: sha256 of the store's three data files.
-        report: What the import skipped, split or dropped, counted.
-        source: Where the genotypes came from.
-        path: The store, or None for a cohort that lives in memory alone.
-    """
-
-    genotypes: PackedGenotypes
-    variants: Variants
-    samples: Samples
-    digest: str
-    report: dict[str, int]
-    source: str
-    path: Path | None
+    genotypes: PackedGenotypes  # N samples, V variants
+    variants: Variants  # V rows, sorted by chromosome and position
+    samples: Samples  # N rows, in the order of the source
+    digest: str  # sha256 of the store's three data files
+    report: dict[str, int]  # what the import skipped, split or dropped, counted
+    source: str  # where the genotypes came from
+    path: Path | None  # the store, or None for a cohort that lives in memory alone
 
 
 @contextlib.contextmanager
@@ -297,17 +288,18 @@ class StoreWriter:
             self._samples.write_tsv(self._partial / SAMPLES)
             for name in (VARIANTS, SAMPLES):
                 _digest(self._partial / name, digest)
-            description = {
-                "format_version": FORMAT_VERSION,
-                "coding": CODING,
-                "num_samples": len(self._samples),
-                "num_variants": len(order),
-                "digest": digest.hexdigest(),
-                "import_key": import_key,
-                "source": source,
-                "report": report,
-            }
-            (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+            description = Description(
+                format_version=FORMAT_VERSION,
+                coding=CODING,
+                num_samples=len(self._samples),
+                num_variants=len(order),
+                digest=digest.hexdigest(),
+                import_key=import_key,
+                source=source,
+                report=report,
+            )
+            text = json.dumps(dataclasses.asdict(description), indent=2) + "\n"
+            (self._partial / DESCRIPTION).write_text(text, "utf-8")
             # Now: a name that outlasts a power cut must not name files that do not.
             for file in (*self._partial.iterdir(), self._partial):
                 sync_to_disk(file)

@@ -29,14 +29,10 @@ class Layout:
     """Which variant each slot holds.
 
     ``genotypes.take(columns=layout.columns)`` repacks a cohort; a model then sees S slots as K tokens of P.
-
-    Attributes:
-        columns: (S,) int64 variant index, or -1 for padding; each variant occurs once.
-        patch: P, slots of a token, a multiple of 4.
     """
 
-    columns: NDArray[np.int64]
-    patch: int
+    columns: NDArray[np.int64]  # (S,) int64 variant index, or -1 for padding; each variant occurs once
+    patch: int  # P, slots of a token, a multiple of 4
 
     @classmethod
     def from_blocks(cls, blocks: Blocks, *, chrom: NDArray[np.object_], patch: int) -> Layout:

@@ -307,21 +307,13 @@ MAX_GAP_BP = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """K blocks in genome order, none of them empty.
+    """K blocks in genome order, none of them empty."""
 
-    Attributes:
-        name: (K,) str, unique.
-        chrom: (K,) str.
-        start_bp: (K,) int64, 1-based, inclusive.
-        end_bp: (K,) int64, inclusive.
-        of_variant: (V,) int64, block of each variant.
-    """
-
-    name: NDArray[np.object_]
-    chrom: NDArray[np.object_]
-    start_bp: NDArray[np.int64]
-    end_bp: NDArray[np.int64]
-    of_variant: NDArray[np.int64]
+    name: NDArray[np.object_]  # (K,) str, unique
+    chrom: NDArray[np.object_]  # (K,) str
+    start_bp: NDArray[np.int64]  # (K,) int64, 1-based, inclusive
+    end_bp: NDArray[np.int64]  # (K,) int64, inclusive
+    of_variant: NDArray[np.int64]  # (V,) int64, block of each variant
 
     def __len__(self) -> int:
         return len(self.name)

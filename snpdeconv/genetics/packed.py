@@ -204,15 +204,10 @@ def allele_frequency(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class PackedGenotypes:
-    """The packed genotypes of N samples at V variants, in memory or memory-mapped.
+    """The packed genotypes of N samples at V variants, in memory or memory-mapped."""
 
-    Attributes:
-        packed: (N, ceil(V / 4)) bytes, sample-major.
-        num_variants: V.
-    """
-
-    packed: NDArray[np.uint8]
-    num_variants: int
+    packed: NDArray[np.uint8]  # (N, ceil(V / 4)) bytes, sample-major
+    num_variants: int  # V
 
     @classmethod
     def from_codes(cls, codes: NDArray[np.uint8]) -> PackedGenotypes:

@@ -41,23 +41,14 @@ CONTROL_WORDS = frozenset({"control", "controls", "ctrl", "unaffected", "healthy
 
 @dataclass(frozen=True)
 class Trait:
-    """A trait of the people of a cohort who have it.
+    """A trait of the n samples of a cohort that have it."""
 
-    Attributes:
-        name: Its column.
-        kind: What is predicted.
-        rows: (n,) rows of the cohort with a value, ascending.
-        values: (n,) float64 values of a quantitative trait, else int64 index into ``classes``.
-        classes: Names of the classes, class 0 (of a binary trait: the controls) first; none if quantitative.
-        report: Counts of people by what became of them.
-    """
-
-    name: str
+    name: str  # its column
     kind: TraitKind
-    rows: NDArray[np.int64]
-    values: NDArray[np.float64] | NDArray[np.int64]
-    classes: tuple[str, ...]
-    report: dict[str, int]
+    rows: NDArray[np.int64]  # (n,) rows of the cohort with a value, ascending
+    values: NDArray[np.float64] | NDArray[np.int64]  # (n,) of a quantitative trait, else index into classes
+    classes: tuple[str, ...]  # class 0 (of a binary trait: the controls) first; none if quantitative
+    report: dict[str, int]  # counts of people by what became of them
 
 
 def load_trait(
@@ -469,9 +460,8 @@ def complete_samples(
     has_all = np.zeros(len(samples), dtype=bool)
     names = [name for name in _chosen(table, columns, path=path) if name not in exclude]
     missing = [column_of(table, name, path, missing_codes=missing_codes).missing for name in names]
-    has_all[in_cohort[(in_cohort >= 0) & ~np.any([np.zeros(len(table), dtype=bool), *missing], axis=0)]] = (
-        True
-    )
+    lacking = np.any([np.zeros(len(table), dtype=bool), *missing], axis=0)
+    has_all[in_cohort[(in_cohort >= 0) & ~lacking]] = True
     complete: NDArray[np.bool_] = has_all[rows]
     if not complete.any():
         raise InputError(

@@ -142,16 +142,11 @@ class HashedSamples:
     """Samples that can be recognised by whoever has their IDs, and read by nobody: salted hashes, sorted.
 
     Whoever can list the IDs that there may be, such as 1 to 5000, can try them all, at 0.6 ms an ID.
-
-    Attributes:
-        salt: In hexadecimal, drawn for this table alone.
-        individuals: Of the individual IDs.
-        pairs: Of family and individual ID; empty where there are no family IDs.
     """
 
-    salt: str
-    individuals: tuple[str, ...]
-    pairs: tuple[str, ...] = ()
+    salt: str  # in hexadecimal, drawn for this table alone
+    individuals: tuple[str, ...]  # of the individual IDs
+    pairs: tuple[str, ...] = ()  # of family and individual ID; empty where there are no family IDs
 
     @classmethod
     def from_samples(cls, samples: Samples) -> HashedSamples:

@@ -24,25 +24,15 @@ BATCH_ELEMENTS = 2**23
 
 @dataclass(frozen=True)
 class Terms:
-    """Linear predictors: intercept, covariates, and weighted products of one value or two a sample.
+    """Linear predictors: intercept, covariates, and weighted products of one value or two a sample."""
 
-    Attributes:
-        first: (T,) variant.
-        second: (T,) other variant, -1 where the term is of one SNP.
-        first_value: (T, 4) value of each code of the first variant.
-        second_value: (T, 4) of the second, ones where there is none.
-        weight: (O, T).
-        intercept: (O,).
-        covariate_weight: (O, C) of the covariates as given to the fit.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    first_value: Floats
-    second_value: Floats
-    weight: Floats
-    intercept: Floats
-    covariate_weight: Floats
+    first: NDArray[np.int64]  # (T,) variant
+    second: NDArray[np.int64]  # (T,) other variant, -1 where the term is of one SNP
+    first_value: Floats  # (T, 4) value of each code of the first variant
+    second_value: Floats  # (T, 4) of the second, ones where there is none
+    weight: Floats  # (O, T)
+    intercept: Floats  # (O,)
+    covariate_weight: Floats  # (O, C) of the covariates as given to the fit
 
     def __len__(self) -> int:
         return len(self.first)

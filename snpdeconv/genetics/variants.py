@@ -75,21 +75,13 @@ def normalise_chroms(names: ArrayLike, *, autosomes: int | None = None) -> NDArr
 
 @dataclass(frozen=True, kw_only=True)
 class Variants:
-    """The V biallelic variants of a cohort, in the order of the genotype columns.
+    """The V biallelic variants of a cohort, in the order of the genotype columns."""
 
-    Attributes:
-        variant_id: (V,) str.
-        chrom: (V,) str, normalised.
-        position_bp: (V,) int64, 1-based.
-        counted_allele: (V,) str, the allele whose copies the genotype codes count.
-        other_allele: (V,) str.
-    """
-
-    variant_id: NDArray[np.object_]
-    chrom: NDArray[np.object_]
-    position_bp: NDArray[np.int64]
-    counted_allele: NDArray[np.object_]
-    other_allele: NDArray[np.object_]
+    variant_id: NDArray[np.object_]  # (V,) str
+    chrom: NDArray[np.object_]  # (V,) str, normalised
+    position_bp: NDArray[np.int64]  # (V,) int64, 1-based
+    counted_allele: NDArray[np.object_]  # (V,) str, the allele whose copies the genotype codes count
+    other_allele: NDArray[np.object_]  # (V,) str
 
     def __len__(self) -> int:
         return len(self.position_bp)
@@ -249,17 +241,11 @@ _NO_CODE = -1
 
 @dataclass(frozen=True)
 class FilteredChunk:
-    """Which variants go into the store.
+    """Which variants go into the store."""
 
-    Attributes:
-        order: Indices of those to keep, by chromosome and position.
-        num_unplaced: How many have no place in the genome.
-        num_duplicates: How many others repeat one of as many calls or more.
-    """
-
-    order: NDArray[np.int64]
-    num_unplaced: int
-    num_duplicates: int
+    order: NDArray[np.int64]  # indices of those to keep, by chromosome and position
+    num_unplaced: int  # how many have no place in the genome
+    num_duplicates: int  # how many others repeat one of as many calls or more
 
 
 class VariantSpool:

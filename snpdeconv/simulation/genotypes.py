@@ -29,15 +29,10 @@ def population_labels(num_samples: int) -> NDArray[np.object_]:
 
 @dataclass(frozen=True)
 class Population:
-    """A history and the people drawn from it, who take turns among its present-day populations.
+    """A history and the people drawn from it, who take turns among its present-day populations."""
 
-    Attributes:
-        demography: The ``msprime.Demography``.
-        names: Its present-day populations.
-    """
-
-    demography: Any
-    names: tuple[str, ...]
+    demography: Any  # the ``msprime.Demography``
+    names: tuple[str, ...]  # its present-day populations
 
     def samples(self, num_all: int) -> dict[str, int]:
         """Counts the people of each population."""

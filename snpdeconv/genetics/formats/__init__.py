@@ -49,17 +49,11 @@ class VariantChunk:
 
 
 class VariantReader(Protocol):
-    """Streams one cohort.
+    """Streams one cohort."""
 
-    Attributes:
-        samples: N samples in the order of the file.
-        num_variants: How many variants :meth:`chunks` will give, or None if only reading tells.
-        report: Counts of what was skipped or split; complete once the chunks are exhausted.
-    """
-
-    samples: Samples
-    num_variants: int | None
-    report: dict[str, int]
+    samples: Samples  # N samples in the order of the file
+    num_variants: int | None  # how many variants :meth:`chunks` will give, or None if only reading tells
+    report: dict[str, int]  # counts of what was skipped or split; complete once the chunks are exhausted
 
     def chunks(self, max_variants: int) -> Iterator[VariantChunk]:
         """The variants in the order of the file; genotypes may lie where those of the last chunk lay."""

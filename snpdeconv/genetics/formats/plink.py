@@ -136,17 +136,11 @@ _PLAIN_LINES = re.compile(rb"(?:(?:[!-~]++\t){3}[0-9]{1,18}+\t[!-~]++\t[!-~]++\n
 
 @dataclass(frozen=True)
 class Bim:
-    """A .bim that was looked through and found sound.
+    """A .bim that was looked through and found sound."""
 
-    Attributes:
-        path: The file: chromosome, ID, centimorgans, position, A1, A2.
-        num_variants: V.
-        plain: Whether all lines are as PLINK writes them.
-    """
-
-    path: Path
-    num_variants: int
-    plain: bool
+    path: Path  # the file: chromosome, ID, centimorgans, position, A1, A2
+    num_variants: int  # V
+    plain: bool  # whether all lines are as PLINK writes them
 
     @classmethod
     def check(cls, path: Path) -> Bim:
@@ -344,21 +338,13 @@ _LONGEST_LINE = 2**24
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a .pvar, before those with several ALT alleles are split.
+    """The sites of a .pvar, before those with several ALT alleles are split."""
 
-    Attributes:
-        variant_id: (V,) str.
-        chrom: (V,) str.
-        position_bp: (V,) int64.
-        ref: (V,) str.
-        alts: V lists of ALT alleles.
-    """
-
-    variant_id: list[str]
-    chrom: list[str]
-    position_bp: NDArray[np.int64]
-    ref: list[str]
-    alts: list[list[str]]
+    variant_id: list[str]  # (V,) str
+    chrom: list[str]  # (V,) str
+    position_bp: NDArray[np.int64]  # (V,) int64
+    ref: list[str]  # (V,) str
+    alts: list[list[str]]  # V lists of ALT alleles
 
 
 def read_fam(path: Path) -> Samples:
