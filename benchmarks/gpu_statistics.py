@@ -25,7 +25,7 @@ from snpdeconv.epistasis.dosages import Dosages
 from snpdeconv.epistasis.screen import screen
 from snpdeconv.finemapping import Settings, fit_single_effects
 from snpdeconv.finemapping.tiles import DeviceTiles
-from snpdeconv.genetics.gpu import NUM_TERMS, codes_by_slot, codes_of, in_order, product, resident
+from snpdeconv.genetics.gpu import NUM_TERMS, cached_on_device, codes_by_slot, codes_of, in_order, product
 from snpdeconv.genetics.packed import PackedGenotypes
 
 Result = dict[str, Any]
@@ -143,7 +143,7 @@ def single_effects(machine: Machine, scale: Scale) -> Result:
     y = trait(packed, seed=1)
     genotypes = PackedGenotypes(packed.cpu().numpy(), num_variants)
     del packed
-    upload, _, _ = machine.timed(lambda: resident(genotypes, machine.device))
+    upload, _, _ = machine.timed(lambda: cached_on_device(genotypes, machine.device))
     seconds, peak, fit = machine.timed(
         lambda: fit_single_effects(
             genotypes, y, kind="quantitative", settings=Settings(device=str(machine.device))

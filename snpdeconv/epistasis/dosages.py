@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.genetics.encoding import unpack_codes
-from snpdeconv.genetics.gpu import codes_of, count_codes, resident
+from snpdeconv.genetics.gpu import cached_on_device, codes_of, count_codes
 from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, allele_frequency
 
 Rows = NDArray[np.integer] | None
@@ -51,7 +51,7 @@ class Dosages:
         if where.type == "cpu" or rows is not None:
             counts = genotypes.counts(rows=rows)
         else:
-            there, num = resident(genotypes, where), genotypes.num_variants
+            there, num = cached_on_device(genotypes, where), genotypes.num_variants
             counted = count_codes(there, num_variants=num, tile_genotypes=COUNTED_AT_ONCE)
             counts = counted.cpu().numpy()
         frequency = np.nan_to_num(allele_frequency(counts))
@@ -129,7 +129,7 @@ class Dosages:
         """(N, B) packed genotypes of the samples tested on a device; a CPU reads them where they are."""
         if self.device.type == "cpu":
             return None
-        packed = resident(self.genotypes, self.device)
+        packed = cached_on_device(self.genotypes, self.device)
         return packed if self.rows is None else packed[torch.from_numpy(self.rows).to(self.device)]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snpdeconv.finemapping.tiles import DeviceTiles, Tiles
-from snpdeconv.genetics.gpu import resident
+from snpdeconv.genetics.gpu import cached_on_device
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 
@@ -135,7 +135,7 @@ class Columns:
             self._tiles = Tiles(genotypes, tile_variants=tile_variants)
         else:
             self._tiles = DeviceTiles.of(
-                resident(genotypes, self.device), num_variants=genotypes.num_variants
+                cached_on_device(genotypes, self.device), num_variants=genotypes.num_variants
             )
         mean, het_mean = self._tiles.dosage_mean, self._tiles.het_mean
         self._mean, self._het_mean = self._send(mean), self._send(het_mean)

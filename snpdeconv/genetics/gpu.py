@@ -40,7 +40,7 @@ def pick_device(genotypes: PackedGenotypes, device: torch.device) -> torch.devic
     return torch.device("cpu")
 
 
-def resident(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
+def cached_on_device(genotypes: PackedGenotypes, device: torch.device) -> Tensor:
     """The packed genotypes on a device; the last cohort asked for stays there as long as it exists.
 
     A fit and its scans of pairs read the same cohort many times, and a copy to a GPU takes as long as several

@@ -77,7 +77,9 @@ def test_products_of_genotypes_are_exact(gpu, study):
 def test_counts_and_sums_of_tiles_are_exact(gpu, study):
     codes = study["codes"]
     tiles = DeviceTiles.of(
-        residence.resident(study["genotypes"], torch.device(gpu)), num_variants=CODES[1], tile_genotypes=4096
+        residence.cached_on_device(study["genotypes"], torch.device(gpu)),
+        num_variants=CODES[1],
+        tile_genotypes=4096,
     )
     assert np.array_equal(tiles.counts, [(codes == code).sum(0) for code in range(4)])
     ones = torch.ones(CODES[0], 1, dtype=torch.float64, device=gpu)
@@ -88,8 +90,8 @@ def test_counts_and_sums_of_tiles_are_exact(gpu, study):
 
 def test_a_cohort_is_on_a_gpu_once_by_whatever_name(gpu, study):
     genotypes = study["genotypes"]
-    first = residence.resident(genotypes, torch.device("cuda"))
-    assert residence.resident(genotypes, torch.device("cuda", 0)) is first
+    first = residence.cached_on_device(genotypes, torch.device("cuda"))
+    assert residence.cached_on_device(genotypes, torch.device("cuda", 0)) is first
     assert with_index("cuda") == torch.device(gpu)
     assert available_bytes(torch.device(gpu)) > 0
 

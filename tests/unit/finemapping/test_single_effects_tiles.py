@@ -8,7 +8,7 @@ from snpdeconv.finemapping import columns as columns_module
 from snpdeconv.finemapping import fit_single_effects
 from snpdeconv.finemapping.susie import genotype_score, weights_of
 from snpdeconv.finemapping.tiles import TILE_ROWS, DeviceTiles, Tiles
-from snpdeconv.genetics.gpu import bfloat16_terms, count_codes, product, resident
+from snpdeconv.genetics.gpu import bfloat16_terms, cached_on_device, count_codes, product
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 NUM_SAMPLES, NUM_VARIANTS = TILE_ROWS + 45, 37
@@ -36,7 +36,7 @@ def of_a_cpu(genotypes, tile_variants):
 
 def of_a_device(genotypes, tile_variants):
     rows = 7 if tile_variants else 1000
-    packed = resident(genotypes, torch.device("cpu"))
+    packed = cached_on_device(genotypes, torch.device("cpu"))
     tile_genotypes = rows * 4 * packed.shape[1]
     return DeviceTiles.of(packed, num_variants=genotypes.num_variants, tile_genotypes=tile_genotypes)
 
@@ -85,7 +85,9 @@ def test_products_on_a_device_are_as_accurate_as_float32_allows():
     rng = np.random.default_rng(0)
     codes = rng.binomial(2, rng.uniform(0.05, 0.5, 64), (5000, 64)).astype(np.uint8)
     vectors = rng.normal(size=(5000, 4)) * np.array([1, 1e-6, 1e6, 1])
-    tiles = DeviceTiles.of(resident(PackedGenotypes.from_codes(codes), torch.device("cpu")), num_variants=64)
+    tiles = DeviceTiles.of(
+        cached_on_device(PackedGenotypes.from_codes(codes), torch.device("cpu")), num_variants=64
+    )
     found = tiles.products(torch.from_numpy(vectors), het=False)[0].numpy()
     size = np.linalg.norm(codes, axis=0)[:, None] * np.linalg.norm(vectors, axis=0)
     assert np.abs((found - codes.T @ vectors) / size).max() < 3e-7
@@ -135,12 +137,12 @@ def test_a_cohort_stays_on_the_device_as_long_as_it_exists_and_is_the_last_one_a
     codes = np.random.default_rng(0).integers(0, 4, (9, 10)).astype(np.uint8)
     first, second = (PackedGenotypes.from_codes(codes) for _ in range(2))
     first.packed.flags.writeable = False
-    there = resident(first, device)
-    assert resident(first, device) is there
+    there = cached_on_device(first, device)
+    assert cached_on_device(first, device) is there
     np.testing.assert_array_equal(there, first.packed)
-    other = resident(second, device)
+    other = cached_on_device(second, device)
     assert other is not there
-    assert resident(first, device) is not there
+    assert cached_on_device(first, device) is not there
     del first
     from snpdeconv.genetics import gpu as module
 
