@@ -138,7 +138,7 @@ def lead(
     pairs: NDArray[np.int64],
     statistic: NDArray[np.float64],
     *,
-    surroundings: LocalLdAdjustment,
+    local_ld: LocalLdAdjustment,
     t_min: float,
     max_clumps: int,
 ) -> LeadPairs:
@@ -170,8 +170,8 @@ def lead(
         if float(t[best]) < t_min:
             break
         share = 1.0
-        if surroundings.near(pairs[best]):
-            share = surroundings.discount(null, residual, pairs[best], columns[:, best])
+        if local_ld.near(pairs[best]):
+            share = local_ld.discount(null, residual, pairs[best], columns[:, best])
         index.append(best)
         selected.append(float(t[best]))
         discount.append(share)
@@ -196,7 +196,7 @@ def refine_leads(
     null: Null,
     leaders: LeadPairs,
     *,
-    surroundings: LocalLdAdjustment,
+    local_ld: LocalLdAdjustment,
     factor: float,
     t_min: float,
 ) -> LeadPairs:
@@ -207,10 +207,10 @@ def refine_leads(
     """
     discount, kept = leaders.discount.copy(), leaders.kept.copy()
     for own, pair in enumerate(leaders.pairs):
-        if not surroundings.near(pair):
+        if not local_ld.near(pair):
             continue
         residual = leaders.leave(null, but=own)
-        discount[own] = surroundings.discount(null, residual, pair, leaders.columns[:, own])
+        discount[own] = local_ld.discount(null, residual, pair, leaders.columns[:, own])
         alone = replace(null, residual=residual)
         tested = retest_pairs(dosages, alone, pair[None], factor=factor * discount[own])
         kept[own] = abs(tested.statistic[0]) >= t_min

@@ -143,7 +143,7 @@ def scan_pairs(
     null = Null.of(given, covariates=covariates, mean=mean, device=dosages.device)
     num_pairs = genotypes.num_variants * (genotypes.num_variants - 1) / 2
     t_keep = _two_sided_deviate(min(1.0, expected_false / max(1.0, num_pairs)))
-    ask = _Screen(
+    scan = _Scan(
         dosages=dosages,
         chrom_code=np.unique(chrom.astype(str), return_inverse=True)[1],
         position_bp=position_bp,
@@ -155,7 +155,7 @@ def scan_pairs(
         tile=tile,
         dtype=dtype or (torch.bfloat16 if has_bfloat16_units(dosages.device) else torch.float32),
     )
-    leaders, screened = ask.leaders(null)
+    leaders, screened = scan.leaders(null)
     groups = clump_members(dosages, null, leaders, max_pairs=max_pairs)
     tested = [
         retest_pairs(
@@ -183,8 +183,8 @@ def scan_pairs(
 
 
 @dataclass(frozen=True)
-class _Screen:
-    """What is asked of every screen of one scan."""
+class _Scan:
+    """A scan: what all its screens share, and how leaders come of them."""
 
     dosages: Dosages
     chrom_code: NDArray[np.int64]
@@ -217,14 +217,14 @@ class _Screen:
             self.dosages,
             null,
             leaders,
-            surroundings=self.surroundings,
+            local_ld=self.local_ld,
             factor=1 / again.inflation,
             t_min=self.t_keep,
         )
         return leaders, replace(again, num_flop=screened.num_flop + again.num_flop)
 
     @property
-    def surroundings(self) -> LocalLdAdjustment:
+    def local_ld(self) -> LocalLdAdjustment:
         """What leaders are guarded against."""
         return LocalLdAdjustment(self.dosages, self.chrom_code, self.position_bp)
 
@@ -260,7 +260,7 @@ class _Screen:
             null,
             candidates[order],
             tested.statistic[order],
-            surroundings=self.surroundings,
+            local_ld=self.local_ld,
             t_min=self.t_keep,
             max_clumps=self.max_clumps,
         )

@@ -1,4 +1,4 @@
-"""Single-effects regression: sparse inference of the SNPs that a trait rests on, from packed genotypes."""
+"""Floor 4: the SNPs and pairs that a trait rests on: sparse inference from packed genotypes."""
 
 from snpdeconv.finemapping.columns import ExtraColumns
 from snpdeconv.finemapping.credible_sets import CredibleSet, credible_sets, joint_credible_sets

@@ -332,7 +332,7 @@ class SingleEffectSum:
         evidence = self._evidence(self._residual, noise=noise)
         prior_variance = NEXT_VARIANCE * evidence.typical_variance
         if self._profile is not None:
-            evidence, _, _ = self._looked_at(
+            evidence, _, _ = self._by_likelihood(
                 evidence,
                 self._residual,
                 self._log_odds,
@@ -364,7 +364,7 @@ class SingleEffectSum:
         prior_variance = best_prior_variance(evidence, start=start)
         if prior_variance > 0 and self._profile is not None:
             means = torch.zeros_like(residual) if old is None else old.mean
-            evidence, correlation, prior_variance = self._looked_at(
+            evidence, correlation, prior_variance = self._by_likelihood(
                 evidence, correlation, log_odds, start=means, prior_variance=start or prior_variance
             )
         if prior_variance == 0.0:
@@ -387,7 +387,7 @@ class SingleEffectSum:
         self._residual = residual - new.fitted
         return new
 
-    def _looked_at(
+    def _by_likelihood(
         self,
         evidence: Evidence,
         correlation: Tensor,

@@ -257,7 +257,7 @@ class Predictor:
         return torch.from_numpy(HERMITE_WEIGHTS).to(self.mean.device)
 
 
-def fitted_anew(predictor: Predictor, case: Tensor, *, basis: Tensor, precision: Tensor) -> Predictor:
+def refit_covariates(predictor: Predictor, case: Tensor, *, basis: Tensor, precision: Tensor) -> Predictor:
     """The predictor after the covariates took their best coefficients, all variances unchanged."""
     spread = predictor.squares - (basis.T @ predictor.mean) ** 2
     for _ in range(NEWTON_STEPS):

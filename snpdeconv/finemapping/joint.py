@@ -229,7 +229,7 @@ def deconvolve(
     `prior_weights` (V,) are relative.
     """
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
-    how = settings or Settings()
+    settings = settings or Settings()
     if len(chrom) != cohort.num_variants:
         raise InputError(
             f"{len(chrom)} values for {cohort.num_variants} variants",
@@ -243,7 +243,7 @@ def deconvolve(
             covariates=covariates,
             prior_weights=prior_weights,
             without_dominance=np.isin(chrom, HAPLOID),
-            settings=how,
+            settings=settings,
         )
         return _joined(kind, fits, columns=None, found=None)
     study = _Study(
@@ -254,7 +254,7 @@ def deconvolve(
         position_bp=position_bp,
         covariates=covariates,
         prior_weights=snp_weights(prior_weights, num_variants=cohort.num_variants),
-        settings=how,
+        settings=settings,
     )
     if not pairs:
         return _joined(kind, (study.fit(None),), columns=None, found=None)

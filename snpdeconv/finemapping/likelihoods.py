@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snpdeconv.finemapping.columns import Columns
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
-from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, fitted_anew
+from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, refit_covariates
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class LogisticClimb:
         precision[0] = 0.0
         constant = torch.full_like(case, float(torch.logit(case.mean())))
         null = Predictor(constant, torch.zeros_like(case), torch.zeros_like(precision))
-        null = fitted_anew(null, case, basis=columns.basis, precision=precision)
+        null = refit_covariates(null, case, basis=columns.basis, precision=precision)
         return cls(
             columns=columns,
             case=case,

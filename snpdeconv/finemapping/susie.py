@@ -222,21 +222,23 @@ def fit_single_effects(
     default. `prior_weights` (V,) are relative. `without_dominance` (V,) marks SNPs that act by their dosage
     alone, such as those of which men have one copy: among these, a heterozygote is a woman.
     """
-    how = settings or Settings()
+    settings = settings or Settings()
     truth = np.asarray(target, dtype=np.float64)
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     basis = covariate_basis(given, num_samples=len(given))
     _check(cohort, truth, basis=basis, kind=kind)
-    dominance_weight = DOMINANCE_WEIGHT[kind] if how.dominance_weight is None else how.dominance_weight
+    dominance_weight = (
+        DOMINANCE_WEIGHT[kind] if settings.dominance_weight is None else settings.dominance_weight
+    )
     columns = Columns(
         cohort,
         basis=basis,
         extra=extra,
         dominance=dominance_weight > 0,
         without_dominance=without_dominance,
-        device=how.device,
-        tile_variants=how.tile_variants,
+        device=settings.device,
+        tile_variants=settings.tile_variants,
     )
     prior, prior_both = _prior(
         columns,
@@ -248,9 +250,9 @@ def fit_single_effects(
     effects = SingleEffectSum(
         log_prior=torch.from_numpy(prior).to(columns.device).log(),
         log_prior_both=torch.from_numpy(prior_both).to(columns.device).log(),
-        max_effects=how.max_effects,
-        entry=how.entry,
-        limit_passes=columns.num_samples * columns.num_variants > how.expensive_genotypes,
+        max_effects=settings.max_effects,
+        entry=settings.entry,
+        limit_passes=columns.num_samples * columns.num_variants > settings.expensive_genotypes,
     )
     trait = torch.from_numpy(truth).to(columns.device)
     ascend = fit_normal if kind == "quantitative" else fit_logistic
@@ -258,10 +260,10 @@ def fit_single_effects(
         columns,
         trait,
         effects,
-        max_sweeps=how.max_sweeps,
-        tolerance=how.tolerance,
-        gram_bytes=how.gram_bytes,
-        refine=how.refine,
+        max_sweeps=settings.max_sweeps,
+        tolerance=settings.tolerance,
+        gram_bytes=settings.gram_bytes,
+        refine=settings.refine,
     )
     beside = np.empty((len(truth), 0)) if extra is None else extra.values
     return _result(ascent, columns, cohort, covariates=given, extra=beside, kind=kind)

@@ -1,1 +1,1 @@
-"""Floor 3: which SNPs and blocks carry the signal, and how that is shown."""
+"""Floor 5: which SNPs and blocks carry the signal, and how that is shown."""

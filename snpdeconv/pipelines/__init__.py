@@ -1,1 +1,1 @@
-"""Floor 5: what the commands do, composed of the floors below."""
+"""Floor 6: what the commands do, composed of the floors below."""

@@ -1,4 +1,4 @@
-"""Floor 4: the only place that knows MLflow. Training never waits for it.
+"""Floor 5: the only place that knows MLflow. Training never waits for it.
 
 MLflow is imported inside functions: importing these modules stays quick.
 """

@@ -253,7 +253,7 @@ def test_surroundings_take_out_one_ungenotyped_snp(true_interaction):
     assert share > 0.6 if true_interaction else share < 0.45
     statistic = retest_pairs(dosages, null, pair[None], factor=1.0).statistic
     assert abs(statistic[0]) > 5
-    leaders = lead(dosages, null, pair[None], statistic, surroundings=place, t_min=4.5, max_clumps=3)
+    leaders = lead(dosages, null, pair[None], statistic, local_ld=place, t_min=4.5, max_clumps=3)
     assert leaders.kept.tolist() == [true_interaction]
     assert len(clump_members(dosages, null, leaders, max_pairs=3)) == int(true_interaction)
 
@@ -278,11 +278,11 @@ def test_leaders_are_judged_again_without_the_others():
         kept=np.array([True, False]),
         columns=torch.tensor(columns),
     )
-    judged = refine_leads(dosages, null, leaders, surroundings=place, factor=1.0, t_min=5.0)
+    judged = refine_leads(dosages, null, leaders, local_ld=place, factor=1.0, t_min=5.0)
     assert judged.kept.tolist() == [True, True]
     assert judged.discount[0] == 1  # on two chromosomes
     assert 0.8 < judged.discount[1] <= 1
-    strict = refine_leads(dosages, null, leaders, surroundings=place, factor=0.5, t_min=5.0)
+    strict = refine_leads(dosages, null, leaders, local_ld=place, factor=0.5, t_min=5.0)
     assert strict.kept.tolist() == [True, False]
 
 
