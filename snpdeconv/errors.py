@@ -1,4 +1,4 @@
-"""Errors that are a user's to mend: one line with the place, the problem and the mend, and exit code 2.
+"""Errors that the user can fix: where, what, and how to fix it, in one line; exit code 2.
 
 Anything else that escapes is a bug of ours and shows its traceback.
 """

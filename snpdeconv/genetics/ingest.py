@@ -153,6 +153,7 @@ def open_reader(
 
     if files.kind == "bed":
         return BedReader(*files.paths, autosomes=autosomes)
+    assert files.kind == "pgen"
     return PgenReader(*files.paths, multiallelic=multiallelic, autosomes=autosomes)
 
 

@@ -26,7 +26,6 @@ _MAX_ITERATIONS = 15
 _TOLERANCE = 1e-4
 # Eigenvalues below this share of the first are rounding of single precision.
 _RANK_TOLERANCE = 1e-5
-_AUTOSOMES = [str(number) for number in range(1, 23)]
 # Of variants in LD beyond this, among so many neighbours, one stays: a long haplotype would be a component.
 _R2_MAX = 0.2
 _LD_WINDOW = 64
@@ -153,7 +152,9 @@ def independent_variants(
 
     Each varies in `rows`; of more than `max_variants`, as many are taken evenly before the LD is looked at.
     """
-    autosomal = np.isin(chrom[columns], _AUTOSOMES)
+    autosomal = np.array(
+        [name.isdecimal() for name in chrom[columns]], dtype=bool
+    )  # of any species: X has its letter
     if autosomal.any():
         columns = columns[autosomal]
     columns = columns[evenly_spaced(len(columns), max_variants)].astype(np.int64)

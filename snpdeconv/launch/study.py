@@ -75,14 +75,11 @@ _OPTIMISER: Space = {
     "training.weight_decay": Range(low=1e-6, high=1e-1, log=True),
     "model.dropout": Range(low=0.0, high=0.5),
 }
-_TOKENS: Space = {
-    "model.width": Choice(values=(64, 128, 256)),
-    "model.num_layers": Range(low=1, high=6),
-}
+_WIDTH: Space = {"model.width": Choice(values=(64, 128, 256))}
 _DEFAULTS: dict[Architecture, Space] = {
     "cnn": _OPTIMISER | {"model.channels": Choice(values=("16,32", "32,64", "64,128"))},
-    "cnn_transformer": _OPTIMISER | _TOKENS,
-    "gnn": _OPTIMISER | _TOKENS,
+    "cnn_transformer": _OPTIMISER | _WIDTH | {"model.num_layers": Range(low=1, high=6)},
+    "gnn": _OPTIMISER | _WIDTH,
 }
 
 

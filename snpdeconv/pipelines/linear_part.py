@@ -175,7 +175,9 @@ class _Fits:
     def from_dataset(cls, dataset: Dataset, *, config: Config, device: torch.device) -> _Fits:
         genotypes = dataset.genotypes.take(rows=dataset.split.train)
         device = statistics_device(genotypes, device)
-        pairs = looks_for_pairs(config.interpretation, genotypes, num_looks=NUM_LOOKS, device=device)
+        pairs = dataset.trait.kind != "multiclass" and looks_for_pairs(
+            config.interpretation, genotypes, num_looks=NUM_LOOKS, device=device
+        )
         return cls(genotypes, dataset, pairs, device)
 
     @property

@@ -321,7 +321,6 @@ def _write(
     )
     paths["metrics"] = out / "metrics.json"
     paths["settings"] = out / "settings.yaml"
-    lambda_gc = finite(scores.lambda_gc)
     write_json(
         paths["metrics"],
         {
@@ -329,9 +328,7 @@ def _write(
             "people": data.genotypes.num_samples,
             "snps": len(data.variants),
             "cohort": report,
-            "lambda_gc": lambda_gc,
-            "single_effects": scores.found,
-            "completeness_gap": scores.completeness_gap,
+            **ranking_metrics(scores),
         },
     )
     write_text(paths["settings"], config.to_yaml())
@@ -339,7 +336,7 @@ def _write(
         method=method,
         num_samples=data.genotypes.num_samples,
         num_variants=len(data.variants),
-        lambda_gc=lambda_gc,
+        lambda_gc=finite(scores.lambda_gc),
         single_effects=scores.found,
         top=_top(ranking),
         paths={name: str(path) for name, path in paths.items()},

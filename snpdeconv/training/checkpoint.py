@@ -66,7 +66,7 @@ class Progress:
         ):
             raise TypeError("its counts do not hold together")
 
-    def validate_before_training(self, values: Mapping[str, float], *, value: float) -> None:
+    def take_start(self, values: Mapping[str, float], *, value: float) -> None:
         """Takes the model before the first epoch as the best so far, by the monitored `value`."""
         self.start = dict(values)
         if not math.isnan(value):

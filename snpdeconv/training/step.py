@@ -341,7 +341,7 @@ def _placeholder(batch: Batch) -> Batch:
 
 
 def _no_memory(what: str, reason: str) -> TrainingError:
-    hint = "use fewer SNPs, a smaller model, checkpointed activations or a larger device"
+    hint = "use fewer SNPs, a smaller model, --set memory.checkpoint_activations=true or a larger device"
     return TrainingError(f"no memory {what} ({reason})", where="training", hint=hint)
 
 
@@ -349,7 +349,8 @@ def _lost_to_others(size: int) -> TrainingError:
     return TrainingError(
         f"out of memory with {size} samples at once, while the ranks exchanged gradients",
         where="training",
-        hint=f"start again with micro_batch_size={max(1, size // 2)}: it goes on from the last checkpoint",
+        hint=f"start again with micro_batch_size={max(1, size // 2)}: it goes on from the last checkpoint; "
+        "a command, with another --out and a lower --set memory.safety",
     )
 
 

@@ -191,7 +191,7 @@ class MultiGPUSNPTrainer:
         progress, monitor = run.progress, self.optimization.monitor
         if self._validate_before_training and progress.step == 0 and progress.epoch == 0:
             values = self._validate(run)
-            progress.validate_before_training(values, value=values.get(monitor, math.nan))
+            progress.take_start(values, value=values.get(monitor, math.nan))
             self._log.start(values)
             run.keep_best()
             run.save_best()
