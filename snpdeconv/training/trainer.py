@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class MultiGPUSNPTrainer:
         log_every: Steps from one log of the training loss to the next.
         checkpoint_every_steps: Steps from one checkpoint to the next; None for the ends of epochs only.
         should_stop: Asked between steps; True saves and raises `Preempted`.
+        score_start: The old name of `validate_before_training`; it goes with the next version.
     """
 
     def __init__(
@@ -118,7 +120,13 @@ class MultiGPUSNPTrainer:
         log_every: int = 50,
         checkpoint_every_steps: int | None = None,
         should_stop: Callable[[], bool] | None = None,
+        score_start: bool | None = None,
     ) -> None:
+        if score_start is not None:
+            warnings.warn(
+                "score_start is called validate_before_training now", DeprecationWarning, stacklevel=2
+            )
+            validate_before_training = score_start
         if accumulation < 1 or log_every < 1:
             raise ConfigError(f"accumulation={accumulation}, log_every={log_every}", hint="use at least 1")
         self.device = distributed.default_device() if device is None else torch.device(device)

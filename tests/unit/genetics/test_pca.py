@@ -138,6 +138,12 @@ def test_sex_is_no_component():
     assert max(abs(np.corrcoef(score, male)[0, 1]) for score in scores.T) < 0.5
 
 
+def test_autosomes_of_other_species_take_part():
+    codes, _ = populations(num_samples=80, num_variants=120, num_populations=3)
+    chrom = np.array(["1"] * 40 + ["29"] * 40 + ["X"] * 40, dtype=object)  # cattle
+    assert set(fit(codes, chrom=chrom).columns // 40) == {0, 1}
+
+
 def test_without_autosomes_all_take_part():
     codes, _ = populations(num_samples=80, num_variants=60, num_populations=3)
     assert set(fit(codes, chrom=np.array(["X"] * 30 + ["contig7"] * 30, dtype=object)).columns // 30) == {

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from command_line import FAST, FAST_WORDS
 
+from snpdeconv import InterpretableSNPModel
 from snpdeconv.config import load_config, preset_names
 from snpdeconv.errors import ConfigError, InputError, ResourceError, TrainingError
 from snpdeconv.launch import status
@@ -45,6 +46,23 @@ def test_all_that_is_tried_by_default_is_valid(preset, architecture, tmp_path):
         tried = apply(config, study.ask(space, element=0)[1], where="trial")
         assert tried.resources == config.resources
         assert tried.data == config.data
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "cnn_transformer", "gnn"])
+def test_what_is_tried_by_default_changes_the_network(architecture):
+    """A model of the architecture differs between the ends of every setting of its size."""
+    config = load_config("small_cpu", overrides=[f"model.architecture={architecture}"])
+    for key, values in read_space(None, config).items():
+        if not key.startswith("model.") or key == "model.dropout":
+            continue
+        shapes = []
+        for value in values.ends():
+            model = apply(config, {key: value}, where=key).model
+            network = InterpretableSNPModel(
+                64, architecture, width=model.width, num_layers=model.num_layers, channels=model.channels
+            )
+            shapes.append([weights.shape for weights in network.parameters()])
+        assert shapes[0] != shapes[-1], key
 
 
 def test_a_space_of_ones_own(tmp_path):

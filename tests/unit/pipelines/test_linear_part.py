@@ -156,7 +156,8 @@ def test_an_altered_file_is_fitted_anew(dataset, tmp_path, caplog, how):
     assert torch.equal(again.wide.weight, first.wide.weight)
 
 
-def test_cases_and_classes(dataset, tmp_path):
+def test_cases_and_classes(dataset, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="snpdeconv")
     train, test = dataset.split.train, np.concatenate([dataset.split.val, dataset.split.test])
     cuts = np.quantile(dataset.target, [0.7, 0.35])
     case = (dataset.target > cuts[0]).astype(np.int64)
@@ -173,7 +174,9 @@ def test_cases_and_classes(dataset, tmp_path):
     codes = dataset.genotypes.codes(columns=np.array([common]))[:, 0].astype(np.int64)
     other = np.random.default_rng(1).integers(0, 3, len(codes))
     classes = with_classes(dataset, np.where(np.random.default_rng(2).random(len(codes)) < 0.3, other, codes))
+    caplog.clear()
     model, offset = fitted(classes, tmp_path / "classes")
+    assert "pairs of SNPs are looked for" not in caplog.text  # none are of classes
     assert model.sparse is not None
     assert offset.shape == (len(train), 3)
     # 80 % can be known. Ridge regression is linear in the dosage and misses most heterozygotes.

@@ -104,6 +104,13 @@ def test_the_start_may_be_the_best_and_comes_back(tmp_path):
     assert (best["epoch"], best["value"]) == (0, 0.8)
 
 
+def test_the_keyword_of_the_version_before_is_taken_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="validate_before_training"):
+        trainer = make_trainer(score_start=True)
+    trainer.train(1)
+    assert "val_loss" in trainer.start
+
+
 def test_an_epoch_that_is_better_than_the_start_is_kept():
     trainer = make_trainer(data=loaders(num_samples=200), validate_before_training=True)
     history = trainer.train(3)
