@@ -42,6 +42,33 @@ def with_index(device: torch.device | str) -> torch.device:
     return device
 
 
+def default_device() -> torch.device:
+    """The GPU of this process's local rank, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", environment_number("LOCAL_RANK", otherwise=0))
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device that `resources.device` asks for: auto is the GPU where there is one."""
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "no GPU is visible",
+            where="resources.device",
+            hint="--set resources.device=auto takes the CPU then",
+        )
+    keep_float32_exact()
+    return torch.device("cpu") if requested == "cpu" else default_device()
+
+
+def environment_number(name: str, *, otherwise: int) -> int:
+    """One of torchrun's variables."""
+    text = os.environ.get(name) or str(otherwise)
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ConfigError(f"'{text[:40]}' is no number", where=name, hint="unset it, or start by torchrun")
+    return int(text)
+
+
 @contextlib.contextmanager
 def deterministic(device: torch.device, *, wanted: bool) -> Iterator[None]:
     """Work in the block gives the same bits each time, on a GPU too: slower, with a word where it cannot."""
@@ -360,7 +387,7 @@ class OomSafeBatches:
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
-    def each(self, work: Callable[[slice], Result], *, num_samples: int) -> Iterator[Result]:
+    def map(self, work: Callable[[slice], Result], *, num_samples: int) -> Iterator[Result]:
         """What the work gives for each slice of the samples, in halves where memory runs out.
 
         It changes nothing outside, since it may be done again.

@@ -157,7 +157,7 @@ def attention_scores(
     @torch.no_grad()
     def attention(batch: tuple[Tensor, Tensor | None]) -> tuple[int, list[Tensor]]:
         genotypes = batch[0].to(device)
-        found = pieces.each(
+        found = pieces.map(
             lambda rows: scores.reduced(plain.attention(genotypes[rows])), num_samples=len(genotypes)
         )
         return len(genotypes), list(found)
@@ -220,7 +220,7 @@ def integrated_gradients(
                 lacking = (found.sum(dim=1) - moved).abs().sum()
                 return scores.reduced(found.abs()), torch.stack([lacking, moved.abs().sum()])
 
-            return len(genotypes), list(pieces.each(piece, num_samples=len(genotypes)))
+            return len(genotypes), list(pieces.map(piece, num_samples=len(genotypes)))
 
         for num, found in map_on_threads(
             attribution, _batches(loader, max_samples=max_samples), device=device

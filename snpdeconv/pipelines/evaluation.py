@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import Tensor, nn
 
-from snpdeconv.device import OomSafeBatches, Precision, keep_float32_exact
-from snpdeconv.errors import ResourceError
+from snpdeconv.device import OomSafeBatches, Precision
 from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.gpu import pick_device
 from snpdeconv.genetics.packed import PackedGenotypes
@@ -66,21 +65,9 @@ def logits(
 
     was_training = model.training
     model.eval()
-    parts = list(OomSafeBatches(batch_size).each(outputs, num_samples=len(packed)))
+    parts = list(OomSafeBatches(batch_size).map(outputs, num_samples=len(packed)))
     model.train(was_training)
     return torch.cat(parts).numpy()
-
-
-def choose_device(requested: str) -> torch.device:
-    """The device that `resources.device` asks for: auto is the GPU where there is one."""
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(
-            "no GPU is visible",
-            where="resources.device",
-            hint="--set resources.device=auto takes the CPU then",
-        )
-    keep_float32_exact()
-    return torch.device("cpu") if requested == "cpu" else distributed.default_device()
 
 
 def statistics_device(genotypes: PackedGenotypes, device: torch.device) -> torch.device:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config
+from snpdeconv.device import choose_device
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.files import write_json
 from snpdeconv.genetics.phenotypes import Trait
@@ -28,7 +29,6 @@ from snpdeconv.pipelines.cohort_input import (
 from snpdeconv.pipelines.dataset import open_cohort
 from snpdeconv.pipelines.evaluation import (
     Figures,
-    choose_device,
     measured,
     prediction_table,
 )

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.config import Config, Method, NetworkMethod, with_overrides
+from snpdeconv.device import choose_device
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import write_json, write_text
 from snpdeconv.genetics.cohort import Cohort
@@ -29,7 +30,7 @@ from snpdeconv.pipelines.cohort_input import (
     usable_rows,
 )
 from snpdeconv.pipelines.dataset import gather, open_cohort
-from snpdeconv.pipelines.evaluation import choose_device, finite
+from snpdeconv.pipelines.evaluation import finite
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from snpdeconv.config import Config
-from snpdeconv.device import choose_precision
+from snpdeconv.device import choose_device, choose_precision
 from snpdeconv.errors import InputError, ResourceError
 from snpdeconv.files import write_json
 from snpdeconv.genetics import TraitKind
@@ -37,7 +37,7 @@ from snpdeconv.pipelines.cohort_input import (
     usable_rows,
 )
 from snpdeconv.pipelines.dataset import open_cohort, prepare
-from snpdeconv.pipelines.evaluation import choose_device, evaluate_test, finite
+from snpdeconv.pipelines.evaluation import evaluate_test, finite
 from snpdeconv.pipelines.fit import choose_batch_sizes, fit, make_training_loss
 from snpdeconv.pipelines.provenance import tracing
 from snpdeconv.pipelines.run_folder import Inputs

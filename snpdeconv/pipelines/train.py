@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from snpdeconv.config import Config, Stage
-from snpdeconv.device import Precision, choose_precision
+from snpdeconv.device import Precision, choose_device, choose_precision
 from snpdeconv.pipelines.bundle import make_bundle, save_bundle
 from snpdeconv.pipelines.dataset import Dataset, open_cohort_together, prepare
-from snpdeconv.pipelines.evaluation import Evaluation, choose_device, evaluate_test, linear_part_only
+from snpdeconv.pipelines.evaluation import Evaluation, evaluate_test, linear_part_only
 from snpdeconv.pipelines.fit import Fitted, choose_batch_sizes, fit, make_training_loss
 from snpdeconv.pipelines.linear_part import searches_pairs
 from snpdeconv.pipelines.provenance import (

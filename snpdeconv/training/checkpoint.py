@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from snpdeconv.errors import InputError, ResourceError, UserError
-from snpdeconv.files import read_whole
+from snpdeconv.files import read_whole, sync_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -188,12 +187,10 @@ class CheckpointStore:
         path = self.folder / f"{kind}-{serial:08d}-{_digest(data)}.pt"
         temporary = self.folder / f"{_TEMPORARY}{path.name}"
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            temporary.write_bytes(data)
+            sync_to_disk(temporary)
             temporary.replace(path)
-            _sync_folder(self.folder)
+            sync_to_disk(self.folder)
             for outdated in [*older, path][: -_KEPT[kind]]:
                 outdated.unlink()
         except OSError as error:
@@ -282,15 +279,6 @@ def _files(folder: Path, kind: str) -> list[Path]:
 
 def _digest(data: memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure; the entry in the folder is written apart from the file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_writable(path: Path, error: OSError) -> ResourceError:

@@ -123,6 +123,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target)
 
+    def inputs(self) -> list[Tensor]:
+        """What a model is called with: genotypes and, where given, covariates."""
+        return [self.genotypes] if self.covariates is None else [self.genotypes, self.covariates]
+
     def tensors(self) -> list[Tensor]:
         """The tensors that are there: genotypes, target and, where given, covariates."""
         given = [self.genotypes, self.target]

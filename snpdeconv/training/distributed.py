@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from snpdeconv.errors import ConfigError, ResourceError
+from snpdeconv.device import default_device, environment_number
+from snpdeconv.errors import ResourceError
 from snpdeconv.models.model import in_parallel
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def init_from_environment(
 
     After `timeout_min` of waiting for the others in a collective a rank gives up.
     """
-    num_processes = _number("WORLD_SIZE", otherwise=1)
+    num_processes = environment_number("WORLD_SIZE", otherwise=1)
     device = default_device() if device is None or device.type == "cuda" else device
     if num_processes > 1 and not dist.is_initialized():
         if device.type == "cuda":
@@ -104,20 +104,6 @@ def _check_interface(variable: str) -> None:
             where=variable,
             hint=f"it has {', '.join(here)}; set the variable in the cluster's file, or leave it out",
         )
-
-
-def default_device() -> torch.device:
-    """The GPU of this process's local rank, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", _number("LOCAL_RANK", otherwise=0))
-
-
-def _number(name: str, *, otherwise: int) -> int:
-    text = os.environ.get(name) or str(otherwise)
-    if not re.fullmatch(r"[0-9]{1,6}", text):
-        raise ConfigError(f"'{text[:40]}' is no number", where=name, hint="unset it, or start by torchrun")
-    return int(text)
 
 
 def rank() -> int:

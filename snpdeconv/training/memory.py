@@ -16,10 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from snpdeconv.device import GIB, Allocations, available_bytes, is_out_of_memory, release_memory, used_bytes
+from snpdeconv.device import (
+    GIB,
+    Allocations,
+    available_bytes,
+    default_device,
+    is_out_of_memory,
+    release_memory,
+    used_bytes,
+)
 from snpdeconv.errors import ResourceError
 from snpdeconv.training.data import Batch
-from snpdeconv.training.distributed import default_device
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +216,14 @@ class GPUMemoryManager:
             batch: Anywhere.
             dtype: Of autocast; torch.float32 for none.
         """
-        given = batch.to(self.device).tensors()
+        inputs = batch.to(self.device).inputs()
         parameters = sum(p.numel() * p.element_size() for p in model.parameters())
         with _undisturbed(model, self.device):
             # A rate of zero allocates the optimiser's state without moving a weight.
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
             with Allocations(self.device) as step:
                 with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    logits = model(given[0], *given[2:])
+                    logits = model(*inputs)
                 loss = logits.float().square().mean()
                 step.end_phase()
                 loss.backward()

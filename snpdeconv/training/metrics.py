@@ -19,19 +19,20 @@ from sklearn import metrics as sk
 
 from snpdeconv.genetics import TraitKind
 
+Floats = NDArray[np.float64]
 NUM_BINS = 10
 SMALLEST_PROBABILITY = 1e-15
 MAIN_METRIC = {"quantitative": "r2", "binary": "auroc", "multiclass": "auroc"}
 """What models of a kind of trait are compared by."""
 
 
-def probabilities(kind: TraitKind, logits: ArrayLike) -> NDArray[np.float64]:
+def probabilities(kind: TraitKind, logits: ArrayLike) -> Floats:
     """A network's outputs on the scale of the predictions: (N,) or (N, 1) logits of a binary trait as
     probabilities of class 1, (N, C) as probabilities that sum to 1, values of a quantity unchanged.
     """
     outputs = np.asarray(logits, dtype=np.float64)
     if kind == "multiclass":
-        shares: NDArray[np.float64] = special.softmax(outputs, axis=1)
+        shares: Floats = special.softmax(outputs, axis=1)
         return shares
     outputs = outputs.reshape(len(outputs))
     return special.expit(outputs) if kind == "binary" else outputs
@@ -51,21 +52,38 @@ def evaluate(
     """
     if kind == "quantitative":
         return _quantitative(np.asarray(predictions, np.float64), np.asarray(targets, np.float64))
-    shares = np.asarray(predictions, dtype=np.float64)
+    given = np.asarray(predictions, dtype=np.float64)
     truth = np.asarray(targets).astype(np.int64)
-    if kind == "binary":
-        return _binary(shares, truth)
-    return _multiclass(shares, truth, classes=classes)
+    made = _decide(kind, given, truth)
+    ranked = [(truth == c, made.shares[:, c]) for c in made.ranked]
+    metrics = {
+        "auroc": float(np.mean([sk.roc_auc_score(*pair) for pair in ranked])) if ranked else math.nan,
+        "auprc": float(np.mean([sk.average_precision_score(*pair) for pair in ranked]))
+        if ranked
+        else math.nan,
+        "accuracy": float(sk.accuracy_score(truth, made.called)),
+        "macro_f1": float(sk.f1_score(truth, made.called, average="macro", zero_division=0.0)),
+        **({"brier": float(np.mean((given - truth) ** 2))} if kind == "binary" else {}),
+        "ece": calibration_error(made.confidence, made.event),
+        "log_loss": float(negative_log_likelihood(kind, given, truth).mean()),
+    }
+    for index, name in enumerate(classes):
+        members = truth == index
+        if members.any():
+            # MLflow takes letters, digits and a few signs in the name of a metric.
+            safe_name = re.sub(r"[^\w.-]", "_", name)
+            metrics[f"recall_{safe_name}"] = float(np.mean(made.called[members] == index))
+    return metrics
 
 
-def equal_mass_bins(confidence: NDArray[np.float64], *, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
+def equal_mass_bins(confidence: Floats, *, num_bins: int = NUM_BINS) -> NDArray[np.intp]:
     """(N,) bin of each sample, from 0, of about equal numbers; equal confidences share a bin."""
     last = np.arange(1, num_bins) * len(confidence) // num_bins
     ends = np.unique(np.sort(confidence)[last[last > 0] - 1])
     return np.searchsorted(ends, confidence, side="left")
 
 
-def calibration_error(confidence: NDArray[np.float64], correct: NDArray[Any]) -> float:
+def calibration_error(confidence: Floats, correct: NDArray[Any]) -> float:
     """Expected calibration error over 10 bins of equal mass (Nixon et al. 2019, adaptive calibration error).
 
     The mean over samples of the distance between a bin's mean `confidence` and its share of events,
@@ -75,51 +93,28 @@ def calibration_error(confidence: NDArray[np.float64], correct: NDArray[Any]) ->
     return float(np.abs(excess).sum() / len(confidence))
 
 
-def one_vs_rest(probability: NDArray[np.float64], truth: NDArray[np.int64]) -> list[int]:
-    """Classes that have samples inside and outside, those for which ranking metrics exist."""
-    counts = np.bincount(truth, minlength=probability.shape[1])
-    return [int(c) for c in np.flatnonzero((counts > 0) & (counts < len(truth)))]
+@dataclass(frozen=True)
+class _Decisions:
+    shares: Floats  # (N, C)
+    called: NDArray[np.int64]  # (N,)
+    ranked: list[int]  # classes with samples inside and outside: ranking metrics exist; of two the second
+    confidence: Floats  # (N,) of class 1 of a binary trait, else of the class called
+    event: NDArray[np.bool_]  # (N,) whether that is true
 
 
-def _binary(probability: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, float]:
-    called = (probability > 0.5).astype(np.int64)
-    both = 0 < truth.sum() < len(truth)
-    return {
-        "auroc": float(sk.roc_auc_score(truth, probability)) if both else math.nan,
-        "auprc": float(sk.average_precision_score(truth, probability)) if both else math.nan,
-        "accuracy": float(sk.accuracy_score(truth, called)),
-        "macro_f1": float(sk.f1_score(truth, called, average="macro", zero_division=0.0)),
-        "brier": float(np.mean((probability - truth) ** 2)),
-        "ece": calibration_error(probability, truth),
-        "log_loss": float(negative_log_likelihood("binary", probability, truth).mean()),
-    }
+def _decide(kind: TraitKind, given: Floats, truth: NDArray[np.int64]) -> _Decisions:
+    """What probabilities (N,) of a binary trait, or (N, C), say of each sample."""
+    binary = kind == "binary"
+    shares = np.stack([1 - given, given], axis=1) if binary else given
+    called = (given > 0.5).astype(np.int64) if binary else given.argmax(axis=1)
+    counts = np.bincount(truth, minlength=shares.shape[1])
+    ranked = np.flatnonzero((counts > 0) & (counts < len(truth))).tolist()
+    if binary:
+        return _Decisions(shares, called, ranked[-1:], given, truth == 1)
+    return _Decisions(shares, called, ranked, given.max(axis=1), called == truth)
 
 
-def _multiclass(
-    probability: NDArray[np.float64], truth: NDArray[np.int64], *, classes: Sequence[str]
-) -> dict[str, float]:
-    called = probability.argmax(axis=1)
-    ranked = [(truth == c, probability[:, c]) for c in one_vs_rest(probability, truth)]
-    metrics = {
-        "auroc": float(np.mean([sk.roc_auc_score(*pair) for pair in ranked])) if ranked else math.nan,
-        "auprc": float(np.mean([sk.average_precision_score(*pair) for pair in ranked]))
-        if ranked
-        else math.nan,
-        "accuracy": float(sk.accuracy_score(truth, called)),
-        "macro_f1": float(sk.f1_score(truth, called, average="macro", zero_division=0.0)),
-        "ece": calibration_error(probability.max(axis=1), called == truth),
-        "log_loss": float(negative_log_likelihood("multiclass", probability, truth).mean()),
-    }
-    for index, name in enumerate(classes):
-        members = truth == index
-        if members.any():
-            # MLflow takes letters, digits and a few signs in the name of a metric.
-            safe_name = re.sub(r"[^\w.-]", "_", name)
-            metrics[f"recall_{safe_name}"] = float(np.mean(called[members] == index))
-    return metrics
-
-
-def _quantitative(values: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, float]:
+def _quantitative(values: Floats, truth: Floats) -> dict[str, float]:
     varies = np.ptp(truth) > 0
     line = stats.linregress(values, truth) if varies and np.ptp(values) > 0 else None
     return {
@@ -130,19 +125,16 @@ def _quantitative(values: NDArray[np.float64], truth: NDArray[np.float64]) -> di
     }
 
 
-def negative_log_likelihood(
-    kind: TraitKind, probability: NDArray[np.float64], truth: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def negative_log_likelihood(kind: TraitKind, probability: Floats, truth: NDArray[np.int64]) -> Floats:
     """Of each sample of a binary or multiclass trait, in nats: (N,)."""
     if kind == "binary":
         given = np.where(truth == 1, probability, 1 - probability)
     else:
         given = np.take_along_axis(probability, truth[:, None], axis=1)[:, 0]
-    nats: NDArray[np.float64] = -np.log(np.clip(given, SMALLEST_PROBABILITY, 1.0))
+    nats: Floats = -np.log(np.clip(given, SMALLEST_PROBABILITY, 1.0))
     return nats
 
 
-Floats = NDArray[np.float64]
 Metrics = dict[str, Floats]
 # Resamples x samples handled at once: about 32 MiB an array.
 CHUNK_ELEMENTS = 2**22
@@ -173,9 +165,8 @@ def bootstrap_intervals(
     than that where a class has under `FEW` samples. NaN where the metric is not defined.
     """
     given = np.asarray(predictions, dtype=np.float64)
-    truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
+    truth, strata = _strata(kind, targets)
     value = evaluate(kind, given, truth)
-    strata = np.zeros(len(truth), dtype=np.int64) if kind == "quantitative" else truth.astype(np.int64)
     weighted = _weighted_metrics(kind, given, truth)
     chunks = [
         weighted(weights)
@@ -214,9 +205,16 @@ def paired_difference(
     value, drawn = paired_draws(
         kind, challenger, champion, targets, metric=metric, num_resamples=num_resamples, seed=seed
     )
-    truth = np.asarray(targets)
-    strata = np.zeros(len(truth), dtype=np.int64) if kind == "quantitative" else truth.astype(np.int64)
-    return _interval(value, drawn, _width(strata))
+    return _interval(value, drawn, _width(_strata(kind, targets)[1]))
+
+
+def _strata(kind: TraitKind, targets: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """(N,) targets, and what resamples keep the numbers of: the classes, or all samples together."""
+    if kind == "quantitative":
+        truth = np.asarray(targets, dtype=np.float64)
+        return truth, np.zeros(len(truth), dtype=np.int64)
+    classes = np.asarray(targets, dtype=np.int64)
+    return classes, classes
 
 
 def paired_draws(
@@ -230,10 +228,9 @@ def paired_draws(
     seed: int,
 ) -> tuple[float, Floats]:
     """The difference of `paired_difference`, and that of each resample (R,); equal seeds, equal resamples."""
-    truth = np.asarray(targets, dtype=np.float64 if kind == "quantitative" else np.int64)
+    truth, strata = _strata(kind, targets)
     both = [np.asarray(given, dtype=np.float64) for given in (challenger, champion)]
     values = [evaluate(kind, given, truth)[metric] for given in both]
-    strata = np.zeros(len(truth), dtype=np.int64) if kind == "quantitative" else truth.astype(np.int64)
     weighted = [_weighted_metrics(kind, given, truth) for given in both]
     drawn = [
         weighted[0](weights)[metric] - weighted[1](weights)[metric]
@@ -296,23 +293,13 @@ def _weighted_metrics(
     if kind == "quantitative":
         return lambda weights: _resampled_quantitative(weights, given, truth.astype(np.float64))
     labels = truth.astype(np.int64)
-    if kind == "binary":
-        return _class_metrics(given, labels, binary=True)
-    return _class_metrics(given, labels, binary=False)
-
-
-def _class_metrics(given: Floats, truth: NDArray[np.int64], *, binary: bool) -> Callable[[Floats], Metrics]:
-    shares = np.stack([1 - given, given], axis=1) if binary else given
-    called = (given > 0.5).astype(np.int64) if binary else given.argmax(axis=1)
-    columns = one_vs_rest(shares, truth)
-    rankings = [_Ranking(shares[:, c], truth == c) for c in (columns[-1:] if binary else columns)]
-    level = np.arange(shares.shape[1])
-    is_true, is_called = truth[:, None] == level, called[:, None] == level
-    confidence = given if binary else given.max(axis=1)
-    event = truth == 1 if binary else called == truth
-    bins = equal_mass_bins(confidence)
-    excess = (bins[:, None] == np.arange(bins.max() + 1)) * (confidence - event)[:, None]
-    nll = negative_log_likelihood("binary" if binary else "multiclass", given, truth)
+    made = _decide(kind, given, labels)
+    rankings = [_Ranking(made.shares[:, c], labels == c) for c in made.ranked]
+    level = np.arange(made.shares.shape[1])
+    is_true, is_called = labels[:, None] == level, made.called[:, None] == level
+    bins = equal_mass_bins(made.confidence)
+    excess = (bins[:, None] == np.arange(bins.max() + 1)) * (made.confidence - made.event)[:, None]
+    nll = negative_log_likelihood(kind, given, labels)
 
     def weighted(weights: Floats) -> Metrics:
         total = weights.sum(axis=1)
@@ -329,8 +316,8 @@ def _class_metrics(given: Floats, truth: NDArray[np.int64], *, binary: bool) -> 
             "ece": np.abs(weights @ excess).sum(axis=1) / total,
             "log_loss": weights @ nll / total,
         }
-        if binary:
-            found["brier"] = weights @ (given - truth) ** 2 / total
+        if kind == "binary":
+            found["brier"] = weights @ (given - labels) ** 2 / total
         return found
 
     return weighted
@@ -389,9 +376,9 @@ class Calibration:
     scale: float  # positive; the inverse of the temperature
     bias: tuple[float, ...]  # one number, or one for each class of a multiclass trait (they sum to 0)
 
-    def apply(self, logits: ArrayLike) -> NDArray[np.float64]:
+    def apply(self, logits: ArrayLike) -> Floats:
         """Calibrated logits (values, for a quantitative trait), shaped as those given."""
-        calibrated: NDArray[np.float64] = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
+        calibrated: Floats = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
         return calibrated
 
     def to_dict(self) -> dict[str, Any]:
@@ -430,13 +417,11 @@ def fit_calibration(kind: TraitKind, logits: ArrayLike, targets: ArrayLike) -> C
     return Calibration(kind=kind, scale=scale, bias=tuple(float(value) for value in bias))
 
 
-def _fit_softmax(
-    logits: NDArray[np.float64], truth: NDArray[np.int64], *, free: NDArray[np.float64]
-) -> tuple[float, NDArray[np.float64]]:
+def _fit_softmax(logits: Floats, truth: NDArray[np.int64], *, free: Floats) -> tuple[float, Floats]:
     """Scale and biases (C,); the biases are the combinations of the rows of `free` (., C)."""
     observed = np.eye(logits.shape[1])[truth]
 
-    def penalised(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def penalised(x: Floats) -> tuple[float, Floats]:
         calibrated = x[0] * logits + x[1:] @ free
         log_shares = special.log_softmax(calibrated, axis=1)
         excess = np.exp(log_shares) - observed

@@ -1,5 +1,4 @@
-"""One step of the optimiser: losses, a window's gradient in micro-batches (smaller ones when memory runs
-out), and the running loss.
+"""One step of the optimiser: losses, a window's gradient in as small pieces as fit, and the running loss.
 
 However a window is cut into micro-batches and ranks, the gradient is that of one batch of all its samples.
 """
@@ -123,9 +122,7 @@ def check_target(loss: object, logits: Tensor, target: Tensor) -> None:
 
 
 def balanced_class_weights(target: Tensor, num_classes: int) -> Tensor:
-    """(num_classes,) weights in inverse proportion to frequency, 1 on average over the samples; 0 without
-    samples.
-    """
+    """(num_classes,) weights in inverse proportion to frequency, 1 on average; 0 of an empty class."""
     counts = torch.bincount(target.reshape(-1).long(), minlength=num_classes).double()
     present = counts > 0
     weights = torch.where(present, len(target) / (present.sum() * counts.clamp_min(1)), 0.0)
@@ -166,16 +163,8 @@ class StepResult:
     gradient_norm: Tensor | None  # () before clipping; None when gradients are not clipped
 
 
-@dataclass(frozen=True)
-class _WindowLosses:
-    total: Tensor
-    inputs_are_finite: Tensor
-
-
 class AccumulatedStep:
-    """Takes steps of the optimiser, a window of batches each, of at most `micro_batch_size` samples at
-    once.
-    """
+    """Takes steps of the optimiser, a window of batches each, `micro_batch_size` samples at once."""
 
     def __init__(
         self,
@@ -202,13 +191,13 @@ class AccumulatedStep:
         self._is_checked = False
 
     def run(self, window: list[Batch]) -> StepResult:
-        """Accumulates the gradient of this rank's batches (some or all may hold no sample) and takes a
-        step.
-        """
+        """Takes a step on this rank's batches, some or all of which may hold no sample."""
         if not self._is_rehearsed:
             self._rehearse(window)
         num_samples = sum(map(len, window))
-        losses = self._accumulate_in_memory(window, scale=self._scale(num_samples), exchange=True)
+        loss_sum, are_finite = self._accumulate_in_memory(
+            window, scale=self._scale(num_samples), exchange=True
+        )
         norm = None
         if self._gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
@@ -221,7 +210,7 @@ class AccumulatedStep:
             # Some weights may have moved: there is no going back, and smaller batches would not help either.
             raise _no_memory("for the optimiser's state", reason_of(error)) from error
         self._scaler.update()
-        return StepResult(losses.total, num_samples, losses.inputs_are_finite, norm)
+        return StepResult(loss_sum, num_samples, are_finite, norm)
 
     def _rehearse(self, window: list[Batch]) -> None:
         """Goes through the first window, and throws it away, so that no later step is unlike the others.
@@ -244,7 +233,7 @@ class AccumulatedStep:
 
     def _accumulate_in_memory(
         self, window: list[Batch], *, scale: float | Tensor, exchange: bool
-    ) -> _WindowLosses:
+    ) -> tuple[Tensor, Tensor]:
         """Accumulates the gradient, in smaller micro-batches until it fits; repeats no collective."""
         restore = self._remember()
         while True:
@@ -259,7 +248,10 @@ class AccumulatedStep:
             restore()
             self._halve(window, reason)
 
-    def _accumulate(self, window: list[Batch], *, scale: float | Tensor, exchange: bool) -> _WindowLosses:
+    def _accumulate(
+        self, window: list[Batch], *, scale: float | Tensor, exchange: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the losses, and whether all inputs are finite."""
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         are_finite = torch.ones((), dtype=torch.bool, device=self._device)
         pieces = [piece for batch in window for piece in batch.split(self.micro_batch_size)]
@@ -269,7 +261,7 @@ class AccumulatedStep:
             try:
                 with contextlib.nullcontext() if is_exchanged else self._alone():
                     with self._precision.autocast():
-                        logits = self._forward(batch)
+                        logits: Tensor = self._model(*batch.inputs())
                     # A look at values on a GPU waits for all that was sent there: only the first is taken.
                     if piece.target.device.type == "cpu" or not self._is_checked:
                         check_target(self._loss, logits, piece.target)
@@ -285,12 +277,7 @@ class AccumulatedStep:
             for tensor in batch.tensors():
                 if tensor.is_floating_point():
                     are_finite &= torch.isfinite(tensor).all()
-        return _WindowLosses(loss_sum, are_finite)
-
-    def _forward(self, batch: Batch) -> Tensor:
-        given = (batch.genotypes,) if batch.covariates is None else (batch.genotypes, batch.covariates)
-        logits: Tensor = self._model(*given)
-        return logits
+        return loss_sum, are_finite
 
     def _scale(self, num_samples: int) -> float | Tensor:
         """One over the samples of all ranks' windows, times what DistributedDataParallel will divide by."""
@@ -400,9 +387,7 @@ class LossMeter:
     def stop_if_not_finite(
         self, *, has_fp16: bool, learning_rate: float, parameters: Iterable[Tensor] = ()
     ) -> None:
-        """Ends the run if a loss, or one of the parameters given, was not finite on any rank; a
-        collective.
-        """
+        """Ends the run if a loss or one of these parameters is not finite on any rank; a collective."""
         bad_parameters = (~torch.isfinite(p).all() for p in parameters)
         has_bad_parameter = torch.stack([*bad_parameters, torch.zeros_like(self._inputs_are_finite)]).any()
         bad_inputs = ~self._inputs_are_finite

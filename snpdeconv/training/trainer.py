@@ -25,6 +25,7 @@ from snpdeconv.device import (
     PeakMemory,
     Precision,
     choose_precision,
+    default_device,
     requested_precision,
 )
 from snpdeconv.errors import ConfigError, InputError, TrainingError, nearest
@@ -129,7 +130,7 @@ class MultiGPUSNPTrainer:
             validate_before_training = score_start
         if accumulation < 1 or log_every < 1:
             raise ConfigError(f"accumulation={accumulation}, log_every={log_every}", hint="use at least 1")
-        self.device = distributed.default_device() if device is None else torch.device(device)
+        self.device = default_device() if device is None else torch.device(device)
         self.precision = choose_precision(
             self.device, requested=requested_precision(use_amp=use_amp, amp_dtype=amp_dtype)
         )
@@ -446,9 +447,8 @@ def validate(
 
     def look(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         on_device = batch.to(device)
-        given = on_device.tensors()
         with precision.autocast():
-            predicted = model(given[0], *given[2:])
+            predicted = model(*on_device.inputs())
         if batch.target.device.type == "cpu":
             check_target(loss, predicted, batch.target)
         total = loss(predicted, on_device.target).sum()
@@ -461,7 +461,7 @@ def validate(
                 def of(rows: slice, batch: Batch = batch) -> tuple[Tensor, Tensor, Tensor]:
                     return look(Batch(*(tensor[rows] for tensor in batch.tensors())))
 
-                for total, predicted, target in pieces.each(of, num_samples=len(batch)):
+                for total, predicted, target in pieces.map(of, num_samples=len(batch)):
                     sums.add_(torch.stack([total.double(), torch.full_like(total, len(target)).double()]))
                     logits.append(predicted)
                     targets.append(target)

@@ -105,7 +105,7 @@ def test_less_at_once_until_it_fits_and_then_no_more_again(error, caplog):
         f"out of memory with 16 people at once; going on with 8 ({where_memory_ran_out(error)}:"
         in caplog.text
     )
-    assert list(OomSafeBatches().each(lambda rows: work(rows.stop - rows.start), num_samples=5)) == [2, 2, 1]
+    assert list(OomSafeBatches().map(lambda rows: work(rows.stop - rows.start), num_samples=5)) == [2, 2, 1]
 
 
 def test_the_smallest_pieces_go_to_the_cpu_and_a_host_without_memory_ends_it(caplog):

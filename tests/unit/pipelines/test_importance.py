@@ -51,7 +51,7 @@ def full_on_a_gpu(look):
         def work(rows):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return list(OomSafeBatches().each(work, num_samples=1))
+        return list(OomSafeBatches().map(work, num_samples=1))
 
     return looked
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from snpdeconv import device
 from snpdeconv.errors import ConfigError
 from snpdeconv.training import distributed
 
@@ -31,9 +32,9 @@ def test_alone(monkeypatch):
 def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert distributed.default_device() == torch.device("cuda", 3)
+    assert device.default_device() == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.default_device() == CPU
+    assert device.default_device() == CPU
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "9" * 5000, "1.5"])
