@@ -284,7 +284,7 @@ def show_script(
     num_elements: int = 1,
     after: Sequence[Record] = (),
 ) -> str:
-    """The script that a submission would queue, but for the date in its name; needs no SLURM, writes nothing.
+    """The script that a submission (its first stage) would queue, but for the date; asks no SLURM.
 
     Where the site names no partition, the queued one names that which SLURM chose.
     """

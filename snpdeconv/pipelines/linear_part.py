@@ -1,6 +1,6 @@
 """The linear part of a network before its training: a sparse fit, cross-fitted, and a ridge regression.
 
-Carries terms from `interpret`, which finds them, to `models`, which holds them; keeps the fit in a file.
+Carries terms from `finemapping`, which finds them, to `models`, which holds them; keeps the fit in a file.
 Shapes: N training samples, V variants, S slots, O outputs, C covariates.
 """
 

@@ -1,6 +1,6 @@
-"""Batch sizes: measures what training steps of some sizes take, and solves for the memory there is.
+"""How many samples a device holds at once: measures training steps and solves for the memory there is.
 
-Knows the models only as the default thing to measure.
+The batch itself is chosen by the caller. Knows the models only as the default thing to measure.
 """
 
 from __future__ import annotations
