@@ -63,8 +63,7 @@ class Joined:
         scale: Units of the trait.
         split: Indices into the N samples; all of them training samples where none are held out.
         columns: (V,) columns of the cohort that are kept.
-        frequency: (V,) frequency of the counted allele in the training samples; of a `Joined` that is no
-            `Study` yet, of all variants of the cohort.
+        frequency: (V,) frequency of the counted allele in the training samples.
         genotypes: (N, V).
         target: (N,) float32 scaled values or 0 and 1, or int64 classes.
         groups: (N,) index of each sample's family, copies of the sample, or whatever is not split;
@@ -178,7 +177,9 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
 
     The first rank computes components and blocks: other libraries and processors round them otherwise.
     """
-    own = distributed.all_or_none_do(lambda: _joined(config, inputs, cohort=cohort, hold_out=hold_out))
+    own, frequency = distributed.all_or_none_do(
+        lambda: _joined(config, inputs, cohort=cohort, hold_out=hold_out)
+    )
     trait, parts, columns = own.trait, own.split, own.columns
     _check_alike(
         version=(__version__,),
@@ -187,12 +188,10 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         people=(trait.rows,),
         split=(parts.train, parts.val, parts.test),
         trait=(own.target, *trait.classes),
-        SNPs=(columns, own.frequency),
+        SNPs=(columns, frequency),
     )
     covariates, encoder, components = distributed.first_rank_does(
-        lambda: _covariates(
-            cohort, trait, parts, inputs, columns=columns, frequency=own.frequency, config=config
-        )
+        lambda: _covariates(cohort, trait, parts, inputs, columns=columns, frequency=frequency, config=config)
     )
     blocks = distributed.first_rank_does(
         lambda: (
@@ -209,7 +208,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     )
     logger.info("%d people%s, %d SNPs in %d LD blocks", len(trait.rows), cut, len(columns), len(blocks.name))
     return Study(
-        **{**vars(own), "frequency": own.frequency[columns], "report": report},
+        **{**vars(own), "report": report},
         inputs=inputs,
         cohort=cohort,
         blocks=blocks,
@@ -219,8 +218,10 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     )
 
 
-def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -> Joined:
-    """Reads, joins, splits and filters."""
+def _joined(
+    config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool
+) -> tuple[Joined, NDArray[np.float64]]:
+    """Reads, joins, splits and filters; gives the frequencies of all variants of the cohort too."""
     data = config.data
     trait = load_trait(
         inputs.phenotypes,
@@ -286,18 +287,19 @@ def _joined(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) -
     report["variants_kept"] = len(columns)
     if hold_out:
         report |= {"train": len(parts.train), "validation": len(parts.val), "test": len(parts.test)}
-    return Joined(
+    joined = Joined(
         trait=trait,
         scale=scale,
         split=parts,
         columns=columns,
-        frequency=kept.frequency,
+        frequency=kept.frequency[columns],
         variants=cohort.variants.take(columns),
         genotypes=cohort.genotypes.take(rows=trait.rows, columns=columns),
         target=target,
         groups=groups,
         report=report,
     )
+    return joined, kept.frequency
 
 
 def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
