@@ -173,7 +173,7 @@ def predict(
             **model_tags(reference),
         )
         name = f"{reference.name} {reference.version} predict"
-        with tracked_run(config, name=name, params=config.flat(), tags=tags) as run:
+        with tracked_run(config.tracking, name=name, params=config.flat(), tags=tags) as run:
             device = choose_device(config.resources.device)
             if config.precision.compile and device.type == "cuda":
                 bundle.model.compile()
@@ -201,7 +201,7 @@ def predict(
             run.log_metrics(0, {"people": len(rows), **found, **tracked({"test": result.metrics})})
             if config.tracking.log_predictions:
                 run.log_artifact(out)
-            finish_run(run, config)
+            finish_run(run, config.tracking)
             trace.add(mlflow_run=run.run_id)
         return result
 

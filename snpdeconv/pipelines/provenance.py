@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snpdeconv.config import Config
+from snpdeconv.config import Config, TrackingConfig
 from snpdeconv.errors import ResourceError, UserError
 from snpdeconv.files import private_folder, read_record, sha256_of, write_json
 from snpdeconv.pipelines.run_folder import Inputs
@@ -184,7 +184,7 @@ def model_tags(reference: ModelRef) -> dict[str, object]:
 
 @contextlib.contextmanager
 def tracked_run(
-    config: Config,
+    tracking: TrackingConfig,
     *,
     name: str,
     params: Mapping[str, object],
@@ -195,7 +195,7 @@ def tracked_run(
     """A run in MLflow, resumed by its `key`; however the work ends, its status says so."""
     run = TrackedRun.open(
         key=key,
-        experiment=config.tracking.experiment,
+        experiment=tracking.experiment,
         name=f"{name} {time.strftime('%Y-%m-%d %H:%M')}",
         params=params,
         tags=tags,
@@ -220,7 +220,7 @@ def tracked_run(
         run.close(**({"timeout_s": _HURRY_S} if stop is not None and stop.terminated else {}))
 
 
-def finish_run(run: TrackedRun, config: Config) -> None:
+def finish_run(run: TrackedRun, tracking: TrackingConfig) -> None:
     """Ends a run, and says what the tracking store does not have of it."""
     run.finish("FINISHED")
     if unsaid := run.unsaid:
@@ -229,7 +229,7 @@ def finish_run(run: TrackedRun, config: Config) -> None:
             where=home(),
             hint="free some disk space and give the same command again: it registers the model",
         )
-    shipped = run.flush(timeout_s=config.tracking.flush_timeout_s)
+    shipped = run.flush(timeout_s=tracking.flush_timeout_s)
     for problem in run.problems:
         logger.warning("the tracking store has refused for good: %s", problem)
     if not shipped:

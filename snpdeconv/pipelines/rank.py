@@ -278,7 +278,7 @@ def _rank(
             **(tags or {}),
         )
         name = f"{inputs.trait} {method} rank"
-        with tracked_run(config, name=name, params=config.flat(), tags=about) as run:
+        with tracked_run(config.tracking, name=name, params=config.flat(), tags=about) as run:
             device = choose_device(config.resources.device)
             if network is not None:
                 network.model.to(device)
@@ -290,7 +290,7 @@ def _rank(
             files = {name: Path(path) for name, path in result.paths.items()}
             for path in files.values():
                 run.log_artifact(path, folder="plots" if path.suffix == ".png" else "")
-            finish_run(run, config)
+            finish_run(run, config.tracking)
             trace.add(results={name: file_facts(path) for name, path in files.items()}, mlflow_run=run.run_id)
     return result
 

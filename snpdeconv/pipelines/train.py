@@ -297,7 +297,7 @@ def _conclude(
     if until == "register":
         run.register(name, model, tags=folder.state["ranked"]["tags"])
     if ends:
-        finish_run(run, config)
+        finish_run(run, config.tracking)
     else:
         run.flush(timeout_s=config.tracking.flush_timeout_s)
     registered = run.registered.get(name)
@@ -324,7 +324,7 @@ def _tracked(
     name = f"{model_name} {config.model.architecture}"
     how: dict[str, Any] = {"params": folder.settings, "tags": tags, "key": folder.key, "stop": stop}
     try:
-        with tracked_run(config, name=name, **how) as run:
+        with tracked_run(config.tracking, name=name, **how) as run:
             yield run
     except KeyboardInterrupt:
         logger.warning(
