@@ -67,29 +67,19 @@ TINY = 1e-12
 SECONDS_A_PAIR_TEST = 1.2e-10
 LONG_S = 3600.0
 # Cases, or samples of a class, under which a warning says that there is little power; so many are named.
-FEW_PEOPLE = 50
+FEW_SAMPLES = 50
 FEW_NAMED = 5
 
 
 @dataclass(frozen=True)
 class RankingInput:
-    """The samples and variants that are ranked on, and their trait.
+    """The samples and variants that are ranked on, and their trait."""
 
-    Attributes:
-        genotypes: (N, V).
-        target: (N,) values, 0 and 1, or classes.
-        kind: Kind of the trait.
-        classes: Names of its classes.
-        covariates: (N, C).
-        variants: The V variants.
-        blocks: Their LD blocks.
-    """
-
-    genotypes: PackedGenotypes
-    target: NDArray[np.float32] | NDArray[np.int64]
+    genotypes: PackedGenotypes  # (N, V)
+    target: NDArray[np.float32] | NDArray[np.int64]  # (N,) values, 0 and 1, or classes
     kind: TraitKind
     classes: tuple[str, ...]
-    covariates: NDArray[np.float32]
+    covariates: NDArray[np.float32]  # (N, C)
     variants: Variants
     blocks: Blocks
 
@@ -125,7 +115,7 @@ class FineMapping:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The fine_mapping in numbers, as a run logs them."""
+        """What was found, in numbers, as a run logs them."""
         return {
             "credible_sets": float(len(self.tables["credible_sets"])),
             "pairs_searched": float(self.looked_for_pairs),
@@ -246,13 +236,13 @@ def _warn_of_few(data: RankingInput) -> None:
         return
     counts = np.bincount(data.target.astype(np.int64), minlength=2)
     names = data.classes or ("controls", "cases")
-    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW_PEOPLE]
+    few = [f"{name!r} {count}" for name, count in zip(names, counts, strict=True) if count < FEW_SAMPLES]
     more = f" and {len(few) - FEW_NAMED} more classes" if len(few) > FEW_NAMED else ""
     if few:
         logger.warning(
             "fewer than %d people: %s%s; so few give little power to find effects, and where minor "
             "alleles are few p-values of association are saddlepoint approximations",
-            FEW_PEOPLE, ", ".join(few[:FEW_NAMED]), more,
+            FEW_SAMPLES, ", ".join(few[:FEW_NAMED]), more,
         )  # fmt: skip
 
 
