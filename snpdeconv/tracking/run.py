@@ -114,7 +114,7 @@ class Sender:
                         self._shipper.spool.folder,
                     )
             else:
-                if self._failures:
+                if self._failures and not self._stopped.is_set():  # stopped, it may have asked nothing
                     logger.info("the tracking store %s answers again", redact_password(self._shipper.uri))
                 self._failures = 0
             with self._round_done:
