@@ -69,7 +69,7 @@ class _State(TypedDict):
 
 def hold(folder: Path) -> FileLock:
     """Takes a folder that is there for this process alone, until the lock that it gives is released."""
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / _LOCK, mode=0o666)  # less what the user's umask takes: a folder may be a group's
     try:
         ours = lock.acquire()
     except OSError as error:

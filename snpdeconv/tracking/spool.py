@@ -45,8 +45,9 @@ class FileLock:
     tell threads apart, hence the table of what this process holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path.absolute()
+        self._mode = mode
         self._descriptor: int | None = None
 
     def acquire(self, *, wait_s: float = 0.0) -> bool:
@@ -64,7 +65,7 @@ class FileLock:
             if self.path in _held:
                 return False
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, self._mode)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
