@@ -1,6 +1,6 @@
-"""The commands about jobs: submit, status, logs, cancel. Registered on the command by `register`.
+"""The commands about jobs: submit, status, logs, cancel; `register` adds them to the command.
 
-Prints, as cli.py does; the work and its heavy imports start inside the commands.
+The work and its heavy imports start inside the commands.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The commands about registered models and their store: predict, retrain, rollback, sync, ui.
 
-Registered on the command by `register`.
-
-Prints, as cli.py does; the work and its heavy imports start inside the commands.
+`register` adds them to the command. The work and its heavy imports start inside the commands.
 """
 
 from __future__ import annotations

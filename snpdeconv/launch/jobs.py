@@ -196,9 +196,11 @@ def join_ranks(environment: JobEnvironment, folder: Path) -> None:
         LOCAL_WORLD_SIZE=str(environment.num_tasks // environment.num_nodes),
     )
     # gloo would look up the name of its own node, and settle on the loopback where nobody knows it.
-    interface = _interface(_own_address(address))
-    if interface is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    own = _own_address(address)
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(one.address == own for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            break
 
 
 def _meeting_place(environment: JobEnvironment, folder: Path) -> _Place:
@@ -248,14 +250,6 @@ def _own_address(other: str) -> str:
         probe.connect((other, 9))  # sends nothing
         return str(probe.getsockname()[0])
     return other
-
-
-def _interface(address: str) -> str | None:
-    """The network interface that has an address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            return name
-    return None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from snpdeconv.launch.jobs import Job
 from snpdeconv.launch.records import Record
 from snpdeconv.launch.site import Site
 from snpdeconv.launch.study import (
-    Space,
     Study,
     apply,
     read_space,
@@ -50,7 +49,7 @@ _VALUES = ("val_r2", "val_auroc")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob(Job):
-    """Trains once with settings of the study's choice."""
+    """Trains once with settings of the study's choice; after a restart, with those of before."""
 
     inputs: str  # a JSON file
     model_name: str
@@ -65,7 +64,12 @@ class TrialJob(Job):
         inputs = read_record(Path(self.inputs), Inputs, hint="submit it again")
         study = Study(study_path(Path(self.record)), seed=config.training.seed + self.element)
         space = read_space(None if self.space is None else Path(self.space), config)
-        number, values = self._trial(study, space)
+        trial = read_trial(Path(self.record), self.element)
+        if trial is None:
+            trial = study.ask(space, element=self.element)
+            kept = dict(zip(("number", "values"), trial, strict=True))
+            write_json(trial_path(Path(self.record), self.element), kept)
+        number, values = trial
         logger.info("trial %d: %s", self.element, settings_text(values))
         try:
             result = train(
@@ -93,15 +97,6 @@ class TrialJob(Job):
         write_best(study, config, Path(self.out))
         told = {"name": name.replace("_", "/", 1), "value": value, "settings": values}
         return told | {"run_id": result.run_id}
-
-    def _trial(self, study: Study, space: Space) -> tuple[int, dict[str, Any]]:
-        """The element's trial: what it was given, or a new one at its first start."""
-        kept = read_trial(Path(self.record), self.element)
-        if kept is not None:
-            return kept
-        number, values = study.ask(space, element=self.element)
-        write_json(trial_path(Path(self.record), self.element), {"number": number, "values": values})
-        return number, values
 
 
 def submit_search(

@@ -65,7 +65,8 @@ def read_progress(out: Path) -> Progress:
     key = _read(out / "run.json", _State(), hint=f"another --out than {out} begins anew").key
     if not re.fullmatch(r"[0-9a-f]{32}", key):
         return Progress()
-    folder = spool_folder(key)
+    places = (spool_dir() / key, spool_dir() / "done" / key)  # not sent, or sent
+    folder = next((place for place in places if (place / "events.jsonl").exists()), None)
     if folder is None:
         return Progress(key=key)
     epoch_steps: set[int] = set()
@@ -101,12 +102,6 @@ def read_progress(out: Path) -> Progress:
 def run_url(uri: str, run_id: str) -> str | None:
     """The page of a run; None where no server shows it."""
     return f"{redact_password(uri).rstrip('/')}/#/runs/{run_id}" if uri.startswith("http") else None
-
-
-def spool_folder(key: str) -> Path | None:
-    """Where a run's spool is, sent or not."""
-    places = (spool_dir() / key, spool_dir() / "done" / key)
-    return next((place for place in places if (place / "events.jsonl").exists()), None)
 
 
 def _read(path: Path, otherwise: T, *, hint: str) -> T:

@@ -243,22 +243,15 @@ class Study:
 
         The first value stands. A trial that was given up and went on all the same is added with its value.
         """
+        trial = self._optuna.trial
+        failed = trial.TrialState.FAIL
         with self._readable():
-            self._tell(number, value)
-
-    def _tell(self, number: int, value: float | None) -> None:
-        state = self._optuna.trial.TrialState
-        told = self._study.trials[number]
-        if not told.state.is_finished():
-            self._study.tell(number, value, state=None if value is not None else state.FAIL)
-        elif told.state == state.FAIL and value is not None:
-            again = self._optuna.trial.create_trial(
-                value=value,
-                params=told.params,
-                distributions=told.distributions,
-                user_attrs=told.user_attrs,
-            )
-            self._study.add_trial(again)
+            told = self._study.trials[number]
+            if not told.state.is_finished():
+                self._study.tell(number, value, state=None if value is not None else failed)
+            elif told.state == failed and value is not None:
+                same = {"params": told.params, "distributions": told.distributions}
+                self._study.add_trial(trial.create_trial(value=value, user_attrs=told.user_attrs, **same))
 
     def best(self) -> tuple[int, dict[str, Any]] | None:
         """Element and settings of the best trial so far."""
