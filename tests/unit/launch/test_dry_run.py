@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from snpdeconv.config import preset_names
-from snpdeconv.launch.records import all_records
+from snpdeconv.launch.records import Record, all_records
 
 HERE = Path(__file__).parent
 RUNTIMES = ("none", "apptainer", "pyxis", "charliecloud")
@@ -53,6 +54,7 @@ def queued(tmp_path, monkeypatch):
     binaries, kept = tmp_path / "bin", tmp_path / "kept"
     binaries.mkdir()
     for name, text in {
+        "squeue": "echo '7|PENDING|Resources|x'",
         "scontrol": "echo 'ClusterName = here'",
         "sinfo": "echo 'cpu*|infinite|idle|64 CPUs, 64000 MB, (null)'",
         "sbatch": f'[ "$1" = --test-only ] && exit; cat "${{@: -1}}" >{kept}; echo 7',
@@ -63,20 +65,37 @@ def queued(tmp_path, monkeypatch):
     return kept
 
 
+def submitted(run, queued: Path, *words: object) -> Record:
+    """Submits what a dry run has shown, and compares the script with the one that was handed over."""
+    shown = run("submit", *words, "--dry-run")
+    assert shown.code == 0, shown.err
+    known = all_records()
+    ran = run("submit", *words)
+    assert ran.code == 0, ran.err
+    (record,) = (one for one in all_records() if one not in known)
+    date = re.search(r"\d{8}-\d{6}(-\d+)?$", record.id)[0]
+    assert shown.out == queued.read_text().replace(date, "DATE-TIME")
+    return record
+
+
 @pytest.mark.parametrize("more", [(), ("--out", "own"), ("--search", "3")], ids=["home", "out", "search"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_is_printed_is_what_is_queued(run, cohort, tmp_path, monkeypatch, queued, runtime, more):
     monkeypatch.chdir(tmp_path)
     site = ("--cluster", HERE / "clusters" / f"{runtime}.yaml", "--partition", "cpu")
-    words = ("submit", "small_cpu", "--data", cohort, "--name", "height", *site, *more)
-    shown = run(*words, "--dry-run")
-    assert shown.code == 0, shown.err
-    assert not list(tmp_path.glob("own"))
-    ran = run(*words)
-    assert ran.code == 0, ran.err
-    (record,) = all_records()
-    date = re.search(r"\d{8}-\d{6}$", record.id)[0]
-    assert shown.out == queued.read_text().replace(date, "DATE-TIME")
+    submitted(run, queued, "small_cpu", "--data", cohort, "--name", "height", *site, *more)
+
+
+@pytest.mark.parametrize("more", [(), ("--out", "own")], ids=["home", "out"])
+def test_predictions_after_a_job_are_printed_as_queued(run, cohort, tmp_path, monkeypatch, queued, more):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("snpdeconv.launch.submit.resolve", lambda model: SimpleNamespace(name="m", version=3))
+    site = ("--cluster", HERE / "clusters" / "apptainer.yaml", "--partition", "cpu")
+    first = submitted(run, queued, "small_cpu", "--data", cohort, "--name", "height", *site)
+    cohorts = (cohort / "cohort.bed", cohort / "holdout" / "cohort.bed")
+    words = ("production", "--model", "m@champion", *site, "--after", first.id, *more)
+    submitted(run, queued, *words, "--genotypes", *cohorts)
+    assert "#SBATCH --dependency=afterok:7\n" in queued.read_text()
 
 
 def test_nothing_is_written_and_no_slurm_is_needed(run, cohort, home, monkeypatch, tmp_path):
