@@ -25,7 +25,7 @@ _TILE_WORDS = 64
 
 _THREADED_BYTES = 2**21
 _MOST_THREADS = 4
-_FILL = np.uint8(0b11_11_11_11)
+_ALL_MISSING = np.uint8(0b11_11_11_11)
 
 _LOWER_HALVES = (
     (1, np.uint64(0x3333_3333_3333_3333)),
@@ -99,7 +99,7 @@ def _load(piece: NDArray[np.uint8], tile: NDArray[np.uint64]) -> None:
     by_group[:whole, :, :width] = piece[: _CODES_A_WORD * whole].reshape(whole, _CODES_A_WORD, width)
     if rest:
         by_group[whole, :rest, :width] = piece[_CODES_A_WORD * whole :]
-        by_group[whole, rest:] = _FILL
+        by_group[whole, rest:] = _ALL_MISSING
 
 
 def _transpose_words(tile: NDArray[np.uint64], spare: NDArray[np.uint64]) -> None:
@@ -130,8 +130,6 @@ _CHUNK_BYTES = 64 * 2**20
 _CACHE_BYTES = 4 * 2**20
 _TURN_BYTES = 16 * 2**20
 _MEMORY_SHARE = 0.5
-_ALL_MISSING = 0b11_11_11_11
-_ROWS_A_WORD = 32  # What `transpose_packed` turns at once.
 _LUT_OF_PAIR = np.ascontiguousarray(
     ((np.arange(65_536)[:, None] >> (2 * np.arange(8))) & 3).astype(np.uint8)
 ).view("<u8")[:, 0]
@@ -340,7 +338,8 @@ def _rows_at_once(num_slots: int) -> int:
 
 
 def _rows_turned_at_once(*widths: int) -> int:
-    return max(_ROWS_A_WORD, _TURN_BYTES // max(widths) // _ROWS_A_WORD * _ROWS_A_WORD)
+    # A multiple of what `transpose_packed` turns at once.
+    return max(_CODES_A_WORD, _TURN_BYTES // max(widths) // _CODES_A_WORD * _CODES_A_WORD)
 
 
 def _sum_fields(bits: NDArray[np.uint8]) -> NDArray[np.int64]:

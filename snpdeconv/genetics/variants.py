@@ -235,8 +235,6 @@ def is_duplicate(
 
 
 _SCAN_BYTES = 2**24
-_NEWLINE = 0x0A
-_NO_CODE = -1
 
 
 @dataclass(frozen=True)
@@ -289,7 +287,7 @@ class VariantSpool:
         self._chrom, self._position = array("i"), array("q")
         order = order_in_genome(chrom, position, names=list(self._code_of))
         # What PLINK ignores: chromosome 0, and positions of 0 or less.
-        placed = (chrom != self._code_of.get("0", _NO_CODE)) & (position > 0)
+        placed = (chrom != self._code_of.get("0", -1)) & (position > 0)
         order = order[placed[order]]
         num_placed = len(order)
         repeated = is_duplicate(
@@ -331,7 +329,7 @@ class VariantSpool:
         """The file's bytes, mapped, and where each variant's line starts, with the end of the last one."""
         data: NDArray[np.uint8] = np.memmap(self._path, dtype=np.uint8, mode="r")
         pieces = [
-            np.flatnonzero(data[start : start + _SCAN_BYTES] == _NEWLINE) + start
+            np.flatnonzero(data[start : start + _SCAN_BYTES] == ord("\n")) + start
             for start in range(0, len(data), _SCAN_BYTES)
         ]
         return data, np.concatenate(pieces) + 1

@@ -33,7 +33,6 @@ _BGZF_BYTES = 65_280  # As htslib cuts them: even incompressible, such a block s
 _BGZF_LEVEL = 4  # A third of the time of zlib's default for a sixth more bytes of genotype text.
 _PGEN_MISSING = -9
 _NO_ALLELE = "0"  # PLINK 1 for an allele that nobody carries.
-_UNKNOWN_SEX = 0
 _GT_UNPHASED = np.frombuffer(b"\t0/0\t0/1\t1/1\t./.", dtype="<u4")
 _GT_PHASED = np.frombuffer(
     b"".join(b"\t%c|%c" % (first, second) for first in b"01.." for second in b"01.."), dtype="<u4"
@@ -222,7 +221,7 @@ def _with_suffix(prefix: Path | str, suffix: str) -> Path:
 
 
 def _sex(sex: NDArray[np.integer] | None, samples: Samples) -> Iterable[object]:
-    return [_UNKNOWN_SEX] * len(samples) if sex is None else sex
+    return [0] * len(samples) if sex is None else sex
 
 
 def _write_table(path: Path, *columns: Iterable[object], header: str | None = None) -> None:

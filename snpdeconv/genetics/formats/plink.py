@@ -331,7 +331,6 @@ _FAM_COLUMNS = 6
 # Where chromosome, position, ID, REF and ALT stand in a table without a header, by how many columns it has.
 _PVAR_COLUMNS = 5
 _HEADLESS = {5: (0, 2, 1, 4, 3), 6: (0, 3, 1, 5, 4)}
-_FEMALE, _FEMALE_WORDS = "2", frozenset({"2", "F", "FEMALE"})
 _TOO_MANY_DIGITS = 19
 _LONGEST_LINE = 2**24
 
@@ -358,7 +357,7 @@ def read_fam(path: Path) -> Samples:
             raise bad_columns(path, number, found=len(fields), expected=f"{_FAM_COLUMNS}")
         fid.append(fields[0])
         iid.append(fields[1])
-        female.append(fields[4] == _FEMALE)
+        female.append(fields[4] == "2")
     return Samples.build(iid, fid=fid, female=female)
 
 
@@ -383,7 +382,7 @@ def read_psam(path: Path) -> Samples:
         if "FID" in header:
             fid.append(fields[header.index("FID")])
         if "SEX" in header:
-            female.append(fields[header.index("SEX")].upper() in _FEMALE_WORDS)
+            female.append(fields[header.index("SEX")].upper() in ("2", "F", "FEMALE"))
     return Samples.build(iid, fid=fid or None, female=female or None)
 
 

@@ -42,7 +42,6 @@ _FIXED_COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO",
 _BCF_WIDTH = {1: 1, 2: 2, 3: 4, 5: 4, 7: 1}
 _LENGTH_FOLLOWS = 15
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_TAB = b"\t"
 _LONGEST_LINE = 2**28
 _LOOK_AHEAD_BYTES = 2**20
 
@@ -80,9 +79,10 @@ def read_sample_names(path: Path) -> list[str]:
             where=path,
             hint="name it, or take out the tab too much",
         )
-    if record.strip() and record.count(b"\t") + 1 != len(fields):
+    num_columns = record.count(b"\t") + 1
+    if record.strip() and num_columns != len(fields):
         raise InputError(
-            f"the #CHROM line has {len(fields)} columns and the first record {record.count(_TAB) + 1}",
+            f"the #CHROM line has {len(fields)} columns and the first record {num_columns}",
             where=path,
             hint="name every sample, once",
         )
@@ -184,7 +184,6 @@ def _lines(file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
 
 _STAGE_BYTES = 2**20
 _BASES = frozenset("ACGT")
-_FIRST = (1,)
 _DIPLOID = 2
 _NO_ALLELE = ("", ".")
 _NOT_CALLED = 0  # htslib holds allele + 1, shifted past the phase.
@@ -194,7 +193,6 @@ _CALL_THEM = (
     "dosages are not read yet; make calls of them, e.g. with `plink2 --vcf FILE dosage=DS "
     "--hard-call-threshold 0.499 --make-bed --out FILE`"
 )
-_HTS_LOG_OFF = 0
 
 
 class VcfReader:
@@ -215,7 +213,7 @@ class VcfReader:
         number = 0
         try:
             # htslib explains itself on stderr only; our error says which record it is and how it reads.
-            ctypes.CDLL(cyvcf2.cyvcf2.__file__).hts_set_log_level(_HTS_LOG_OFF)
+            ctypes.CDLL(cyvcf2.cyvcf2.__file__).hts_set_log_level(0)
             records = self._open()
             for number in itertools.count(1):
                 record = next(records, None)
@@ -254,7 +252,7 @@ class VcfReader:
         """Takes up the variants of a record, and gives what is full."""
         alts = record.ALT
         if len(alts) == 1 and alts[0] in _BASES:  # All that most files hold.
-            alleles: Sequence[int] = _FIRST
+            alleles: Sequence[int] = (1,)
         else:
             alleles = usable_alts(alts, multiallelic=self._multiallelic, report=self.report)
         if not alleles:
