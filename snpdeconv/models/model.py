@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # How fast the two paths learn under one learning rate. With 4 and 0.3 rather than 1 and 1 the networks' test
 # R2 on simulated additive traits rose from .31 to .33 (cnn_transformer) and from .35 to .38 (gnn); on seeds
-# that no table reports. benchmarks/tuning.py chooses them on validation people.
+# that no table reports. benchmarks/tuning.py chooses them on validation samples.
 LINEAR_LR_SCALE = 4.0
 NETWORK_LR_SCALE = 0.3
 

@@ -32,85 +32,6 @@ _RESIDENT_SHARE = 0.5
 _BATCHES_AHEAD = 2
 
 
-def place_genotypes(packed: NDArray[np.uint8], *, device: torch.device) -> Tensor:
-    """(N, row_bytes) packed genotypes on the device where half of its free memory holds them, else as a view
-    of the host's (a memory map too).
-    """
-    host = torch.from_numpy(packed)
-    if device.type == "cpu":
-        return host
-    free = available_bytes(device)
-    fits = packed.nbytes <= _RESIDENT_SHARE * free
-    logger.info(
-        "%.2f GiB of genotypes %s: %.2f GiB are free on %s",
-        packed.nbytes / GIB,
-        "live on the device" if fits else "stay on the host, sent batch by batch",
-        free / GIB,
-        device,
-    )
-    return host.to(device) if fits else host
-
-
-def sent_ahead(batches: Iterator[Batch], *, device: torch.device) -> Iterator[Batch]:
-    """The same batches on a device, each gathered, pinned and sent while the device works on those before it.
-
-    A thread runs at most two batches ahead. It ends with the iteration, finished or left; what it raises is
-    raised here.
-    """
-    device = with_index(device)  # here: the thread's own present GPU is the first
-    ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None]
-    ahead = queue.Queue(maxsize=_BATCHES_AHEAD)
-    is_left = threading.Event()
-    sender = threading.Thread(
-        target=_send_all, args=(batches, device, ahead, is_left), name="batches ahead", daemon=True
-    )
-    sender.start()
-    try:
-        while (item := ahead.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            batch, is_sent = item
-            if is_sent is not None:
-                stream = torch.cuda.current_stream(device)
-                stream.wait_event(is_sent)
-                for tensor in batch.tensors():
-                    tensor.record_stream(stream)  # its memory is not given away before this stream is done
-            yield batch
-    finally:
-        is_left.set()
-        while sender.is_alive():  # it may be waiting for a place in the queue
-            with contextlib.suppress(queue.Empty):
-                ahead.get(timeout=0.01)
-        sender.join()
-
-
-def _send_all(
-    batches: Iterator[Batch],
-    device: torch.device,
-    ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None],
-    is_left: threading.Event,
-) -> None:
-    last: BaseException | None = None
-    try:
-        stream = (
-            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            if device.type == "cuda"
-            else None
-        )
-        for batch in batches:
-            if is_left.is_set():
-                return
-            if stream is None:
-                ahead.put((batch.to(device), None))
-                continue
-            with torch.cuda.stream(stream):
-                sent = batch.to(device)
-                ahead.put((sent, stream.record_event()))
-    except BaseException as error:  # whatever it is, the training loop must see it
-        last = error
-    ahead.put(last)
-
-
 # B batch, N samples
 @dataclass(frozen=True)
 class Batch:
@@ -283,3 +204,82 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def place_genotypes(packed: NDArray[np.uint8], *, device: torch.device) -> Tensor:
+    """(N, row_bytes) packed genotypes on the device where half of its free memory holds them, else as a view
+    of the host's (a memory map too).
+    """
+    host = torch.from_numpy(packed)
+    if device.type == "cpu":
+        return host
+    free = available_bytes(device)
+    fits = packed.nbytes <= _RESIDENT_SHARE * free
+    logger.info(
+        "%.2f GiB of genotypes %s: %.2f GiB are free on %s",
+        packed.nbytes / GIB,
+        "live on the device" if fits else "stay on the host, sent batch by batch",
+        free / GIB,
+        device,
+    )
+    return host.to(device) if fits else host
+
+
+def sent_ahead(batches: Iterator[Batch], *, device: torch.device) -> Iterator[Batch]:
+    """The same batches on a device, each gathered, pinned and sent while the device works on those before it.
+
+    A thread runs at most two batches ahead. It ends with the iteration, finished or left; what it raises is
+    raised here.
+    """
+    device = with_index(device)  # here: the thread's own present GPU is the first
+    ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None]
+    ahead = queue.Queue(maxsize=_BATCHES_AHEAD)
+    is_left = threading.Event()
+    sender = threading.Thread(
+        target=_send_all, args=(batches, device, ahead, is_left), name="batches ahead", daemon=True
+    )
+    sender.start()
+    try:
+        while (item := ahead.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            batch, is_sent = item
+            if is_sent is not None:
+                stream = torch.cuda.current_stream(device)
+                stream.wait_event(is_sent)
+                for tensor in batch.tensors():
+                    tensor.record_stream(stream)  # its memory is not given away before this stream is done
+            yield batch
+    finally:
+        is_left.set()
+        while sender.is_alive():  # it may be waiting for a place in the queue
+            with contextlib.suppress(queue.Empty):
+                ahead.get(timeout=0.01)
+        sender.join()
+
+
+def _send_all(
+    batches: Iterator[Batch],
+    device: torch.device,
+    ahead: queue.Queue[tuple[Batch, torch.cuda.Event | None] | BaseException | None],
+    is_left: threading.Event,
+) -> None:
+    last: BaseException | None = None
+    try:
+        stream = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
+        for batch in batches:
+            if is_left.is_set():
+                return
+            if stream is None:
+                ahead.put((batch.to(device), None))
+                continue
+            with torch.cuda.stream(stream):
+                sent = batch.to(device)
+                ahead.put((sent, stream.record_event()))
+    except BaseException as error:  # whatever it is, the training loop must see it
+        last = error
+    ahead.put(last)

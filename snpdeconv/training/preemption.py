@@ -1,4 +1,4 @@
-"""Owns the news that the machine will be taken away: signals become a flag that the loop asks for.
+"""The news that the machine will be taken away: signals become a flag that the loop asks for.
 
 Knows no scheduler by name; what happens after `Preempted` is for the floors above.
 """
@@ -14,12 +14,7 @@ from typing import Any
 
 
 class Preempted(Exception):
-    """Training stopped on request after saving all that a resume needs.
-
-    Args:
-        step: Optimiser steps that are saved.
-        checkpoint: Where, or None in a run without a checkpoint folder.
-    """
+    """Training stopped on request; what a resume needs is saved, where there is a folder for checkpoints."""
 
     def __init__(self, *, step: int, checkpoint: Path | None) -> None:
         super().__init__(f"stopped on request after step {step}; saved in {checkpoint}")
@@ -34,11 +29,9 @@ class Terminated(KeyboardInterrupt):
 class PreemptionSignal:
     """A flag that signals set; called, it says whether one came. For `should_stop` of the trainer.
 
-    Use as a context: the handlers that were there before come back. Must be entered in the main thread.
-
-    Args:
-        signals: What counts as news; SLURM sends SIGTERM, submitit SIGUSR2.
-        raises: Whether SIGTERM raises `Terminated` at once, but in a block of `deferred`.
+    Use as a context: the handlers that were there before come back. Must be entered in the main thread. With
+    `raises`, SIGTERM raises `Terminated` at once, but in a block of `deferred`. SLURM sends SIGTERM, submitit
+    SIGUSR2.
     """
 
     def __init__(
@@ -59,11 +52,7 @@ class PreemptionSignal:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """For a loop that asks, saves and stops by itself.
-
-        Raises:
-            Terminated: SIGTERM came, and the loop has ended without asking again.
-        """
+        """For a loop that asks, saves and stops by itself; raises `Terminated` if it ended without asking."""
         raises, self._raises = self._raises, False
         try:
             yield
