@@ -1,7 +1,7 @@
 """The `snpdeconv` command: options in, results out, mistakes in one line with exit code 2.
 
-Only the files of the command line print: this one, and `cli_jobs` and `cli_models`, whose commands are added
-here. The work and its heavy imports start inside the commands, so that help is quick.
+Only the files of the command line print to standard output: this one, and `cli_jobs` and `cli_models`, whose
+commands are added here. The work and its heavy imports start inside the commands, so that help is quick.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 import time
@@ -151,7 +152,7 @@ def submit(
             raise ConfigError("is for training", where=option, hint="leave it out beside --model")
         cohorts = _cohorts(data, genotypes, more)
         if dry_run:
-            label = model.partition("@")[0].partition("/")[0]
+            label = re.split("[@:/]", model)[0]
             read: list[str | Path] = [*cohorts, *tables.values()]
             script = show_script(
                 "predict", config, model=label, site=site, out=out, files=read, num_elements=len(cohorts),

@@ -5,6 +5,7 @@ It waits for the jobs that come first, starts the ranks, and says how they ended
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -91,7 +92,8 @@ class _Ranks:
 
     def _tell(self, number: int, frame: FrameType | None = None) -> None:
         for rank in self._ranks:
-            rank.send_signal(number)  # does nothing to one that has ended
+            with contextlib.suppress(OSError):  # one that cannot be told keeps it from no other
+                rank.send_signal(number)  # does nothing to one that has ended
 
 
 def main() -> None:

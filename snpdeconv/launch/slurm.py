@@ -99,9 +99,11 @@ def sbatch_script(plan: Plan, *, num_elements: int = 1) -> str:
         log = f"{plan.folder}/%A_%a_%t_log.out"
         options["array"] = f"0-{num_elements - 1}%{min(num_elements, _MOST_AT_ONCE)}"
     options["output"] = log.replace("%t", "0")
-    options |= site.sbatch
-    if options.get("no-requeue"):
+    given = {option: value for option, value in site.sbatch.items() if value is not False}
+    if "no-requeue" in given:
+        given["no-requeue"] = True
         del options["requeue"]
+    options |= given
     if plan.after:
         options |= {"dependency": "afterok:" + ":".join(plan.after), "kill-on-invalid-dep": "yes"}
     options = {option: value for option, value in options.items() if value is not None and value is not False}

@@ -329,7 +329,7 @@ def _write(
             "people": data.genotypes.num_samples,
             "snps": len(data.variants),
             "cohort": report,
-            **ranking_metrics(scores),
+            **{name: value for name, value in ranking_metrics(scores).items() if name != "attention_moved"},
         },
     )
     write_text(paths["settings"], config.to_yaml())

@@ -5,6 +5,7 @@ A run that was interrupted is found again here; a folder never holds two runs, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import uuid
@@ -117,10 +118,17 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_new and not (self.path / _STATE).exists():
-            (self.path / _LOCK).unlink()
-            self.path.rmdir()
-        self._lock.release()
+        was_begun = not self._is_new or (self.path / _STATE).exists()
+        try:
+            if not was_begun:
+                (self.path / _LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        finally:
+            self._lock.release()
+        if not was_begun:
+            with contextlib.suppress(OSError):  # NFS keeps an open file that was unlinked until it is closed
+                self.path.rmdir()
 
     def begin(self, **settings: str) -> None:
         """Makes the folder a run's, once its input is known to be good; `settings` name it too."""

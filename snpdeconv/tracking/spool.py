@@ -24,7 +24,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict
 
 from snpdeconv.errors import DamagedFile, InputError, ResourceError
-from snpdeconv.files import read_record, read_whole
+from snpdeconv.files import private_folder, read_record, read_whole
 
 _held: set[Path] = set()
 _held_guard = threading.Lock()
@@ -46,7 +46,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
-        self.path = path.absolute()
+        self.path = path.parent.resolve() / path.name  # one name, however the folder is spelled
         self._mode = mode
         self._descriptor: int | None = None
 
@@ -64,7 +64,7 @@ class FileLock:
             # Opening and closing the file while this process holds the lock would drop it.
             if self.path in _held:
                 return False
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, self._mode)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -138,8 +138,16 @@ def test_a_password_stays_out_of_the_script(run, cohort, home, monkeypatch):
     assert "secret" not in dry_run(run, cohort, home, "small_cpu")
 
 
-def test_a_site_that_forbids_requeue(run, cohort, home, tmp_path):
-    (tmp_path / "site.yaml").write_text("sbatch: {no-requeue: true}\n")
+def test_a_site_that_says_no_to_an_option_leaves_ours(run, cohort, home, tmp_path):
+    (tmp_path / "site.yaml").write_text("sbatch: {mem: false, signal: false}\n")
+    script = dry_run(run, cohort, home, "small_cpu", "--cluster", tmp_path / "site.yaml")
+    assert "#SBATCH --mem=" in script
+    assert "#SBATCH --signal=" in script
+
+
+@pytest.mark.parametrize("value", ["true", "yes", "1"])
+def test_a_site_that_forbids_requeue(run, cohort, home, tmp_path, value):
+    (tmp_path / "site.yaml").write_text(f"sbatch: {{no-requeue: {value}}}\n")
     script = dry_run(run, cohort, home, "small_cpu", "--cluster", tmp_path / "site.yaml")
     assert "#SBATCH --no-requeue\n" in script
     assert "--requeue" not in script

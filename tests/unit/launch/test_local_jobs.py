@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -230,6 +231,11 @@ def test_a_pickle_names_jobs_of_ours_and_nothing_else(tmp_path):
     torn.write_bytes(good.read_bytes()[:50])
     tmp_path.chmod(0o700)
     assert load_job(good).function.jobs == (job,)
+    before = tmp_path / "before.pkl"  # as 0.1.0 named the jobs of an array in turn
+    written = pickle.dumps(DelayedSubmission(SequentialJobs((job,))), protocol=2)
+    before.write_bytes(written.replace(b"jobs\nSequentialJobs\n", b"jobs\nInTurn\n"))
+    assert b"InTurn" in before.read_bytes()
+    assert load_job(before).function.jobs == (job,)
     with pytest.raises(DamagedFile, match=r"bad.pkl: holds no job \(it names .*; submit it again"):
         load_job(bad)
     assert not (tmp_path / "ran").exists()
