@@ -42,7 +42,7 @@ def test_r2(folder: Path, *, norm: str, linear: str, seed: int) -> float:
             config,
             dataset,
             genotypes=torch.from_numpy(dataset.packed),
-            loss=fitting.make_training_loss(config, dataset),
+            loss=fitting.make_training_loss(config.training, dataset),
             batch_size=fitting.choose_batch_size(config, dataset),
             device=CPU,
             precision=precision,

@@ -3,7 +3,7 @@
 `--part decisions` draws predictions of a champion and its challengers as ridge regressions with training
 noise make them, and asks `judging.judge`; `null` and `better` train small networks and
 judge them as `retrain` does.
-Choices (the noise of `judging`, the sizes below) were made on the seeds of `--tune`; the report has others.
+Choices (the noise of `retrain`, the sizes below) were made on the seeds of `--tune`; the report has others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chooses the learning-rate multipliers of `models.heads` on validation people of the seeds for choices.
+"""Chooses the learning-rate multipliers of `models.model` on validation people of the seeds for choices.
 
 No test person and no seed of a report is looked at; `machine` says which seeds are for what.
 """

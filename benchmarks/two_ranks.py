@@ -72,7 +72,6 @@ def worker(num_snps: int, batch: int) -> None:
                 }
             )
         )
-    distributed.barrier()
     distributed.shut_down()
 
 

@@ -243,7 +243,9 @@ def _read_table(path: Path, *, autosomes: int | None) -> pd.DataFrame:
                 hint="blocks must not share a position"
                 + ("" if is_bed else " (in a TSV the end is inclusive; a half-open table is named .bed)"),
             )
-    table = pd.DataFrame(rows).astype({"chrom": object, "name": object})
+    table = pd.DataFrame(rows).astype(
+        {"chrom": object, "name": object, "start_bp": np.int64, "end_bp": np.int64}
+    )
     place = pd.Series([f"{row.chrom}:{row.start_bp}-{row.end_bp}" for row in rows], dtype=object)
     table["name"] = table["name"].where(table["name"] != "", place)
     repeated = table["name"].duplicated(keep=False)
@@ -289,6 +291,8 @@ def _row(fields: dict[str, str], *, first_base: int, line: int, where: str, auto
         raise InputError(
             f"start {fields['start']!r} and end {fields['end']!r} must be whole numbers", where=where
         ) from None
+    if max(start, end) >= 2**63:
+        raise InputError(f"{max(start, end)} is no position", where=where)
     if start < first_base or start - first_base >= end:
         raise InputError(f"block from {start} to {end} is empty or begins before {first_base}", where=where)
     name = fields.get("name", "")

@@ -152,9 +152,10 @@ def independent_variants(
 
     Each varies in `rows`; of more than `max_variants`, as many are taken evenly before the LD is looked at.
     """
-    autosomal = np.array(
-        [name.isdecimal() for name in chrom[columns]], dtype=bool
-    )  # of any species: X has its letter
+    # 23 to 26 may be X, Y, XY and MT of a human file, unless there are more: then it is another species'.
+    numbers = np.array([int(name) if name.isdecimal() else 0 for name in chrom[columns]])
+    most = int(numbers.max(initial=0))
+    autosomal = (numbers > 0) & (numbers <= (most if most > 26 else 22))
     if autosomal.any():
         columns = columns[autosomal]
     columns = columns[evenly_spaced(len(columns), max_variants)].astype(np.int64)

@@ -210,7 +210,7 @@ def retrain(
 
         def planned() -> _Plan:
             held.enter_context(locked(home() / "retrain" / f"{model_name}.lock", wait_s=1.0))
-            return _plan(config, inputs, model_name=model_name, out=out, force=force)
+            return _plan(config, inputs, model_name=model_name, force=force)
 
         plan = distributed.first_rank_does(planned)
         if plan.reason is None:
@@ -238,7 +238,7 @@ class _Plan:
     inputs: Inputs
 
 
-def _plan(config: Config, inputs: Inputs, *, model_name: str, out: Path, force: bool) -> _Plan:
+def _plan(config: Config, inputs: Inputs, *, model_name: str, force: bool) -> _Plan:
     champion = champion_of(model_name)
     if champion is None:
         return _Plan(champion, "there was no champion", inputs)

@@ -1,1 +1,1 @@
-"""Floor 3: the training loop and what it needs. Knows neither genetics nor MLflow."""
+"""Floor 3: the training loop and what it needs. Knows kinds of traits, no other genetics, and no MLflow."""

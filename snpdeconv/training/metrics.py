@@ -67,7 +67,7 @@ def evaluate(
         "ece": calibration_error(made.confidence, made.event),
         "log_loss": float(negative_log_likelihood(kind, given, truth).mean()),
     }
-    for index, name in enumerate(classes):
+    for index, name in enumerate(classes if kind == "multiclass" else ()):
         members = truth == index
         if members.any():
             # MLflow takes letters, digits and a few signs in the name of a metric.

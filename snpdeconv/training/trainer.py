@@ -336,7 +336,7 @@ class MultiGPUSNPTrainer:
         Raises:
             ConfigError: A method, an aggregate or a number of names that does not fit.
         """
-        # The one step sideways, to a package on the same floor: the public interface has this method here.
+        # The one import that points up: the public interface has this method here.
         from snpdeconv.interpret.attribution import attention_scores, integrated_gradients
 
         model: Any = self.model

@@ -119,6 +119,7 @@ def test_repeated_names_are_told_apart(tmp_path: Path) -> None:
         ),
         ("b.bed", ["1 0 100 a", "", "1 200"], r"b\.bed:3: a block needs chrom, start and end, found '1 200'"),
         ("b.bed", ["1 0 100", "1 x 300"], r"b\.bed:2: start 'x' and end '300' must be whole numbers"),
+        ("b.bed", ["1 0 9999999999999999999"], r"b\.bed:1: 9999999999999999999 is no position"),
         ("b.bed", ["1 100 100"], r"b\.bed:1: block from 100 to 100 is empty or begins before 0"),
         ("b.bed", ["1 -5 100"], r"b\.bed:1: .*begins before 0"),
         ("b.tsv", ["chrom start end", "1 0 100"], r"b\.tsv:2: .*begins before 1"),

@@ -142,6 +142,8 @@ def test_autosomes_of_other_species_take_part():
     codes, _ = populations(num_samples=80, num_variants=120, num_populations=3)
     chrom = np.array(["1"] * 40 + ["29"] * 40 + ["X"] * 40, dtype=object)  # cattle
     assert set(fit(codes, chrom=chrom).columns // 40) == {0, 1}
+    chrom[40:80] = "23"  # of people: X by its number
+    assert set(fit(codes, chrom=chrom).columns // 40) == {0}
 
 
 def test_without_autosomes_all_take_part():

@@ -24,6 +24,7 @@ from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.score import looks_for_pairs
 from snpdeconv.simulation.simulate import simulate
+from snpdeconv.training import data, memory
 
 CPU = torch.device("cpu")
 SIZES = ("model.width=8", "model.channels=4,4", "model.patch=16", "model.num_heads=2")
@@ -239,7 +240,8 @@ def test_no_device_decides_whether_pairs_are_looked_for(limit, looks, caplog):
     (10**6, 1, 2048, 2048),
 ])  # fmt: skip
 def test_no_memory_decides_the_batch_of_a_step(dataset, num_people, accumulation, most, chosen, monkeypatch):
-    monkeypatch.setattr(device_module, "available_bytes", lambda device: pytest.fail("nobody is to ask"))
+    for module in (device_module, memory, data):
+        monkeypatch.setattr(module, "available_bytes", lambda device: pytest.fail("nobody is to ask"))
     config = config_of(
         training__batch_size="auto",
         training__accumulation=str(accumulation),
