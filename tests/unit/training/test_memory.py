@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from small_runs import assert_same_tensors
@@ -163,10 +165,11 @@ def test_the_snapshot_and_clearing(manager):
 @pytest.mark.parametrize("num_snps, batch", [(300, 300), (1500, 100)])
 @pytest.mark.parametrize("architecture", ["cnn", "cnn_transformer", "gnn"])
 def test_a_batch_takes_what_was_foretold(monkeypatch, manager, architecture, num_snps, batch, dtype):
-    """On a CPU with AMX oneDNN packs an operand of small products in bfloat16, and of large ones not."""
+    """Within a tenth; on AMX oneDNN packs an operand of small products in bfloat16, and of large ones not."""
     monkeypatch.setattr(memory, "_CLEAR_DIFFERENCE", 2 * MIB)  # these networks are small
     model = InterpretableSNPModel(num_snps, architecture, encoding_dim=2, width=32, num_layers=2)
     line = manager.measure(num_snps, dtype=dtype, model=model)
     genotypes = torch.zeros(batch, num_snps // 4, dtype=torch.uint8)
     peak = manager.profile(model, Batch(genotypes, torch.zeros(batch)), dtype=dtype).peak_gib * GIB
-    assert 0.9 * peak < line.fixed_bytes + batch * line.per_sample_bytes < 1.2 * peak
+    packs = dtype == torch.bfloat16 and "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    assert 0.9 * peak < line.fixed_bytes + batch * line.per_sample_bytes < (1.2 if packs else 1.1) * peak
