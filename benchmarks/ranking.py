@@ -14,15 +14,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from machine import TUNING_SEEDS
-from ranking_cells import GRID, Cell, Replicate
-from ranking_metrics import Answer, judge
+from ranking_cells import GRID, Cell
+from ranking_metrics import judge
 from ranking_peers import PEERS, Method, association
 
 from snpdeconv.version import code_version
@@ -88,7 +88,7 @@ def run_job(job: Job) -> list[str]:
         for name in names:
             where = {"size": str(job.sizes), "cell": cell.name, "seed": job.seed, "method": name}
             try:
-                answer, cost = measured(method(name), study)
+                answer, cost = measured(method(name).run, study)
                 record = where | judge(study, answer, marginal=marginal) | cost
             except Exception:
                 failed.append(f"{cell.name}, seed {job.seed}, {name}:\n{traceback.format_exc()}")
@@ -98,12 +98,12 @@ def run_job(job: Job) -> list[str]:
     return failed
 
 
-def measured(asked: Method, study: Replicate) -> tuple[Answer, dict[str, float]]:
+def measured(run: Callable[[Any], Any], study: Any) -> tuple[Any, dict[str, float]]:
     """The answer, wall and CPU seconds, and the most memory that it took beyond what was there."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
     before = _resident_gib("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
-    answer = asked.run(study)
+    answer = run(study)
     cost = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     return answer, cost | {"peak_gib": round(_resident_gib("VmHWM") - before, 3)}
 

@@ -137,15 +137,15 @@ def _error_control(records: list[Record]) -> Record:
     real = [r for r in records if r["cell"] not in null]
     out: Record = {}
     if real:
-        out["coverage"] = _share(real, lambda r: (r["sets"]["covering"], r["sets"]["num"]))
-        out["power"] = _share(real, lambda r: (r["sets"]["causal_found"], _num_causal(r)))
+        out["coverage"] = share(real, lambda r: (r["sets"]["covering"], r["sets"]["num"]))
+        out["power"] = share(real, lambda r: (r["sets"]["causal_found"], _num_causal(r)))
         if "q" in real[0]:
             for level in ("0.05", "0.1", "0.2"):
-                out[f"false_of_q_{level}"] = _share(real, lambda r, at=level: r["q"][at][::-1])
+                out[f"false_of_q_{level}"] = share(real, lambda r, at=level: r["q"][at][::-1])
         paired_cells = [r for r in real if "pairs" in r and r["pairs"]["of"]]
         if paired_cells:
-            out["false_pairs"] = _share(paired_cells, lambda r: (r["pairs"]["false"], r["pairs"]["num"]))
-            out["pairs_found"] = _share(paired_cells, lambda r: (r["pairs"]["found"], r["pairs"]["of"]))
+            out["false_pairs"] = share(paired_cells, lambda r: (r["pairs"]["false"], r["pairs"]["num"]))
+            out["pairs_found"] = share(paired_cells, lambda r: (r["pairs"]["found"], r["pairs"]["of"]))
     for name, kinds in (("permuted", ("permuted",)), ("structure", ("",))):
         runs = [r for r in records if r["cell"] in null and null[r["cell"]].control in kinds]
         if runs:
@@ -162,7 +162,7 @@ def _num_causal(record: Record) -> int:
     return int(record["size"].split("x")[2])
 
 
-def _share(records: list[Record], parts: Any) -> Record:
+def share(records: list[Record], parts: Any) -> Record:
     """Pooled share with an interval from whole replicates drawn again."""
     seeds = sorted({r["seed"] for r in records})
     counts = np.array([np.sum([parts(r) for r in records if r["seed"] == seed], axis=0) for seed in seeds])

@@ -1,0 +1,195 @@
+"""Sparse effects before a polygenic background, and in families: ours and the peers on the same studies.
+
+usage: python benchmarks/polygenic.py [--seeds tuning|report|200-209] [--cells NAME ...] [--methods NAME ...]
+What is already in the work folder is not run again, so that a run can be stopped, split and continued.
+`--table` prints what the work folder holds of the seeds; `--report` writes that of the seeds for reports to
+benchmarks/results/polygenic.json; `--list` names the cells and methods.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import write_results
+from polygenic_cells import CELLS, REPORT_SEEDS, TUNING_SEEDS
+from polygenic_methods import METHODS, judge
+from ranking import append, choose, measured, read_cache, seed_list, use_one_thread
+from ranking_report import share
+
+from snpdeconv.version import code_version
+
+WORK = Path("build/bench-polygenic")
+LIBRARIES = ("numpy", "scipy", "msprime", "pysusie", "susieinf")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is missing of one cell and seed."""
+
+    cell: str
+    seed: int
+    methods: tuple[str, ...]
+    cache: Path
+
+
+def run_job(job: Job) -> list[str]:
+    """Runs what is missing; a method that fails is told of and tried again by the next run."""
+    study = CELLS[job.cell](job.seed)
+    failed = []
+    for name in job.methods:
+        try:
+            answer, cost = measured(METHODS[name], study)
+            record = {"size": "", "cell": job.cell, "seed": job.seed, "method": name}
+            record |= judge(study, answer) | cost
+        except Exception:
+            failed.append(f"{job.cell}, seed {job.seed}, {name}:\n{traceback.format_exc()}")
+            continue
+        append(job.cache, record | {"code": code_version(), "at": time.strftime("%Y-%m-%d %H:%M:%S")})
+        print(
+            f"{time.strftime('%H:%M:%S')} {job.cell:20s} {job.seed} {name:12s} hold {record['hold']} of "
+            f"{record['sets']}, found {record['found']} of {record['causal']}, false {record['false']} of "
+            f"{record['reported']}, lambda {record['lambda_gc']:.2f}, {record['cpu_seconds']:.1f} s",
+            flush=True,
+        )
+    return failed
+
+
+def summary(records: list[Record]) -> Record:
+    """One method in one cell: shares and means over runs, with 95 % bootstrap intervals over the runs."""
+    return {
+        "runs": len(records),
+        "sets": mean(records, "sets"),
+        "hold": share(records, lambda r: (r["hold"], r["sets"])),
+        "found": mean(records, "found"),
+        "false": share(records, lambda r: (r["false"], r["reported"])),
+        "runs_with_sets": sum(r["sets"] > 0 for r in records),
+        "lambda_gc": mean(records, "lambda_gc"),
+        "cpu_seconds": mean(records, "cpu_seconds"),
+        "q_cpu_seconds": mean(records, "q_cpu_seconds"),
+        "peak_gib": max(r["peak_gib"] for r in records),
+    }
+
+
+def mean(records: list[Record], key: str) -> Record:
+    values = np.array([r[key] for r in records], dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def summaries(records: list[Record]) -> dict[str, dict[str, Record]]:
+    """By cell and method, in the order of the benchmark."""
+    out: dict[str, dict[str, Record]] = {}
+    for cell in CELLS:
+        for name in dict.fromkeys([*METHODS, *(r["method"] for r in records)]):
+            runs = [r for r in records if (r["cell"], r["method"]) == (cell, name)]
+            if runs:
+                out.setdefault(cell, {})[name] = summary(runs)
+    return out
+
+
+def print_table(records: list[Record]) -> None:
+    def ranged(row: Record, *, middle: str, digits: int) -> str:
+        if middle not in row:
+            return "-"
+        return f"{row[middle]:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
+
+    columns = ("cell", "method", "runs", "sets", "hold", "found", "false", "lambda", "CPU s")
+    rows = [columns]
+    for cell, methods in summaries(records).items():
+        for name, row in methods.items():
+            rows.append(
+                (
+                    cell,
+                    name,
+                    str(row["runs"]),
+                    ranged(row["sets"], middle="mean", digits=2),
+                    ranged(row["hold"], middle="share", digits=2),
+                    ranged(row["found"], middle="mean", digits=2),
+                    ranged(row["false"], middle="share", digits=2),
+                    ranged(row["lambda_gc"], middle="mean", digits=2),
+                    f"{row['cpu_seconds']['mean']:.1f}",
+                )
+            )
+    widths = [max(len(row[c]) for row in rows) for c in range(len(columns))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def write_report(records: list[Record]) -> None:
+    """Writes results/polygenic.json."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = "not installed"
+    seeds = sorted({r["seed"] for r in records})
+    codes = sorted({r["code"] for r in records})
+    write_results(
+        "polygenic", {"versions": versions, "codes": codes, "seeds": seeds, "cells": summaries(records)}
+    )
+
+
+def seeds_of(text: str) -> list[int]:
+    """ "tuning", "report", 200-209 or 200,203."""
+    named = {"tuning": TUNING_SEEDS, "report": REPORT_SEEDS}
+    return list(named[text]) if text in named else seed_list(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=seeds_of, default=list(TUNING_SEEDS))
+    parser.add_argument("--cells", nargs="+", help="names; all by default")
+    parser.add_argument("--methods", nargs="+", help="names; all by default")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of the records")
+    parser.add_argument("--again", action="store_true", help="run also what is there; the newest counts")
+    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    parser.add_argument("--report", action="store_true", help="write the results file, run nothing")
+    parser.add_argument("--list", action="store_true", help="name the cells and methods, run nothing")
+    arguments = parser.parse_args()
+    use_one_thread()
+    if "susie_inf" not in METHODS:
+        print("susieinf is not installed: SuSiE-inf is LEFT OUT", file=sys.stderr)
+    if arguments.list:
+        print("cells:", *CELLS, "methods:", *METHODS, sep="\n  ")
+        return
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    cache = arguments.work / "records.jsonl"
+    known = read_cache(cache)
+    if arguments.table or arguments.report:
+        wanted = REPORT_SEEDS if arguments.report else arguments.seeds
+        records = [r for r in known.values() if r["seed"] in wanted]
+        (write_report if arguments.report else print_table)(records)
+        return
+    cells = choose(arguments.cells, list(CELLS), what="cell")
+    methods = choose(arguments.methods, list(METHODS), what="method")
+    jobs = []
+    for seed in arguments.seeds:
+        for cell in cells:
+            done = set() if arguments.again else {m for m in methods if ("", cell, seed, m) in known}
+            if missing := tuple(m for m in methods if m not in done):
+                jobs.append(Job(cell=cell, seed=seed, methods=missing, cache=cache))
+    print(f"{sum(len(job.methods) for job in jobs)} runs", flush=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
+        failed = [message for messages in pool.map(run_job, jobs) for message in messages]
+    for message in failed:
+        print(message, file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
