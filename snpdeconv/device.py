@@ -442,7 +442,7 @@ class Precision:
 
 
 def choose_precision(device: torch.device, *, requested: str = "auto") -> Precision:
-    """The best precision that a device computes natively, and says why in the log.
+    """The best precision that a device computes natively, and says why in the log, if not by request alone.
 
     `auto` gives the fastest: bf16 where there are matrix units for it, fp16 on GPUs without, fp32 on other
     processors. `bf16` gives bf16 where there are any instructions for it, else the next best. `fp16` and
@@ -450,7 +450,8 @@ def choose_precision(device: torch.device, *, requested: str = "auto") -> Precis
     """
     precision = _choose(device, requested)
     keep_float32_exact()
-    logger.info("precision %s: %s", precision.name, precision.reason)
+    if requested not in ("fp16", "fp32"):
+        logger.info("precision %s: %s", precision.name, precision.reason)
     return precision
 
 

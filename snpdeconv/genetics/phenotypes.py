@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from snpdeconv.config import TraitType
@@ -24,13 +23,11 @@ from snpdeconv.genetics.samples import (
     MISSING_NUMBER,
     MISSING_WORDS,
     NO_FAMILY,
+    CohortTable,
     Column,
     MissingCodes,
     Samples,
     column_of,
-    read_table,
-    rows_in_cohort,
-    table_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,6 +47,11 @@ class Trait:
     classes: tuple[str, ...]  # class 0 (of a binary trait: the controls) first; none if quantitative
     report: dict[str, int]  # counts of people by what became of them
 
+    def among(self, rows: NDArray[np.int64]) -> Trait:
+        """The trait of those who are among some rows of the cohort."""
+        chosen = np.isin(self.rows, rows)
+        return replace(self, rows=self.rows[chosen], values=self.values[chosen])
+
 
 def load_trait(
     path: str | Path,
@@ -68,8 +70,8 @@ def load_trait(
     N/A, a point, nothing, and the missing codes.
     """
     path = Path(path)
-    table = read_table(path)
-    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
+    joined = CohortTable.read(path, samples=samples, cohort=cohort)
+    table, in_cohort = joined.table, joined.in_cohort
     order = np.argsort(in_cohort, kind="stable")[np.count_nonzero(in_cohort < 0) :]
     parsed = column_of(table.iloc[order], column, path, missing_codes=missing_codes)
     present = ~parsed.missing
@@ -233,19 +235,16 @@ def load_groups(
     Column ``FID`` is the table's, or the cohort's where the table has none, and its ``0`` means no family.
     `rows`: (n,) rows of the cohort wanted; returns (n,) index of the group, in order of first appearance.
     """
-    path = Path(path)
+    joined = CohortTable.read(path, samples=samples, cohort=cohort)
     if column == "FID":
-        table = read_table(path)
-        in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
         texts = samples.fid.copy()
-        if "FID" in table:
-            texts[in_cohort[in_cohort >= 0]] = table["FID"].to_numpy(dtype=object)[in_cohort >= 0]
+        if "FID" in joined.table:
+            there = joined.in_cohort >= 0
+            texts[joined.in_cohort[there]] = joined.table["FID"].to_numpy(dtype=object)[there]
         texts = texts[rows]
         alone = np.array([text.casefold() in MISSING_WORDS or text == NO_FAMILY for text in texts])
     else:
-        parsed = column_of(
-            table_of(path, samples, rows, cohort), column, path, missing_codes=(MISSING_NUMBER,)
-        )
+        parsed = column_of(joined.of(rows), column, joined.path, missing_codes=(MISSING_NUMBER,))
         texts, alone = parsed.texts, parsed.missing
     # Texts and the numbers of people alone can never be equal, so one pass names both.
     keys = [i if alone[i] else text for i, text in enumerate(texts)]
@@ -285,25 +284,6 @@ class CovariateEncoder:
 
     features: tuple[Feature, ...]
     levels: Mapping[str, tuple[str, ...]]
-
-    def encode(
-        self,
-        path: str | Path,
-        *,
-        samples: Samples,
-        rows: NDArray[np.int64],
-        cohort: str = "the cohort",
-        missing_codes: MissingCodes = "auto",
-    ) -> NDArray[np.float64]:
-        """(n, c) values for (n,) rows of a cohort, in units of the training samples' standard deviations.
-
-        Columns of the table that the encoder does not know are passed over.
-        """
-        path = Path(path)
-        table = table_of(path, samples, rows, cohort)
-        return self._apply(
-            {name: _complete_column(table, name, path, missing_codes) for name in self.columns}, len(rows)
-        )
 
     @property
     def columns(self) -> list[str]:
@@ -389,111 +369,113 @@ class Covariates:
         return Covariates(scaled, replace(self.encoder, features=features))
 
 
-def load_covariates(
-    path: str | Path,
-    *,
-    samples: Samples,
-    rows: NDArray[np.int64],
-    columns: Sequence[str] | None = None,
-    exclude: Collection[str] = (),
-    cohort: str = "the cohort",
-    missing_codes: MissingCodes = "auto",
-) -> Covariates:
-    """Reads the covariates of some people of a cohort: every column but the IDs.
+@dataclass(frozen=True)
+class CovariateTable:
+    """A table of covariates, read and joined to a cohort once, and which of its columns are asked for."""
 
-    Numbers stay numbers; a text column becomes an indicator for each of its texts but the first in the order
-    of the alphabet. Columns that are the same for all are left out with a word in the log.
+    joined: CohortTable
+    columns: list[str]
+    missing_codes: MissingCodes = "auto"
 
-    `rows`: (n,) rows of the cohort wanted; `exclude`: columns that are the trait or the groups.
-    """
-    path = Path(path)
-    table = table_of(path, samples, rows, cohort)
-    others = _chosen(table, columns, path=path)
-    names = [name for name in others if name not in exclude]
-    if len(names) < len(others):
-        told = ", ".join(f"'{name}'" for name in others if name in exclude)
-        logger.info("%s: %s is trait or group and no covariate", path, told)
-    if not names:
-        raise InputError(
-            "there is no covariate in it", where=path, hint="add columns, or leave out --covariates"
-        )
-    features: list[Feature] = []
-    levels: dict[str, tuple[str, ...]] = {}
-    taken = {}
-    for name in names:
-        column = _complete_column(table, name, path, missing_codes)
-        numeric = column.is_numeric(hint="write numbers only, or words only")
-        distinct = sorted(set(column.numbers if numeric else column.texts))
-        if len(distinct) == 1:
-            logger.warning("%s: covariate '%s' is the same for all and is left out", path, name)
-            continue
-        taken[name] = column
-        if numeric:
-            features.append(Feature(name, None))
-            continue
-        if len(distinct) > MAX_LEVELS:
+    def complete(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) which of some rows of the cohort have a value in every column; others are said in the log."""
+        table, path, in_cohort = self.joined.table, self.joined.path, self.joined.in_cohort
+        has_all = np.zeros(len(self.joined.samples), dtype=bool)
+        missing = [
+            column_of(table, name, path, missing_codes=self.missing_codes).missing for name in self.columns
+        ]
+        lacking = np.any([np.zeros(len(table), dtype=bool), *missing], axis=0)
+        has_all[in_cohort[(in_cohort >= 0) & ~lacking]] = True
+        complete: NDArray[np.bool_] = has_all[rows]
+        if not complete.any():
             raise InputError(
-                f"covariate '{name}' has {len(distinct)} different texts among {len(rows)} people",
+                f"nobody of {len(rows)} people has all covariates",
                 where=path,
-                hint="take the column out, or group its values",
+                hint="leave out the emptiest column",
             )
-        levels[name] = tuple(distinct)
-        features.extend(Feature(name, level) for level in distinct[1:])
-    encoder = CovariateEncoder(tuple(features), levels)
-    return Covariates(encoder._apply(taken, len(rows)), encoder)
+        if not complete.all():
+            first = self.joined.samples.iid[rows[np.flatnonzero(~complete)[0]]]
+            logger.warning(
+                "%s: %d of %d people lack a covariate and are left out (first: '%s')",
+                path, (~complete).sum(), len(rows), first,
+            )  # fmt: skip
+        return complete
+
+    def encoded(self, rows: NDArray[np.int64]) -> Covariates:
+        """The covariates of (n,) rows of the cohort.
+
+        Numbers stay numbers; a text column becomes an indicator for each of its texts but the first in the
+        order of the alphabet. Columns that are the same for all are left out with a word in the log.
+        """
+        path = self.joined.path
+        if not self.columns:
+            raise InputError(
+                "there is no covariate in it", where=path, hint="add columns, or leave out --covariates"
+            )
+        features: list[Feature] = []
+        levels: dict[str, tuple[str, ...]] = {}
+        taken = {}
+        for name, column in self._of(rows, self.columns).items():
+            numeric = column.is_numeric(hint="write numbers only, or words only")
+            distinct = sorted(set(column.numbers if numeric else column.texts))
+            if len(distinct) == 1:
+                logger.warning("%s: covariate '%s' is the same for all and is left out", path, name)
+                continue
+            taken[name] = column
+            if numeric:
+                features.append(Feature(name, None))
+                continue
+            if len(distinct) > MAX_LEVELS:
+                raise InputError(
+                    f"covariate '{name}' has {len(distinct)} different texts among {len(rows)} people",
+                    where=path,
+                    hint="take the column out, or group its values",
+                )
+            levels[name] = tuple(distinct)
+            features.extend(Feature(name, level) for level in distinct[1:])
+        encoder = CovariateEncoder(tuple(features), levels)
+        return Covariates(encoder._apply(taken, len(rows)), encoder)
+
+    def encoded_by(self, encoder: CovariateEncoder, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, c) values for (n,) rows of the cohort, in units of the training samples' standard deviations.
+
+        Columns of the table that the encoder does not know are passed over.
+        """
+        return encoder._apply(self._of(rows, encoder.columns), len(rows))
+
+    def _of(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, Column]:
+        """Columns of some people, who must all have a value."""
+        table, path = self.joined.of(rows), self.joined.path
+        columns = {name: column_of(table, name, path, missing_codes=self.missing_codes) for name in names}
+        for name, column in columns.items():
+            if column.missing.any():
+                first = table["IID"].iloc[int(np.flatnonzero(column.missing)[0])]
+                raise InputError(
+                    f"covariate '{name}' is missing for {column.missing.sum()} of {len(table)} people "
+                    f"(first: '{first}')",
+                    where=path,
+                    hint="fill it in, take the column out, or write NA for their trait",
+                )
+        return columns
 
 
-def complete_samples(
+def read_covariates(
     path: str | Path,
     *,
     samples: Samples,
-    rows: NDArray[np.int64],
     columns: Sequence[str] | None = None,
     exclude: Collection[str] = (),
     cohort: str = "the cohort",
     missing_codes: MissingCodes = "auto",
-) -> NDArray[np.bool_]:
-    """(n,) which people of a cohort have a value in every column; the others are said in the log."""
-    path = Path(path)
-    table = read_table(path)
-    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
-    has_all = np.zeros(len(samples), dtype=bool)
-    names = [name for name in _chosen(table, columns, path=path) if name not in exclude]
-    missing = [column_of(table, name, path, missing_codes=missing_codes).missing for name in names]
-    lacking = np.any([np.zeros(len(table), dtype=bool), *missing], axis=0)
-    has_all[in_cohort[(in_cohort >= 0) & ~lacking]] = True
-    complete: NDArray[np.bool_] = has_all[rows]
-    if not complete.any():
-        raise InputError(
-            f"nobody of {len(rows)} people has all covariates",
-            where=path,
-            hint="leave out the emptiest column",
-        )
-    if not complete.all():
-        first = samples.iid[rows[np.flatnonzero(~complete)[0]]]
-        logger.warning(
-            "%s: %d of %d people lack a covariate and are left out (first: '%s')",
-            path, (~complete).sum(), len(rows), first,
-        )  # fmt: skip
-    return complete
-
-
-def _chosen(table: pd.DataFrame, columns: Sequence[str] | None, *, path: Path) -> list[str]:
-    there = [name for name in table.columns if name not in ID_COLUMNS]
+) -> CovariateTable:
+    """Reads a table of covariates: the columns asked for, or all, less those of `exclude` (trait, groups)."""
+    joined = CohortTable.read(path, samples=samples, cohort=cohort)
+    there = [name for name in joined.table.columns if name not in ID_COLUMNS]
     for name in columns or ():
         if name not in there:
             raise InputError(f"there is no covariate '{name}'", where=path, hint=nearest(name, there))
-    return there if columns is None else list(dict.fromkeys(columns))
-
-
-def _complete_column(table: pd.DataFrame, name: str, path: Path, missing_codes: MissingCodes) -> Column:
-    column = column_of(table, name, path, missing_codes=missing_codes)
-    if column.missing.any():
-        first = table["IID"].iloc[int(np.flatnonzero(column.missing)[0])]
-        raise InputError(
-            f"covariate '{name}' is missing for {column.missing.sum()} of {len(table)} people "
-            f"(first: '{first}')",
-            where=path,
-            hint="fill it in, take the column out, or write NA for their trait",
-        )
-    return column
+    asked_for = there if columns is None else list(dict.fromkeys(columns))
+    if excluded := [name for name in asked_for if name in exclude]:
+        told = ", ".join(f"'{name}'" for name in excluded)
+        logger.info("%s: %s is trait or group and no covariate", path, told)
+    return CovariateTable(joined, [name for name in asked_for if name not in exclude], missing_codes)

@@ -463,17 +463,36 @@ def _refuse_likely_codes(column: Column) -> None:
         )
 
 
-def table_of(path: Path, samples: Samples, rows: NDArray[np.int64], cohort: str) -> pd.DataFrame:
-    """The table's rows of the given people, in their order."""
-    table = read_table(path)
-    in_cohort = rows_in_cohort(table, samples, path=path, cohort=cohort)
-    place = np.full(len(samples), -1, dtype=np.int64)
-    place[in_cohort[in_cohort >= 0]] = np.flatnonzero(in_cohort >= 0)
-    absent = np.flatnonzero(place[rows] < 0)
-    if len(absent):
-        raise InputError(
-            f"{len(absent)} of {len(rows)} people have no row (first: '{samples.iid[rows[absent[0]]]}')",
-            where=path,
-            hint="add them, or write NA for their trait",
-        )
-    return table.iloc[place[rows]]
+@dataclass(frozen=True)
+class CohortTable:
+    """A table of people beside a cohort, joined to it by sample ID.
+
+    Attributes:
+        in_cohort: (T,) row of the cohort that each row of the table is, -1 where none.
+    """
+
+    path: Path
+    samples: Samples
+    table: pd.DataFrame
+    in_cohort: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, path: str | Path, *, samples: Samples, cohort: str) -> CohortTable:
+        """Reads and joins a table; `cohort` names the samples in what is said of them."""
+        table = read_table(path)
+        in_cohort = rows_in_cohort(table, samples, path=Path(path), cohort=cohort)
+        return cls(Path(path), samples, table, in_cohort)
+
+    def of(self, rows: NDArray[np.int64]) -> pd.DataFrame:
+        """The table's rows of some people of the cohort, in their order."""
+        place = np.full(len(self.samples), -1, dtype=np.int64)
+        place[self.in_cohort[self.in_cohort >= 0]] = np.flatnonzero(self.in_cohort >= 0)
+        absent = np.flatnonzero(place[rows] < 0)
+        if len(absent):
+            first = self.samples.iid[rows[absent[0]]]
+            raise InputError(
+                f"{len(absent)} of {len(rows)} people have no row (first: '{first}')",
+                where=self.path,
+                hint="add them, or write NA for their trait",
+            )
+        return self.table.iloc[place[rows]]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from snpdeconv.errors import InputError
 from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.harmonise import apply_match, check_frequencies, match_variants
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
-from snpdeconv.genetics.phenotypes import Trait, complete_samples, load_trait
+from snpdeconv.genetics.phenotypes import CovariateTable, Trait, load_trait, read_covariates
 from snpdeconv.genetics.qc import wanted_samples
 from snpdeconv.genetics.samples import MissingCodes
 from snpdeconv.pipelines.bundle import Bundle
@@ -120,12 +119,6 @@ def observed_trait(
     )
 
 
-def only_rows(trait: Trait, rows: NDArray[np.int64]) -> Trait:
-    """The trait of those who are among some rows of the cohort."""
-    chosen = np.isin(trait.rows, rows)
-    return replace(trait, rows=trait.rows[chosen], values=trait.values[chosen])
-
-
 def truth_of(trait: Trait, bundle: Bundle, *, where: str) -> NDArray[np.float64] | NDArray[np.int64]:
     """(n,) values of a quantity, or classes as the model numbers them."""
     if bundle.kind == "quantitative":
@@ -157,18 +150,23 @@ def usable_rows(
     rows = rows[wanted_samples(cohort.samples, keep=keep, remove=remove)[rows]]
     if not len(rows):
         raise InputError("nobody is left", where=keep or remove or where, hint="look at the lists of people")
+    table = _covariate_table(bundle, cohort, covariates, where=where)
+    return rows if table is None else rows[table.complete(rows)]
+
+
+def _covariate_table(
+    bundle: Bundle, cohort: Cohort, covariates: str | None, *, where: str
+) -> CovariateTable | None:
+    """The covariates that the model takes; None where it takes none, or there is no table."""
     if bundle.covariate_encoder is None or covariates is None:
-        return rows
-    return rows[
-        complete_samples(
-            covariates,
-            samples=cohort.samples,
-            rows=rows,
-            columns=bundle.covariate_encoder.columns,
-            cohort=where,
-            missing_codes=bundle.config.data.missing_codes,
-        )
-    ]
+        return None
+    return read_covariates(
+        covariates,
+        samples=cohort.samples,
+        columns=bundle.covariate_encoder.columns,
+        cohort=where,
+        missing_codes=bundle.config.data.missing_codes,
+    )
 
 
 def cohort_input(
@@ -199,22 +197,15 @@ def cohort_input(
     genotypes = apply_match(cohort.genotypes, match=match, rows=rows)
     values: list[NDArray[np.float64]] = []
     if bundle.covariate_encoder is not None:
-        if covariates is None:
+        table = _covariate_table(bundle, cohort, covariates, where=where)
+        if table is None:
             names = ", ".join(dict.fromkeys(f.column for f in bundle.covariate_encoder.features))
             raise InputError(
                 f"the model takes covariates ({names})",
                 where=where,
                 hint="give their table with --covariates",
             )
-        values.append(
-            bundle.covariate_encoder.encode(
-                Path(covariates),
-                samples=cohort.samples,
-                rows=rows,
-                cohort=where,
-                missing_codes=bundle.config.data.missing_codes,
-            )
-        )
+        values.append(table.encoded_by(bundle.covariate_encoder, rows))
     elif covariates is not None:
         logger.warning("%s: the model takes no covariates; the table is not used", covariates)
     if bundle.components is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.pca import Components, fit_components
 from snpdeconv.genetics.phenotypes import (
     CovariateEncoder,
+    CovariateTable,
     Trait,
     check_trait,
-    complete_samples,
-    load_covariates,
     load_groups,
     load_trait,
+    read_covariates,
     tell_classes,
 )
 from snpdeconv.genetics.qc import filter_samples, filter_variants, wanted_samples, wanted_variants
@@ -177,7 +177,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
 
     The first rank computes components and blocks: other libraries and processors round them otherwise.
     """
-    own, frequency = distributed.all_or_none_do(
+    own, frequency, table = distributed.all_or_none_do(
         lambda: _joined(config, inputs, cohort=cohort, hold_out=hold_out)
     )
     trait, parts, columns = own.trait, own.split, own.columns
@@ -191,7 +191,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         SNPs=(columns, frequency),
     )
     covariates, encoder, components = distributed.first_rank_does(
-        lambda: _covariates(cohort, trait, parts, inputs, columns=columns, frequency=frequency, config=config)
+        lambda: _covariates(cohort, trait, parts, table, columns=columns, frequency=frequency, config=config)
     )
     blocks = distributed.first_rank_does(
         lambda: (
@@ -220,8 +220,8 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
 
 def _joined(
     config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool
-) -> tuple[Joined, NDArray[np.float64]]:
-    """Reads, joins, splits and filters; gives the frequencies of all variants of the cohort too."""
+) -> tuple[Joined, NDArray[np.float64], CovariateTable | None]:
+    """Reads, joins, splits and filters; with it, the frequencies of all variants, and the covariates."""
     data = config.data
     trait = load_trait(
         inputs.phenotypes,
@@ -232,11 +232,21 @@ def _joined(
         missing_codes=data.missing_codes,
         cohort=inputs.genotypes,
     )
-    rows, left_out = _wanted(trait, cohort, inputs, config)
+    table = _covariate_table(inputs, cohort, data)
+    rows, left_out = _wanted(trait, cohort, inputs, table)
     samples = filter_samples(
         cohort.genotypes, rows, missing_max=data.sample_missing_max, cohort=inputs.genotypes
     )
-    trait = _restrict(trait, samples.rows, inputs, min_class_size=data.min_class_size)
+    with_trait, trait = len(trait.rows), trait.among(samples.rows)
+    without = with_trait - len(trait.rows)
+    check_trait(
+        trait,
+        min_class_size=data.min_class_size,
+        where=inputs.phenotypes,
+        after=f" once {without} people are left out by lists, covariates or data.sample_missing_max",
+    )
+    if without:
+        tell_classes(trait)
     groups = None
     if inputs.groups is not None:
         groups = load_groups(
@@ -299,7 +309,7 @@ def _joined(
         groups=groups,
         report=report,
     )
-    return joined, kept.frequency
+    return joined, kept.frequency, table
 
 
 def prepare(config: Config, inputs: Inputs, *, cohort: Cohort) -> Dataset:
@@ -325,23 +335,8 @@ def slot_genotypes(dataset: Dataset) -> PackedGenotypes:
     return PackedGenotypes(dataset.packed, dataset.layout.num_slots)
 
 
-def _restrict(trait: Trait, rows: NDArray[np.int64], inputs: Inputs, *, min_class_size: int) -> Trait:
-    stays = np.isin(trait.rows, rows)
-    restricted = replace(trait, rows=trait.rows[stays], values=trait.values[stays])
-    left_out = len(trait.rows) - len(restricted.rows)
-    check_trait(
-        restricted,
-        min_class_size=min_class_size,
-        where=inputs.phenotypes,
-        after=f" once {left_out} people are left out by lists, covariates or data.sample_missing_max",
-    )
-    if left_out:
-        tell_classes(restricted)
-    return restricted
-
-
 def _wanted(
-    trait: Trait, cohort: Cohort, inputs: Inputs, config: Config
+    trait: Trait, cohort: Cohort, inputs: Inputs, table: CovariateTable | None
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Rows of the samples asked for that have all covariates, and how many are left out, by reason."""
     asked_for = wanted_samples(cohort.samples, keep=inputs.keep, remove=inputs.remove)
@@ -353,24 +348,25 @@ def _wanted(
             hint="look at the lists of --keep and --remove",
         )
     left_out = {"people_not_asked_for": len(trait.rows) - len(rows), "people_missing_covariate": 0}
-    if inputs.covariates is not None:
-        how = _covariate_table(inputs, cohort, config.data)
-        complete = complete_samples(inputs.covariates, rows=rows, **how)
+    if table is not None:
+        complete = table.complete(rows)
         left_out["people_missing_covariate"] = int((~complete).sum())
         rows = rows[complete]
     return rows, left_out
 
 
-def _covariate_table(inputs: Inputs, cohort: Cohort, data: DataConfig) -> dict[str, Any]:
-    """How the table of covariates is read."""
+def _covariate_table(inputs: Inputs, cohort: Cohort, data: DataConfig) -> CovariateTable | None:
+    if inputs.covariates is None:
+        return None
     names = inputs.covariate_columns
-    return {
-        "samples": cohort.samples,
-        "columns": None if names is None else [one.strip() for one in names.split(",") if one.strip()],
-        "exclude": [name for name in (inputs.trait, inputs.groups) if name is not None],
-        "cohort": inputs.genotypes,
-        "missing_codes": data.missing_codes,
-    }
+    return read_covariates(
+        inputs.covariates,
+        samples=cohort.samples,
+        columns=None if names is None else [one.strip() for one in names.split(",") if one.strip()],
+        exclude=[name for name in (inputs.trait, inputs.groups) if name is not None],
+        cohort=inputs.genotypes,
+        missing_codes=data.missing_codes,
+    )
 
 
 def _split(
@@ -404,7 +400,7 @@ def _covariates(
     cohort: Cohort,
     trait: Trait,
     parts: Split,
-    inputs: Inputs,
+    table: CovariateTable | None,
     *,
     columns: NDArray[np.int64],
     frequency: NDArray[np.float64],
@@ -412,13 +408,12 @@ def _covariates(
 ) -> tuple[NDArray[np.float32], CovariateEncoder | None, Components | None]:
     values: list[NDArray[np.float64]] = []
     encoder, components = None, None
-    if inputs.covariates is not None:
-        how = _covariate_table(inputs, cohort, config.data)
-        table = load_covariates(inputs.covariates, rows=trait.rows, **how)
-        check_covariates(table, trait, where=inputs.covariates, allow=config.data.allow_leakage)
-        table = table.standardise(parts.train)
-        values.append(table.values)
-        encoder = table.encoder
+    if table is not None:
+        read = table.encoded(trait.rows)
+        check_covariates(read, trait, where=table.joined.path, allow=config.data.allow_leakage)
+        read = read.standardise(parts.train)
+        values.append(read.values)
+        encoder = read.encoder
     if config.data.num_components:
         components = fit_components(
             cohort.genotypes,

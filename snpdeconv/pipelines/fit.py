@@ -134,29 +134,25 @@ def choose_batch_size(config: Config, dataset: Dataset) -> int:
     return chosen
 
 
-def fits_at_once(
-    config: Config, dataset: Dataset, precision: Precision, *, batch_size: int, device: torch.device
-) -> int:
-    """Samples of a batch that a device holds at once, measured."""
-    fits = GPUMemoryManager(device=device, safety=config.memory.safety).get_optimal_batch_size(
+def choose_batch_sizes(
+    config: Config, dataset: Dataset, precision: Precision, *, device: torch.device
+) -> tuple[int, int | None]:
+    """The batch of a step, and how much of it goes through the model at once: None for whole batches.
+
+    The latter is measured where the batch is chosen here: as much as each device holds.
+    """
+    batch_size = choose_batch_size(config, dataset)
+    if config.training.batch_size != "auto":
+        return batch_size, None
+    micro_batch_size = GPUMemoryManager(device=device, safety=config.memory.safety).get_optimal_batch_size(
         dataset.layout.num_slots,
         encoding_dim=config.model.encoding_dim,
         dtype=precision.dtype or torch.float32,
         model=build_model(config, dataset).to(device),
         max_batch=-(-batch_size // distributed.world_size()),
     )
-    logger.info("%d samples at once on each of %d devices", fits, distributed.world_size())
-    return fits
-
-
-def choose_batch_sizes(
-    config: Config, dataset: Dataset, precision: Precision, *, device: torch.device
-) -> tuple[int, int | None]:
-    """The batch of a step, and how much of it goes through the model at once: None for whole batches."""
-    chosen = choose_batch_size(config, dataset)
-    if config.training.batch_size != "auto":
-        return chosen, None
-    return chosen, fits_at_once(config, dataset, precision, batch_size=chosen, device=device)
+    logger.info("%d samples at once on each of %d devices", micro_batch_size, distributed.world_size())
+    return batch_size, micro_batch_size
 
 
 def fit(

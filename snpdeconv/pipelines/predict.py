@@ -22,7 +22,6 @@ from snpdeconv.pipelines.cohort_input import (
     bundle_predictions,
     cohort_input,
     observed_trait,
-    only_rows,
     truth_of,
     usable_rows,
 )
@@ -153,7 +152,7 @@ def predict(
                 where=genotypes,
                 missing_codes=config.data.missing_codes,
             )
-            truth = _truth(only_rows(observed, rows[~poorly]), bundle, rows, where=paths["phenotypes"])
+            truth = _truth(observed.among(rows[~poorly]), bundle, rows, where=paths["phenotypes"])
         inputs = {"genotypes": {"path": str(Path(genotypes).absolute()), "sha256": cohort.digest}}
         inputs |= {name: file_facts(Path(path)) for name, path in paths.items() if path is not None}
         trace.keep(

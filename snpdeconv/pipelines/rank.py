@@ -25,7 +25,6 @@ from snpdeconv.pipelines.bundle import Bundle, load_bundle
 from snpdeconv.pipelines.cohort_input import (
     cohort_input,
     observed_trait,
-    only_rows,
     truth_of,
     usable_rows,
 )
@@ -200,7 +199,7 @@ def rank_with_network(
             remove=source.remove,
             where=source.genotypes,
         )
-        observed = only_rows(observed, rows)
+        observed = observed.among(rows)
         given = cohort_input(
             bundle,
             cohort,

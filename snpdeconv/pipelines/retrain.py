@@ -32,7 +32,6 @@ from snpdeconv.pipelines.cohort_input import (
     bundle_predictions,
     cohort_input,
     observed_trait,
-    only_rows,
     truth_of,
     usable_rows,
 )
@@ -356,14 +355,14 @@ def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path)
     device = choose_device(config.resources.device)
     precision = choose_precision(device, requested=config.precision.amp)
     dataset = prepare(config, inputs, cohort=cohort)
-    batch_size, at_once = choose_batch_sizes(config, dataset, precision, device=device)
+    batch_size, micro_batch_size = choose_batch_sizes(config, dataset, precision, device=device)
     fitted = fit(
         config,
         dataset,
         genotypes=place_genotypes(dataset.packed, device=device),
         loss=make_training_loss(config.training, dataset),
         batch_size=batch_size,
-        micro_batch_size=at_once,
+        micro_batch_size=micro_batch_size,
         device=device,
         precision=precision,
         checkpoint_dir=folder / "checkpoints",
@@ -416,7 +415,7 @@ def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inpu
             remove=inputs.remove,
             where=inputs.genotypes,
         )
-    return only_rows(observed, rows)
+    return observed.among(rows)
 
 
 def predictions_of(

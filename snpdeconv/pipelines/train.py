@@ -169,7 +169,7 @@ def _train(
         run = runs[0] if runs else None
         # Before the batch size is measured: the device has that much less for activations.
         genotypes = distributed.all_or_none_do(lambda: place_genotypes(dataset.packed, device=device))
-        batch_size, at_once = distributed.first_rank_does(
+        batch_size, micro_batch_size = distributed.first_rank_does(
             lambda: _batch_sizes(folder, config, dataset, precision, device)
         )
         fitted = fit(
@@ -178,7 +178,7 @@ def _train(
             genotypes=genotypes,
             loss=loss,
             batch_size=batch_size,
-            micro_batch_size=at_once,
+            micro_batch_size=micro_batch_size,
             device=device,
             precision=precision,
             checkpoint_dir=path / "checkpoints",
@@ -226,8 +226,8 @@ def _batch_sizes(
 ) -> tuple[int, int | None]:
     """The run's, of a step and of what goes through the model at once; a restart does not measure anew."""
     if "batch_size" not in folder.state:
-        chosen, at_once = choose_batch_sizes(config, dataset, precision, device=device)
-        folder.remember(batch_size=chosen, micro_batch_size=at_once)
+        batch_size, micro_batch_size = choose_batch_sizes(config, dataset, precision, device=device)
+        folder.remember(batch_size=batch_size, micro_batch_size=micro_batch_size)
     return int(folder.state["batch_size"]), folder.state.get("micro_batch_size")
 
 

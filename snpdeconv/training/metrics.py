@@ -7,8 +7,7 @@ bins.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +37,12 @@ def probabilities(kind: TraitKind, logits: ArrayLike) -> Floats:
     return special.expit(outputs) if kind == "binary" else outputs
 
 
-def evaluate(
-    kind: TraitKind, predictions: ArrayLike, targets: ArrayLike, *, classes: Sequence[str] = ()
-) -> dict[str, float]:
+def evaluate(kind: TraitKind, predictions: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     """Metrics of predictions (N,) or (N, C), as `probabilities` gives them, by name.
 
     binary: auroc, auprc, accuracy, macro_f1, brier, ece, log_loss;
     multiclass: auroc, auprc (each one class against the rest, mean over the classes present), accuracy,
-    macro_f1, ece (of the most probable class), log_loss, ``recall_<name>`` of those of `classes` present;
+    macro_f1, ece (of the most probable class), log_loss;
     quantitative: r2, pearson_r, rmse, calibration_slope (of the targets on the predictions).
     A class is predicted where its probability is the largest. NaN where these samples do not define a
     metric: auroc and auprc with a single class, r2, correlation and slope where nothing varies.
@@ -56,7 +53,7 @@ def evaluate(
     truth = np.asarray(targets).astype(np.int64)
     made = _decide(kind, given, truth)
     ranked = [(truth == c, made.shares[:, c]) for c in made.ranked]
-    metrics = {
+    return {
         "auroc": float(np.mean([sk.roc_auc_score(*pair) for pair in ranked])) if ranked else math.nan,
         "auprc": float(np.mean([sk.average_precision_score(*pair) for pair in ranked]))
         if ranked
@@ -67,13 +64,6 @@ def evaluate(
         "ece": calibration_error(made.confidence, made.event),
         "log_loss": float(negative_log_likelihood(kind, given, truth).mean()),
     }
-    for index, name in enumerate(classes if kind == "multiclass" else ()):
-        members = truth == index
-        if members.any():
-            # MLflow takes letters, digits and a few signs in the name of a metric.
-            safe_name = re.sub(r"[^\w.-]", "_", name)
-            metrics[f"recall_{safe_name}"] = float(np.mean(made.called[members] == index))
-    return metrics
 
 
 def equal_mass_bins(confidence: Floats, *, num_bins: int = NUM_BINS) -> NDArray[np.intp]:

@@ -77,9 +77,3 @@ class PreemptionSignal:
             self.terminated = True
             if self._raises:
                 raise Terminated
-
-
-def ignore_in_worker(worker_id: int) -> None:
-    """A `worker_init_fn` for DataLoader: a signal to the whole job leaves workers alive for the last step."""
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)

@@ -8,7 +8,7 @@ import pytest
 
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
-from snpdeconv.genetics.phenotypes import load_covariates, load_trait
+from snpdeconv.genetics.phenotypes import load_trait, read_covariates
 from snpdeconv.genetics.samples import Samples
 from snpdeconv.genetics.splits import check_covariates, join_copies, same_genotypes
 
@@ -25,7 +25,7 @@ def check(tmp_path):
         pd.DataFrame({"IID": iid, "trait": trait}).to_csv(tmp_path / "t.tsv", sep="\t", index=False)
         pd.DataFrame({"IID": iid, **columns}).to_csv(tmp_path / "c.tsv", sep="\t", index=False)
         loaded = load_trait(tmp_path / "t.tsv", column="trait", samples=samples)
-        table = load_covariates(tmp_path / "c.tsv", samples=samples, rows=loaded.rows)
+        table = read_covariates(tmp_path / "c.tsv", samples=samples).encoded(loaded.rows)
         check_covariates(table, loaded, where=tmp_path / "c.tsv", allow=allow)
 
     return checked

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError, InputError
-from snpdeconv.genetics.phenotypes import CovariateEncoder, load_covariates, load_groups, load_trait
+from snpdeconv.genetics.phenotypes import CovariateEncoder, load_groups, load_trait, read_covariates
 from snpdeconv.genetics.samples import Samples, read_table
 
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters='",#'), min_size=1)
@@ -316,10 +316,10 @@ COVARIATES = (
 
 class TestCovariates:
     def load(self, path, num_people=4, **options):
-        return load_covariates(path, samples=cohort(num_people), rows=np.arange(num_people), **options)
+        return read_covariates(path, samples=cohort(num_people), **options).encoded(np.arange(num_people))
 
     def test_numbers_and_indicators_aligned_with_the_rows(self, table, caplog):
-        covariates = load_covariates(table(COVARIATES), samples=cohort(10), rows=np.array([3, 0, 2, 1]))
+        covariates = read_covariates(table(COVARIATES), samples=cohort(10)).encoded(np.array([3, 0, 2, 1]))
         assert covariates.names == ("age", "site=Lima", "site=Oslo")
         assert covariates.values.tolist() == [[50, 0, 1], [20, 0, 1], [40, 0, 0], [30, 1, 0]]
         assert "'same' is the same for all" in caplog.text
@@ -343,7 +343,9 @@ class TestCovariates:
         encoder = CovariateEncoder.from_dict(json.loads(json.dumps(scaled.encoder.to_dict())))
         assert encoder == scaled.encoder
         new = table("IID site more age\nN1 Lima x 30\nN0 Oslo y 20\n")
-        values = encoder.encode(new, samples=Samples.build(["N0", "N1"]), rows=np.array([1, 0]))
+        values = read_covariates(new, samples=Samples.build(["N0", "N1"])).encoded_by(
+            encoder, np.array([1, 0])
+        )
         np.testing.assert_array_equal(values, scaled.values[[1, 0]])
 
     @pytest.mark.parametrize(
@@ -358,7 +360,7 @@ class TestCovariates:
     def test_new_tables_that_do_not_fit(self, table, text, message):
         encoder = self.load(table(COVARIATES)).encoder
         with pytest.raises(InputError, match=message):
-            encoder.encode(table(text), samples=cohort(1), rows=np.array([0]))
+            read_covariates(table(text), samples=cohort(1)).encoded_by(encoder, np.array([0]))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -390,7 +392,9 @@ class TestCovariates:
         covariates = self.load(table(COVARIATES), exclude=("age", "site"))
         assert covariates.values.shape == (4, 0)
         assert covariates.standardise(np.array([0, 1])).values.shape == (4, 0)
-        encoded = covariates.encoder.encode(table(COVARIATES), samples=cohort(4), rows=np.arange(4))
+        encoded = read_covariates(table(COVARIATES), samples=cohort(4)).encoded_by(
+            covariates.encoder, np.arange(4)
+        )
         assert encoded.shape == (4, 0)
 
 

@@ -19,7 +19,7 @@ from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines import linear_part
 from snpdeconv.pipelines.dataset import Dataset, open_cohort, prepare
-from snpdeconv.pipelines.fit import build_model, choose_batch_size, fits_at_once
+from snpdeconv.pipelines.fit import build_model, choose_batch_size, choose_batch_sizes
 from snpdeconv.pipelines.linear_part import assign_folds, fit_linear_part
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.score import looks_for_pairs
@@ -254,4 +254,4 @@ def test_no_memory_decides_the_batch_of_a_step(dataset, num_people, accumulation
 def test_what_fits_at_once_is_measured_and_no_more_than_the_batch(dataset):
     config = config_of(training__batch_size="auto")
     precision = choose_precision(CPU, requested="fp32")
-    assert fits_at_once(config, dataset, precision, batch_size=8, device=CPU) == 8
+    assert choose_batch_sizes(config, dataset, precision, device=CPU) == (8, 8)

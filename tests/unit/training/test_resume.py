@@ -15,7 +15,7 @@ from small_runs import assert_same_tensors, make_network
 
 from snpdeconv.errors import TrainingError, UserError
 from snpdeconv.training.checkpoint import CheckpointStore, read_state
-from snpdeconv.training.preemption import Preempted, PreemptionSignal, Terminated, ignore_in_worker
+from snpdeconv.training.preemption import Preempted, PreemptionSignal, Terminated
 from snpdeconv.training.run import Run
 
 KINDS = ["data_loader", "packed"]
@@ -337,14 +337,3 @@ def test_sigterm_ends_at_once_what_does_not_ask(tmp_path):
         os.kill(os.getpid(), signal.SIGUSR2)  # a notice is for those who ask
         with pytest.raises(Terminated), should_stop.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_workers_do_not_hear_the_signal():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        ignore_in_worker(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGUSR2)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
