@@ -19,7 +19,7 @@ from snpdeconv.device import GIB, PeakMemory, Precision, choose_precision
 from snpdeconv.models.model import GPUOptimizedSNPModel, InterpretableSNPModel
 from snpdeconv.training.data import Batch, PackedLoader
 from snpdeconv.training.memory import GPUMemoryManager
-from snpdeconv.training.run import Optimization, start_run
+from snpdeconv.training.run_state import Optimization, start_run
 from snpdeconv.training.step import AccumulatedStep, make_loss
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

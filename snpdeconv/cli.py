@@ -236,7 +236,7 @@ def train(
             blocks=blocks,
             groups=groups,
             held_out=held_out,
-            selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
+            **selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
         )
     )
     with gc_paused():
@@ -359,7 +359,7 @@ def rank(
                 trait=trait,
                 covariates=covariates,
                 blocks=blocks,
-                selection=selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
+                **selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
             )
         )
         with gc_paused():

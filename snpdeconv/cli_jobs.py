@@ -11,10 +11,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -141,12 +140,15 @@ def submit(
     config = load_config(preset, overrides=[*site.overrides, *(overrides or [])])
     command = shlex.join(["snpdeconv", *sys.argv[1:]])
     earlier = [find_record(job) for job in after or []]
-    selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
+    selection = {
+        "blocks": blocks,
+        "groups": groups,
+        **selection_of(covariate_columns, keep, remove, extract, exclude, chrom),
+    }
     if model is not None:
         paths = {"covariates": covariates, "phenotypes": phenotypes, "keep": keep, "remove": remove}
         tables = {name: path for name, path in paths.items() if path is not None}
-        ours = {"blocks": blocks, "groups": groups, **selection}
-        given = [name for name, value in ours.items() if value is not None and name not in tables]
+        given = [name for name, value in selection.items() if value is not None and name not in tables]
         if given:
             option = "--chr" if given[0] == "chrom" else f"--{given[0].replace('_', '-')}"
             raise ConfigError("is for training", where=option, hint="leave it out beside --model")
@@ -180,7 +182,7 @@ def submit(
                 where=more[0],
                 hint="give one, or --model to predict them",
             )
-        inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
+        inputs = inputs_of(data, genotypes, phenotypes, trait, covariates=covariates, **selection)
         label = name or inputs.trait
         if dry_run:
             script = show_script(
@@ -242,16 +244,9 @@ def _cohorts(data: Path | None, genotypes: str | None, more: list[str] | None) -
 
 
 def inputs_of(
-    data: Path | None,
-    genotypes: str | None,
-    phenotypes: Path | None,
-    trait: str | None,
-    covariates: Path | None,
-    blocks: Path | None,
-    groups: str | None,
-    selection: Mapping[str, str | Path | None],
+    data: Path | None, genotypes: str | None, phenotypes: Path | None, trait: str | None, **others: Any
 ) -> Inputs:
-    """The files that the options name, or that lie in the folder."""
+    """The files that the options name, or that lie in the folder; `others` are further fields of `Inputs`."""
     from snpdeconv.launch.inputs import find_inputs
 
     if (data is None) == (genotypes is None):
@@ -261,15 +256,7 @@ def inputs_of(
             hint="--data FOLDER, or --genotypes COHORT --phenotypes TSV --trait COLUMN",
         )
     place = data if data is not None else Path(str(genotypes))
-    return find_inputs(
-        place,
-        phenotypes=phenotypes,
-        trait=trait,
-        covariates=covariates,
-        blocks=blocks,
-        groups=groups,
-        selection=selection,
-    )
+    return find_inputs(place, phenotypes=phenotypes, trait=trait, **others)
 
 
 def _wait(record: Record, *, quiet: bool) -> int:

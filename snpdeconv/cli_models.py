@@ -186,7 +186,8 @@ def retrain(
     from snpdeconv.training.preemption import Preempted, Terminated
 
     selection = selection_of(covariate_columns, keep, remove, extract, exclude, chrom)
-    inputs = inputs_of(data, genotypes, phenotypes, trait, covariates, blocks, groups, selection)
+    tables = {"covariates": covariates, "blocks": blocks, "groups": groups}
+    inputs = inputs_of(data, genotypes, phenotypes, trait, **tables, **selection)
     if site is not None:
         from snpdeconv.launch.submit import submit_retrain
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -315,19 +315,6 @@ class CovariateEncoder:
         ]
         scaled = [(x - f.mean) / f.sd for x, f in zip(encoded, self.features, strict=True)]
         return np.column_stack(scaled) if scaled else np.empty((num_samples, 0))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The encoder as JSON can hold it."""
-        return {
-            "features": [asdict(feature) for feature in self.features],
-            "levels": {name: list(levels) for name, levels in self.levels.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CovariateEncoder:
-        """The encoder that `to_dict` wrote."""
-        features = tuple(Feature(**feature) for feature in content["features"])
-        return cls(features, {name: tuple(levels) for name, levels in content["levels"].items()})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from snpdeconv.finemapping import CredibleSet, SingleEffectsFit
 from snpdeconv.finemapping.joint import PairEffects
 from snpdeconv.finemapping.pve import BlockPVE
 from snpdeconv.genetics.ld import Blocks
-from snpdeconv.genetics.variants import Variants, normalise_chroms
+from snpdeconv.genetics.variants import Variants
 
 # What pips are written with, so that a reader finds in the file what orders it.
 PIP_DECIMALS = 6
@@ -97,38 +97,6 @@ def write_tsv(table: pd.DataFrame, path: Path) -> None:
     """Writes a table with six significant digits, whole or not at all; missing values as NA."""
     with replacing(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False, float_format="%.6g", na_rep="NA", lineterminator="\n")
-
-
-def recovered(ranking: pd.DataFrame, causal: pd.DataFrame, *, window_bp: int = 50_000) -> pd.DataFrame:
-    """Where the planted variants of a simulation stand in a ranking.
-
-    `causal` has columns variant_id, chrom, pos, and others that are kept, one row a planted variant. To its
-    rows come ``rank`` (missing where the variant was filtered out), and ``best_variant_id``, ``best_rank``
-    and ``best_distance_bp`` of the best-ranked variant of the same chromosome within the window, the planted
-    one included; ordered by rank.
-    """
-    ranking = ranking.sort_values("rank")
-    rank_of = dict(zip(ranking["variant_id"], ranking["rank"], strict=True))
-    chrom, pos = ranking["chrom"].to_numpy(), ranking["pos"].to_numpy()
-    rows = []
-    for planted_chrom, planted_pos in zip(
-        normalise_chroms(causal["chrom"].astype(str)), causal["pos"], strict=True
-    ):
-        near = np.flatnonzero((chrom == planted_chrom) & (np.abs(pos - planted_pos) <= window_bp))
-        best = ranking.iloc[near[0]] if len(near) else None
-        rows.append(
-            {
-                "best_variant_id": None if best is None else best["variant_id"],
-                "best_rank": None if best is None else int(best["rank"]),
-                "best_distance_bp": None if best is None else abs(int(best["pos"]) - int(planted_pos)),
-            }
-        )
-    nearby = pd.DataFrame(
-        rows, index=causal.index, columns=["best_variant_id", "best_rank", "best_distance_bp"]
-    )
-    nearby = nearby.astype({"best_rank": "Int64", "best_distance_bp": "Int64"})
-    rank = causal["variant_id"].map(rank_of).astype("Int64").rename("rank")
-    return pd.concat([causal, rank, nearby], axis=1).sort_values(["rank", "best_rank"], ignore_index=True)
 
 
 # What the ranking benchmark supports: the single effects decide. A network's attributions rank far below

@@ -23,13 +23,13 @@ def find_inputs(
     phenotypes: Path | None = None,
     trait: str | None = None,
     covariates: Path | None = None,
-    blocks: Path | None = None,
     groups: str | None = None,
-    selection: Mapping[str, str | Path | None] | None = None,
+    **others: str | Path | None,
 ) -> Inputs:
     """The inputs of a run from a folder such as `simulate` writes, an imported cohort, or a genotype file.
 
     Tables that are not named lie beside the genotypes; the trait is the table's only column, or called trait.
+    `others` are further fields of `Inputs`.
     """
     cohorts = find_all_genotypes(data)
     if len(cohorts) > 1:
@@ -51,9 +51,8 @@ def find_inputs(
             phenotypes=phenotypes,
             trait=trait or _find_trait(phenotypes, groups=groups),
             covariates=covariates or _only(place, _COVARIATES),
-            blocks=blocks,
             groups=groups,
-            selection=selection,
+            **others,
         )
     )
 

@@ -30,6 +30,10 @@ _TIMEOUT_S = 30.0
 # How long a submission may be on its way before it counts as lost.
 _ARRIVES_S = 300.0
 # What changes the answers of SLURM's commands: formats, defaults, other clusters, a job around this process.
+_SUPERVISORS = (
+    "snpdeconv.launch.local_supervisor",
+    "snpdeconv.launch.controller",
+)  # now, and of a job from before
 _OF_SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SINFO|SQUEUE|SACCT|SCANCEL|SCONTROL|SPRIO)_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _WAITING = (
@@ -292,7 +296,7 @@ def is_here(record: Record) -> bool:
 
 def _looks_after(process: psutil.Process, record: Record) -> bool:
     words = process.cmdline()
-    return "snpdeconv.launch.controller" in words and str(record.log_folder) in words
+    return any(module in words for module in _SUPERVISORS) and str(record.log_folder) in words
 
 
 def find_process(record: Record) -> psutil.Process | None:

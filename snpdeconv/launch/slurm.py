@@ -235,7 +235,7 @@ def submit_here(job: Any, plan: Plan) -> int:
             hint="--set resources.nodes=1, or name a --cluster",
         )
     limits = [str(60 * request.timeout_min), str(request.signal_delay_s)]
-    words = [sys.executable, "-P", "-m", "snpdeconv.launch.controller", str(plan.folder), *limits, "--"]
+    words = [sys.executable, "-P", "-m", "snpdeconv.launch.local_supervisor", str(plan.folder), *limits, "--"]
     script = [*plan.site.setup, *_exports(plan), f"exec {shlex.join(words)} {_command(plan)}"]
     written = plan.folder / "0.pkl"
     _write_job(job, plan, written)

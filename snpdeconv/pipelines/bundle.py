@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from typing_extensions import TypedDict
@@ -54,7 +54,6 @@ T = TypeVar("T")
 
 _Count = Annotated[int, Field(ge=0, le=10**9)]
 _Few = Annotated[int, Field(ge=1, le=2**16)]
-_Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Format(TypedDict):
@@ -83,40 +82,17 @@ class _Model(TypedDict):
     sparse_sizes: NotRequired[tuple[_Count, _Count]]
 
 
-class _Scale(TypedDict):
-    mean: FiniteFloat
-    sd: _Positive
-
-
-class _Calibration(TypedDict):
-    kind: TraitKind
-    scale: _Positive
-    bias: list[FiniteFloat]
-
-
-class _Feature(TypedDict):
-    column: str
-    level: str | None
-    mean: FiniteFloat
-    sd: _Positive
-
-
-class _Covariates(TypedDict):
-    features: list[_Feature]
-    levels: dict[str, list[str]]
-
-
 class _About(TypedDict):
     """What stands in config.json."""
 
     trait: str
     kind: TraitKind
     classes: list[str]
-    scale: _Scale
-    calibration: _Calibration
+    scale: Scale
+    calibration: Calibration
     patch: _Few
     model: _Model
-    covariates: _Covariates | None
+    covariates: CovariateEncoder | None
     inputs: NotRequired[Inputs]
     settings: dict[str, Any]
 
@@ -236,7 +212,7 @@ def _read_bundle(folder: Path) -> Bundle:
     model = _empty_model(about["model"], state)
     model.load_state_dict(state)
     frame = _read_variants(folder / _VARIANTS, num_slots=model.n_snps)
-    encoder = about["covariates"] and CovariateEncoder.from_dict(about["covariates"])
+    encoder = about["covariates"]
     components = _components(tensors)
     _check_sizes(about, tensors, model, num_variants=len(frame))
     num_columns = len(encoder.features if encoder else ()) + (
@@ -256,8 +232,8 @@ def _read_bundle(folder: Path) -> Bundle:
         trait=about["trait"],
         kind=about["kind"],
         classes=tuple(about["classes"]),
-        scale=Scale(**about["scale"]),
-        calibration=Calibration.from_dict(about["calibration"]),
+        scale=about["scale"],
+        calibration=about["calibration"],
         covariate_encoder=encoder,
         components=components,
         inputs=about.get("inputs"),
@@ -336,8 +312,11 @@ def _check_sizes(
     num_classes = {"quantitative": 0, "binary": 2, "multiclass": model.num_outputs}[about["kind"]]
     _require(len(about["classes"]) in (num_classes, 0), f"{len(about['classes'])} classes")
     _require(about["kind"] == "multiclass" or model.num_outputs == 1, f"{model.num_outputs} outputs")
-    bias = about["calibration"]["bias"]
-    _require(about["calibration"]["kind"] == about["kind"], "the calibration is another trait's")
+    features = about["covariates"].features if about["covariates"] else ()
+    for sd in (about["scale"].sd, about["calibration"].scale, *(feature.sd for feature in features)):
+        _require(sd > 0, f"a scale of {sd:g}")
+    bias = about["calibration"].bias
+    _require(about["calibration"].kind == about["kind"], "the calibration is another trait's")
     _require(len(bias) in (1, model.num_outputs), f"a calibration of {len(bias)} outputs")
     for name, most in (
         ("sparse.slot", model.n_snps),
@@ -402,9 +381,9 @@ def _description(bundle: Bundle) -> dict[str, Any]:
         "kind": bundle.kind,
         "classes": list(bundle.classes),
         "scale": asdict(bundle.scale),
-        "calibration": bundle.calibration.to_dict(),
+        "calibration": asdict(bundle.calibration),
         "patch": bundle.layout.patch,
         "model": bundle.model.config,
-        "covariates": bundle.covariate_encoder and bundle.covariate_encoder.to_dict(),
+        "covariates": bundle.covariate_encoder and asdict(bundle.covariate_encoder),
         "settings": bundle.config.model_dump(mode="json"),
     }

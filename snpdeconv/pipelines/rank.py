@@ -22,14 +22,14 @@ from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.cohort_input import (
+from snpdeconv.pipelines.dataset import gather, open_cohort
+from snpdeconv.pipelines.evaluation import finite
+from snpdeconv.pipelines.predict import (
     cohort_input,
     observed_trait,
     truth_of,
     usable_rows,
 )
-from snpdeconv.pipelines.dataset import gather, open_cohort
-from snpdeconv.pipelines.evaluation import finite
 from snpdeconv.pipelines.provenance import (
     Trace,
     file_facts,

@@ -117,7 +117,7 @@ def write_results(
         "model": path / "model",
         "plots": path / "plots",
     } | tables
-    write_tsv(test_predictions(dataset, evaluation), paths["predictions"])
+    write_tsv(held_out_predictions(dataset, evaluation), paths["predictions"])
     write_text(paths["settings"], config.to_yaml())
     write_json(paths["metrics"], metrics)
     folder, kind, trait = paths["plots"], dataset.trait.kind, dataset.trait.name
@@ -149,7 +149,7 @@ def write_results(
     return {name: str(place) for name, place in paths.items()}
 
 
-def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
+def held_out_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
     """The test samples with what was predicted for them and the truth, in the trait's units."""
     rows = dataset.trait.rows[dataset.split.test]
     table = prediction_table(
@@ -163,7 +163,7 @@ def test_predictions(dataset: Dataset, evaluation: Evaluation) -> pd.DataFrame:
     return table
 
 
-def test_metrics(
+def held_out_metrics(
     dataset: Dataset, fitted: Fitted, evaluation: Evaluation, linear: Evaluation, *, seed: int
 ) -> dict[str, Any]:
     """What metrics.json says of training and test; `linear` is what the linear part alone predicts."""

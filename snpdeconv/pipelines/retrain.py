@@ -28,16 +28,16 @@ from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.pipelines.bundle import Bundle, held_out_path, load_bundle, make_bundle
-from snpdeconv.pipelines.cohort_input import (
+from snpdeconv.pipelines.dataset import open_cohort, prepare
+from snpdeconv.pipelines.evaluation import evaluate_test, finite
+from snpdeconv.pipelines.fit import choose_batch_sizes, fit, make_training_loss
+from snpdeconv.pipelines.predict import (
     bundle_predictions,
     cohort_input,
     observed_trait,
     truth_of,
     usable_rows,
 )
-from snpdeconv.pipelines.dataset import open_cohort, prepare
-from snpdeconv.pipelines.evaluation import evaluate_test, finite
-from snpdeconv.pipelines.fit import choose_batch_sizes, fit, make_training_loss
 from snpdeconv.pipelines.provenance import tracing
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.pipelines.train import TrainResult, train
@@ -290,7 +290,7 @@ def _decide(config: Config, plan: _Plan, result: TrainResult, *, twin_folder: Pa
     champion = load_bundle(_folder(result.model, plan.champion))
     challenger = load_bundle(Path(result.paths["model"]))
     cohort = open_cohort(plan.inputs.genotypes, data=config.data)
-    judged = judges(champion, challenger, cohort=cohort, inputs=plan.inputs)
+    judged = jointly_held_out(champion, challenger, cohort=cohort, inputs=plan.inputs)
     look = count_look(result.model, champion=plan.champion, challenger=result.version)
     metric = MAIN_METRIC[champion.kind]
 
@@ -380,7 +380,7 @@ def train_alone(config: Config, inputs: Inputs, cohort: Cohort, *, folder: Path)
     return make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
 
 
-def judges(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inputs) -> Trait:
+def jointly_held_out(champion: Bundle, challenger: Bundle, *, cohort: Cohort, inputs: Inputs) -> Trait:
     """The samples that both models were tested on, with their trait as it is now.
 
     Those that the challenger's training left out for their genotypes are no judges, nor are those that lack a

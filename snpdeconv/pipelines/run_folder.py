@@ -223,16 +223,11 @@ class Inputs:
         genotypes: str | Path,
         phenotypes: str | Path,
         trait: str,
-        covariates: str | Path | None = None,
-        blocks: str | Path | None = None,
-        groups: str | None = None,
-        held_out: str | Path | None = None,
-        selection: Mapping[str, str | Path | None] | None = None,
+        **others: str | Path | None,
     ) -> Inputs:
-        """Resolves the paths and checks that the tables are there; `selection` is the later fields."""
-        given = {"covariates": covariates, "blocks": blocks, "held_out": held_out, **(selection or {})}
-        given |= {"phenotypes": phenotypes, "groups": groups}
-        if given.get("covariate_columns") is not None and covariates is None:
+        """Resolves the paths and checks that the tables are there; `others` are the further fields."""
+        given = {"phenotypes": phenotypes, **others}
+        if given.get("covariate_columns") is not None and given.get("covariates") is None:
             raise ConfigError("there is no table", where="--covariate-columns", hint="give --covariates too")
         for name in _TABLES:
             table = given.get(name)

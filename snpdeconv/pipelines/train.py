@@ -33,9 +33,9 @@ from snpdeconv.pipelines.provenance import (
     tracked_run,
 )
 from snpdeconv.pipelines.report import (
+    held_out_metrics,
     log_artifacts,
     ranking_metrics,
-    test_metrics,
     tracked,
     write_results,
 )
@@ -259,7 +259,7 @@ def _test(
         bundle = make_bundle(fitted.model.cpu(), dataset, calibration=evaluation.calibration, config=config)
         save_bundle(bundle, folder.path / "model")
         fitted.model.to(device)
-    tested = test_metrics(dataset, fitted, evaluation, linear, seed=config.training.seed)
+    tested = held_out_metrics(dataset, fitted, evaluation, linear, seed=config.training.seed)
     tested["linear_part_searched_pairs"] = float(searches_pairs(config, dataset))
     run.log_metrics(len(fitted.history["epoch"]), tracked(tested))
     folder.remember(tested=tested)

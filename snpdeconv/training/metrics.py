@@ -7,7 +7,7 @@ bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -370,19 +370,6 @@ class Calibration:
         """Calibrated logits (values, for a quantitative trait), shaped as those given."""
         calibrated: Floats = self.scale * np.asarray(logits, dtype=np.float64) + self.bias
         return calibrated
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` takes; fit for JSON."""
-        return {"kind": self.kind, "scale": self.scale, "bias": list(self.bias)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Calibration:
-        """The calibration that `to_dict` wrote."""
-        return cls(
-            kind=fields["kind"],
-            scale=float(fields["scale"]),
-            bias=tuple(float(value) for value in fields["bias"]),
-        )
 
 
 def fit_calibration(kind: TraitKind, logits: ArrayLike, targets: ArrayLike) -> Calibration:

@@ -40,7 +40,7 @@ from snpdeconv.training.checkpoint import (
 )
 from snpdeconv.training.data import Batch, as_batch, epoch_batches, num_batches, seed_epoch, windows
 from snpdeconv.training.preemption import Preempted
-from snpdeconv.training.run import Optimization, Run, start_run
+from snpdeconv.training.run_state import Optimization, Run, start_run
 from snpdeconv.training.step import check_target, make_loss
 
 logger = logging.getLogger(__name__)

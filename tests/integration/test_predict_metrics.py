@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from snpdeconv.pipelines.bundle import load_bundle
 from snpdeconv.pipelines.dataset import open_cohort
-from snpdeconv.pipelines.retrain import judges, predictions_of
+from snpdeconv.pipelines.retrain import jointly_held_out, predictions_of
 from snpdeconv.pipelines.run_folder import Inputs
 from snpdeconv.tracking.home import embedded_uri
 
@@ -92,7 +92,7 @@ def test_a_quantity_is_measured_and_people_left_out_are_counted(run, cohort, tab
     files = {"genotypes": cohort / "cohort.bed", "phenotypes": tmp_path / "train.tsv"}
     inputs = Inputs.from_paths(**files, trait="trait", covariates=tmp_path / "train_age.tsv")
     store = open_cohort(inputs.genotypes, data=bundle.config.data)
-    people = judges(bundle, bundle, cohort=store, inputs=inputs)
+    people = jointly_held_out(bundle, bundle, cohort=store, inputs=inputs)
     assert set(store.samples.iid[people.rows]) == set(tested[1:])
     assert np.isfinite(predictions_of(bundle, store, people, inputs, bundle.config)).all()
 

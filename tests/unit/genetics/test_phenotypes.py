@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snpdeconv.errors import ConfigError, InputError
+from snpdeconv.files import parse_record
 from snpdeconv.genetics.phenotypes import CovariateEncoder, load_groups, load_trait, read_covariates
 from snpdeconv.genetics.samples import Samples, read_table
 
@@ -340,7 +342,8 @@ class TestCovariates:
 
     def test_a_saved_encoder_reads_a_new_table_alike(self, table):
         scaled = self.load(table(COVARIATES)).standardise(np.arange(4))
-        encoder = CovariateEncoder.from_dict(json.loads(json.dumps(scaled.encoder.to_dict())))
+        kept = json.dumps(asdict(scaled.encoder)).encode()
+        encoder = parse_record(kept, CovariateEncoder, where="", hint="")
         assert encoder == scaled.encoder
         new = table("IID site more age\nN1 Lima x 30\nN0 Oslo y 20\n")
         values = read_covariates(new, samples=Samples.build(["N0", "N1"])).encoded_by(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from snpdeconv.genetics.variants import Variants
-from snpdeconv.interpret.ranking import Posterior, build_ranking, recovered, write_tsv
+from snpdeconv.interpret.ranking import Posterior, build_ranking, write_tsv
 
 
 @pytest.fixture
@@ -134,39 +134,3 @@ def test_a_table_that_fails_in_the_middle_leaves_the_old_file(variants, tmp_path
 def test_missing_values_are_written_as_na(tmp_path):
     write_tsv(pd.DataFrame({"a": [None, "x"], "b": pd.array([1, None], dtype="Int64")}), tmp_path / "t.tsv")
     assert (tmp_path / "t.tsv").read_text() == "a\tb\nNA\t1\nx\tNA\n"
-
-
-def test_planted_variants_are_found_by_name_and_by_neighbourhood(variants):
-    ranking = build_ranking(
-        variants,
-        block_names=BLOCKS,
-        scores={"marginal": np.array([1.0, 3.0, 9.0, 4.0, 8.0])},
-        final="marginal",
-    )  # ranks: rs3 1, rs5 2, rs4 3, rs2 4, rs1 5
-    causal = pd.DataFrame(
-        {
-            "variant_id": ["filtered", "rs2", "elsewhere"],
-            "chrom": ["chr2", 2, "11"],
-            "pos": [40_000, 90_000, 5],
-            "role": ["additive", "pair_1a", "additive"],
-        }
-    )
-    found = recovered(ranking.sample(frac=1, random_state=0), causal)
-    assert list(found) == [*causal, "rank", "best_variant_id", "best_rank", "best_distance_bp"]
-    assert found["variant_id"].tolist() == ["rs2", "filtered", "elsewhere"]
-    assert found["rank"].tolist() == [4, pd.NA, pd.NA]
-    # rs2 has a better variant within 50 kb of itself only if the window reaches 90 kb.
-    assert found["best_variant_id"].tolist()[:2] == ["rs2", "rs3"]
-    assert pd.isna(found["best_variant_id"].iloc[2])
-    assert found["best_rank"].tolist() == [4, 1, pd.NA]
-    assert found["best_distance_bp"].tolist() == [0, 39_900, pd.NA]
-    wide = recovered(ranking, causal, window_bp=100_000)
-    assert wide["best_variant_id"].tolist()[0] == "rs3"
-
-
-def test_a_trait_without_planted_variants_gives_an_empty_table(variants):
-    ranking = build_ranking(
-        variants, block_names=BLOCKS, scores={"marginal": np.arange(5.0)}, final="marginal"
-    )
-    empty = pd.DataFrame({"variant_id": [], "chrom": [], "pos": [], "role": []}, dtype=object)
-    assert len(recovered(ranking, empty)) == 0

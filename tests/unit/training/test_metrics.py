@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import special
 from sklearn.metrics import log_loss, roc_auc_score
 
+from snpdeconv.files import parse_record
 from snpdeconv.training.metrics import (
     Calibration,
     _weighted_metrics,
@@ -274,7 +276,8 @@ def test_separable_samples_give_a_finite_scale_and_useless_logits_the_base_rate(
 
 def test_a_calibration_survives_json_and_leaves_quantities_alone():
     calibration = fit_calibration("multiclass", *multiclass_case(100)[::2])
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    kept = json.dumps(asdict(calibration)).encode()
+    assert parse_record(kept, Calibration, where="", hint="") == calibration
     values = np.array([[1.0], [2.0]])
     assert fit_calibration("quantitative", values, np.array([5.0, 9.0])).apply(values).tolist() == [
         [1.0],

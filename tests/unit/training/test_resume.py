@@ -16,7 +16,7 @@ from small_runs import assert_same_tensors, make_network
 from snpdeconv.errors import TrainingError, UserError
 from snpdeconv.training.checkpoint import CheckpointStore, read_state
 from snpdeconv.training.preemption import Preempted, PreemptionSignal, Terminated
-from snpdeconv.training.run import Run
+from snpdeconv.training.run_state import Run
 
 KINDS = ["data_loader", "packed"]
 

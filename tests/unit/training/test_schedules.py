@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from snpdeconv.errors import ConfigError
-from snpdeconv.training.run import make_schedule
+from snpdeconv.training.run_state import make_schedule
 
 DEFAULTS = {
     "total_steps": 20,
