@@ -139,7 +139,7 @@ def _may_be_small(genotypes: PackedGenotypes, found: Any) -> bool:
 def _small_q(
     genotypes: PackedGenotypes, target: NDArray[Any], found: Any, how: dict[str, Any]
 ) -> NDArray[Any]:
-    num_draws = load_config("small_cpu").interpretation.decoys
+    num_draws = load_config("small_cpu").interpretation.num_permutations
     decoys = permutation_scores(genotypes, target, found, **how, draws=range(num_draws))
     return np.asarray(q_values(genotypes, found, decoys) <= SMALL_Q)
 

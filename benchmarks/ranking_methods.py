@@ -91,7 +91,7 @@ def _sets(fits: tuple[SingleEffectsFit, ...], study: Replicate) -> tuple[NDArray
 
 
 def _q_values(study: Replicate, found: Deconvolution, how: dict[str, Any]) -> NDArray[np.float64]:
-    num_draws = load_config(PRESET).interpretation.decoys
+    num_draws = load_config(PRESET).interpretation.num_permutations
     decoys = permutation_scores(study.genotypes, _target(study), found, **how, draws=range(num_draws))
     return q_values(study.genotypes, found, decoys)
 

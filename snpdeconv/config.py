@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -17,10 +18,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from snpdeconv.errors import ConfigError, InputError, nearest
 from snpdeconv.files import read_whole
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES, _MOST_VALUES, _MOST_BRACKETS, _MOST_DIGITS = 2**20, 20_000, 1_000, 18
 Architecture = Literal["cnn", "cnn_transformer", "gnn"]
@@ -31,6 +42,10 @@ NetworkMethod = Literal["attention", "integrated_gradients"]
 Method = Literal["marginal", "single_effects", NetworkMethod, "ensemble"]
 Stage = Literal["validate", "train", "rank", "register"]
 """With ``validate`` a run ends after its training, without a look at the test samples: one to choose from."""
+
+
+RENAMED = {"interpretation.decoys": "interpretation.num_permutations"}
+"""Settings by their old names, which stand in what earlier versions wrote, and are taken in this one."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -233,7 +248,9 @@ class InterpretationConfig(Section):
     pairs: bool | Literal["auto"]
     max_pair_tests: float = Field(default=3e12, gt=0.0)
     normal_scores: bool | Literal["auto"]
-    decoys: int = Field(ge=0, le=100)
+    num_permutations: int = Field(ge=0, le=100, validation_alias=AliasChoices("num_permutations", "decoys"))
+    max_effects: int = Field(default=20, ge=1)
+    min_purity: float = Field(default=0.5, ge=0.0, le=1.0)
     gradient_steps: int = Field(ge=2)
     max_samples: int = Field(ge=1)
 
@@ -298,8 +315,16 @@ class Config(Section):
         return yaml.safe_dump(settings, sort_keys=False)
 
     def digest(self) -> str:
-        """Names what a model trained with these settings depends on: all but where it runs and is tracked."""
+        """Names what a model trained with these settings depends on: all but where it runs and is tracked.
+
+        By the names and with the settings of earlier versions, where it says the same as one of theirs.
+        """
         settings = self.model_dump(mode="json", exclude={"preset", "description", "resources", "tracking"})
+        ranking = settings["interpretation"]
+        ranking["decoys"] = ranking.pop("num_permutations")
+        for name in ("max_effects", "min_purity"):
+            if ranking[name] == InterpretationConfig.model_fields[name].default:
+                del ranking[name]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def flat(self) -> dict[str, str]:
@@ -356,6 +381,11 @@ def _on_base(settings: Any, *, where: str) -> dict[str, Any]:
         raise ConfigError(
             "holds no settings", where=where, hint="see `snpdeconv presets small_cpu` for the form"
         )
+    for old, new in RENAMED.items():
+        section, _, name = old.partition(".")
+        if isinstance(held := settings.get(section), dict) and name in held:
+            logger.warning("%s: %s is called %s now", where, old, new)
+            held.setdefault(new.partition(".")[2], held.pop(name))
     base = settings.pop("base", None)
     if base is None:
         return settings
@@ -439,6 +469,9 @@ def _override(settings: dict[str, Any], assignment: str) -> str:
     """Makes an assignment; gives the key."""
     key, equals, value = assignment.partition("=")
     key = key.strip()
+    if key in RENAMED:
+        logger.warning("--set %s: the setting is called %s now", key, RENAMED[key])
+        key = RENAMED[key]
     if not equals and key in _all_keys():
         raise ConfigError(f"'{assignment}' has no value", where="--set", hint=f"write {key}=VALUE")
     if not equals or key.count(".") != 1:

@@ -13,7 +13,7 @@ FAST = (
     "model.num_layers=1",
     "interpretation.gradient_steps=4",
     "interpretation.max_samples=40",
-    "interpretation.decoys=1",
+    "interpretation.num_permutations=1",
 )
 """Settings under which a whole run takes a few seconds."""
 FAST_WORDS = [word for setting in FAST for word in ("--set", setting)]

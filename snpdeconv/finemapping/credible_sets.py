@@ -96,6 +96,7 @@ def joint_credible_sets(
     *,
     rows: NDArray[np.integer] | None = None,
     coverage: float = 0.95,
+    min_purity: float = 0.5,
 ) -> tuple[tuple[int, CredibleSet], ...]:
     """Credible sets of K fits to one trait, such as of each class against the rest, strongest evidence first.
 
@@ -105,7 +106,14 @@ def joint_credible_sets(
     sets = [
         (number, one)
         for number, fit in enumerate(fits)
-        for one in credible_sets(fit, genotypes, rows=rows, coverage=coverage, min_log_bayes_factor=evidence)
+        for one in credible_sets(
+            fit,
+            genotypes,
+            rows=rows,
+            coverage=coverage,
+            min_purity=min_purity,
+            min_log_bayes_factor=evidence,
+        )
     ]
     return tuple(sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor))
 

@@ -313,7 +313,7 @@ def _check_sizes(
     _require(len(about["classes"]) in (num_classes, 0), f"{len(about['classes'])} classes")
     _require(about["kind"] == "multiclass" or model.num_outputs == 1, f"{model.num_outputs} outputs")
     features = about["covariates"].features if about["covariates"] else ()
-    for sd in (about["scale"].sd, about["calibration"].scale, *(feature.sd for feature in features)):
+    for sd in (about["calibration"].scale, *(feature.sd for feature in features)):
         _require(sd > 0, f"a scale of {sd:g}")
     bias = about["calibration"].bias
     _require(about["calibration"].kind == about["kind"], "the calibration is another trait's")

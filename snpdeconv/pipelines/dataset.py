@@ -11,10 +11,11 @@ import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
@@ -51,7 +52,7 @@ class Scale:
     """Units of a quantity: the network predicts (value - mean) / sd. Classes have mean 0 and sd 1."""
 
     mean: float
-    sd: float
+    sd: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)

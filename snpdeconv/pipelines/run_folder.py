@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, with_config
 from typing_extensions import TypedDict
 
-from snpdeconv.config import Config
+from snpdeconv.config import RENAMED, Config
 from snpdeconv.errors import ConfigError, InputError, ResourceError
 from snpdeconv.files import private_folder, read_record, sha256_of, write_json
 from snpdeconv.tracking.spool import FileLock
@@ -151,7 +151,8 @@ class RunFolder:
             state = read_record(self.path / _STATE, _State, hint="choose another --out")
         except FileNotFoundError:
             return None
-        return dict(state)
+        settings = {RENAMED.get(key, key): value for key, value in state["settings"].items()}
+        return {**state, "settings": settings}
 
     def _refuse_strangers(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -139,7 +139,7 @@ def fine_map(
     data = _with_normal_scores(data, wanted=settings.normal_scores)
     device = statistics_device(data.genotypes, device)
     pairs = data.kind != "multiclass" and looks_for_pairs(
-        settings, data.genotypes, num_looks=1 + settings.decoys, device=device
+        settings, data.genotypes, num_looks=1 + settings.num_permutations, device=device
     )
     how: dict[str, Any] = {
         "chrom": data.variants.chrom,
@@ -150,11 +150,13 @@ def fine_map(
     }
 
     def fitted(device: torch.device) -> Deconvolution:
-        settings = Settings(device=str(device))
-        return deconvolve(data.genotypes, data.target, kind=data.kind, settings=settings, **how)
+        fit = Settings(device=str(device), max_effects=settings.max_effects)
+        return deconvolve(data.genotypes, data.target, kind=data.kind, settings=fit, **how)
 
     found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
-    sets = joint_credible_sets(found.fits, data.genotypes, coverage=settings.coverage)
+    sets = joint_credible_sets(
+        found.fits, data.genotypes, coverage=settings.coverage, min_purity=settings.min_purity
+    )
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
         " and pairs" if how["pairs"] else "",
@@ -196,7 +198,7 @@ def fine_map(
         credible_set=set_of_variant(only_sets, num_variants=len(data.variants)),
         pair_with=partner_of_variant(found.pairs, variants=data.variants),
         trait_class=_class_of_variant(data, found) if data.kind == "multiclass" else None,
-        q_value=_q_values(data, found, num_draws=settings.decoys, seed=seed, device=device, how=how),
+        q_value=_q_values(data, found, settings=settings, seed=seed, device=device, how=how),
     )
     return FineMapping(
         deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
@@ -290,19 +292,21 @@ def _q_values(
     data: RankingInput,
     found: Deconvolution,
     *,
-    num_draws: int,
+    settings: InterpretationConfig,
     seed: int,
     device: torch.device,
     how: Mapping[str, Any],
 ) -> NDArray[np.float64]:
     """(V,) false discovery rates from a permutation null; NaN where none are asked for."""
+    num_draws = settings.num_permutations
     if not num_draws:
         return np.full(len(data.variants), np.nan)
     started = time.monotonic()
     share = range(distributed.rank(), num_draws, distributed.world_size())
 
     def drawn(device: torch.device) -> NDArray[np.float64]:
-        ways = {**how, "settings": Settings(device=str(device)), "draws": share, "seed": seed}
+        fit = Settings(device=str(device), max_effects=settings.max_effects)
+        ways = {**how, "settings": fit, "draws": share, "seed": seed}
         return permutation_scores(data.genotypes, data.target, found, **ways)
 
     null = distributed.every_rank_does(lambda: or_on_the_cpu(drawn, device, what="decoys"))

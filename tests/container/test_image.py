@@ -180,7 +180,10 @@ def test_make_run_container_gives_the_demo(
     engine: Engine, image: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     started = time.monotonic()
-    shorter = "--set training.epochs=4 --set interpretation.gradient_steps=4 --set interpretation.decoys=1"
+    shorter = (
+        "--set training.epochs=4 --set interpretation.gradient_steps=4 "
+        "--set interpretation.num_permutations=1"
+    )
     said = engine.make("run-container", f"IMAGE={image}", f"DEMO={tmp_path}", f"ARGS={shorter}")
     tell(f"container: make run-container in {time.monotonic() - started:.0f} s", config=request.config)
     match = re.search(r"(\d+) of 10 causal SNPs stand among the first 20", said)

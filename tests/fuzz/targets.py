@@ -129,7 +129,7 @@ YAML = (
 )  # fmt: skip
 
 MARGINAL = ("--method", "marginal")
-QUICK = ("--set", "interpretation.decoys=1", "--set", "interpretation.pairs=false")
+QUICK = ("--set", "interpretation.num_permutations=1", "--set", "interpretation.pairs=false")
 TARGETS = [
     cohort_import("bed", cohort, ("c.bed", "c.bim", "c.fam")),
     cohort_import("pgen", lambda folder: cohort(folder, write_pgen), ("c.pgen", "c.pvar", "c.psam")),

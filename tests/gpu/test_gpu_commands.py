@@ -10,7 +10,7 @@ from command_line import train_words
 from simulated_gpu import simulated_gpu
 
 pd = pytest.importorskip("pandas")
-SETTINGS = ("--set", "interpretation.pairs=false", "--set", "interpretation.decoys=0")
+SETTINGS = ("--set", "interpretation.pairs=false", "--set", "interpretation.num_permutations=0")
 
 
 @pytest.fixture(params=[("simulated", "cnn"), *(pytest.param(("cuda", name), marks=pytest.mark.gpu)

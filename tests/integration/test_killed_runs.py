@@ -14,7 +14,7 @@ import pytest
 SETTINGS = (
     "training.epochs=4", "training.batch_size=16", "training.checkpoint_every_steps=3", "model.width=16",
     "model.channels=6,6", "tracking.log_every_steps=1", "interpretation.gradient_steps=4",
-    "interpretation.max_samples=60", "interpretation.decoys=1",
+    "interpretation.max_samples=60", "interpretation.num_permutations=1",
 )  # fmt: skip
 COMPARED = (
     "ranking.tsv",

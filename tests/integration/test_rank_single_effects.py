@@ -41,7 +41,7 @@ def files(additive, tmp_path):
 def words(folder, out, *more, genotypes="cohort.bed"):
     return [
         "rank", "--genotypes", folder / genotypes, "--phenotypes", folder / "phenotypes.tsv",
-        "--trait", "trait", "--out", out, "--set", "interpretation.decoys=1", *more,
+        "--trait", "trait", "--out", out, "--set", "interpretation.num_permutations=1", *more,
     ]  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_smaller_coverage_gives_smaller_sets(run, additive, tmp_path):
 
 
 def test_without_decoys_there_are_no_q_values(run, additive, tmp_path):
-    printed = ranked(run, additive, tmp_path, "--set", "interpretation.decoys=0")
+    printed = ranked(run, additive, tmp_path, "--set", "interpretation.num_permutations=0")
     assert table(tmp_path)["q_value"].isna().all()
     assert printed["top"][0]["q_value"] is None
 
@@ -231,7 +231,7 @@ def test_traits_of_classes(run, files, tmp_path, kind):
 def test_few_people_of_a_class_are_told_once(run, files, tmp_path, sizes, told):
     few = np.repeat(list(sizes), list(sizes.values()))
     edit(files, lambda t: t.assign(trait=[*few, *["control"] * (len(t) - len(few))]))
-    done = run(*words(files, tmp_path / "out", "--set", "interpretation.decoys=0"))
+    done = run(*words(files, tmp_path / "out", "--set", "interpretation.num_permutations=0"))
     assert done.code == 0, done.err
     assert done.err.count("fewer than 50 people") == 1
     assert told in done.err
@@ -329,7 +329,11 @@ def test_progress_is_plain_lines_in_the_log(run, additive, tmp_path, monkeypatch
     monkeypatch.setattr("snpdeconv.console._SOON_S", 0.0)
     monkeypatch.setattr("snpdeconv.console._LOG_EVERY_S", 0.001)
     # As many draws as take a while: one may be over before the thread that tells of it wakes.
-    settings = ("interpretation.pairs=false", "tracking.flush_timeout_s=1", "interpretation.decoys=100")
+    settings = (
+        "interpretation.pairs=false",
+        "tracking.flush_timeout_s=1",
+        "interpretation.num_permutations=100",
+    )
     given = [word for setting in settings for word in ("--set", setting)]
     done = run(*words(additive, tmp_path, "--json", "--method", "single_effects", *given))
     json.loads(done.out)  # and nothing beside it

@@ -17,7 +17,7 @@ SETTINGS = (
     "--set",
     "interpretation.methods=single_effects,attention,integrated_gradients",
     "--set",
-    "interpretation.decoys=3",
+    "interpretation.num_permutations=3",
 )
 
 

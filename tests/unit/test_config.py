@@ -1,10 +1,15 @@
 """Presets and overrides become one validated configuration, or one line that says what is wrong."""
 
+import hashlib
+import json
+import logging
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpdeconv.config import load_config, preset_names, preset_text, read_yaml, with_overrides
+from snpdeconv.config import load_config, preset_names, preset_text, read_yaml, validate, with_overrides
 from snpdeconv.errors import ConfigError
 
 PRESETS = ["fast_prototype", "large_multi_gpu", "medium_gpu", "memory_constrained", "production", "small_cpu"]
@@ -96,7 +101,7 @@ def test_a_configuration_changed_in_one_section_only():
         ("model.channels=[1", "not readable as YAML"),
         ("interpretation.pairs=some", "should be auto, true or false (given: 'some')"),
         ("interpretation.coverage=1", "interpretation.coverage: Input should be less than 1"),
-        ("interpretation.decoys=-1", "interpretation.decoys: Input should be greater"),
+        ("interpretation.num_permutations=-1", "interpretation.num_permutations: Input should be greater"),
         ("model.channels=8", "should be two numbers, such as 32,64 (given: 8)"),
     ],
 )
@@ -145,3 +150,29 @@ def test_a_ranking_by_a_method_that_is_left_out():
             "small_cpu",
             overrides=["interpretation.methods=integrated_gradients", "interpretation.rank_by=attention"],
         )
+
+
+def test_a_renamed_setting_is_taken_by_its_old_name(tmp_path, caplog):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: small_cpu\ninterpretation: {decoys: 3}\n")
+    with caplog.at_level(logging.WARNING):
+        assert load_config(str(file)).interpretation.num_permutations == 3
+        changed = load_config("small_cpu", overrides=["interpretation.decoys=4"])
+    assert changed.interpretation.num_permutations == 4
+    assert caplog.text.count("interpretation.decoys") == 2
+    assert caplog.text.count("is called interpretation.num_permutations now") == 2
+
+
+def test_settings_that_an_earlier_version_kept_are_named_as_it_named_them(caplog):
+    kept = yaml.safe_load(load_config("small_cpu").to_yaml())
+    for later in ("max_effects", "min_purity"):
+        del kept["interpretation"][later]
+    kept["interpretation"]["decoys"] = kept["interpretation"].pop("num_permutations")
+    named = {key: kept[key] for key in kept.keys() - {"description", "resources", "tracking"}}
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    with caplog.at_level(logging.WARNING):
+        config = validate({**kept, "preset": "small_cpu"}, where="settings.yaml")
+    assert config.digest() == load_config("small_cpu").digest() == digest
+    assert not caplog.text
+    for changed in ("num_permutations=3", "max_effects=5", "min_purity=0.6"):
+        assert load_config("small_cpu", overrides=[f"interpretation.{changed}"]).digest() != digest
