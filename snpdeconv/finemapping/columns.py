@@ -17,6 +17,7 @@ from torch import Tensor
 from snpdeconv.finemapping.tiles import DeviceTiles, Tiles
 from snpdeconv.genetics.gpu import cached_on_device
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
+from snpdeconv.stats.mixed_model import Energies, Kinship
 
 
 class KeptRows:
@@ -203,6 +204,17 @@ class Columns:
             piece = slice(start, start + step)
             out[:, piece] = self._take(index[piece])
         return out
+
+    def energies(self, kinship: Kinship) -> Energies:
+        """Spectra of all columns along a kinship's eigenvectors; N² multiplications a column."""
+        step = max(1, TAKEN_ELEMENTS // max(1, self.num_samples))
+        every = np.arange(self.num_columns)
+        return Energies.joined(
+            [
+                kinship.energies(self._take(every[start : start + step]))
+                for start in range(0, len(every), step)
+            ]
+        )
 
     def weighted_squares(self, weight: Tensor, *, cross: Tensor, inverse: Tensor) -> Tensor:
         """Weighted sum of squares (P,) of every column after weighted projection off the covariates; two

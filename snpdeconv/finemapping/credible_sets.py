@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from snpdeconv.finemapping.susie import SingleEffect, SingleEffectsFit
+from snpdeconv.finemapping.susie import ENOUGH_EVIDENCE, SingleEffect, SingleEffectsFit
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 
 # Purity of larger sets is that of so many of their SNPs, evenly spread over the ranks.
 MOST_CORRELATED = 500
-# By Markov's inequality a Bayes factor of 20 has a probability of at most 1 in 20 where there is no effect.
-ENOUGH_EVIDENCE = math.log(20)
+# Beside a background, least probability that there is an effect and that it is of this locus.
+LEAST_EXISTENCE = 0.65
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class CredibleSet:
     coverage: float  # sum of `probability`
     purity: float  # smallest absolute correlation of dosages among the SNPs
     log_bayes_factor: float  # natural logarithm, of the effect against none
+    existence: float  # posterior probability that there is an effect among the SNPs linked with the first
     pve: float  # share of variance that the effect explains; of a pair, half of it in each of its two sets
     # indices of the effects that the set stands for; more than one where sets were merged
     effects: tuple[int, ...]
@@ -61,6 +62,11 @@ def credible_sets(
     that, and its skewness takes away more. Of several fits, as of each class against the rest, the bound
     holds for all of them together with the logarithm of their number added.
 
+    Beside a polygenic background chance has less room, and so have weak effects: the background takes its
+    part of each. There a set is that of the SNPs linked with the most probable one (`min_purity`), and stays
+    from an `existence` of .65 on, which at the prior odds of an effect more than those that are sure is a
+    Bayes factor of about 2 where there is none.
+
     Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
     among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then
     stands alone in its set. Neither purity nor evidence tells such a set from others.
@@ -69,10 +75,20 @@ def credible_sets(
     strongest_first = sorted(range(len(fit.effects)), key=lambda i: -fit.effects[i].log_bayes_factor)
     for number in strongest_first:
         effect = fit.effects[number]
-        if effect.log_bayes_factor < min_log_bayes_factor:
+        if fit.background is None and effect.log_bayes_factor < min_log_bayes_factor:
             continue
         for side in range(effect.variants.shape[1]):
-            variants, probability = _smallest(effect, side=side, coverage=coverage)
+            variants, probability = _by_snp(effect, side=side)
+            share = 1.0
+            if fit.background is not None and len(variants):
+                near = _correlation(genotypes, variants[:MOST_CORRELATED], rows=rows)[0] >= min_purity
+                variants, probability = variants[: len(near)][near], probability[: len(near)][near]
+                share = float(probability.sum())
+                probability = probability / share
+            existence = share * effect.existence
+            if fit.background is not None and existence < LEAST_EXISTENCE:
+                continue
+            variants, probability = _smallest(variants, probability, coverage=coverage)
             if not len(variants):
                 continue
             purity = _purity(genotypes, variants, rows=rows)
@@ -83,6 +99,7 @@ def credible_sets(
                     coverage=float(probability.sum()),
                     purity=purity,
                     log_bayes_factor=effect.log_bayes_factor,
+                    existence=existence,
                     pve=effect.pve * _share_of_side(effect, side=side),
                     effects=(number,),
                 )
@@ -118,18 +135,23 @@ def joint_credible_sets(
     return tuple(sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor))
 
 
-def _smallest(
-    effect: SingleEffect, *, side: int, coverage: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Most probable SNPs of one side of the columns that hold ``coverage``; none where all hold less."""
+def _by_snp(effect: SingleEffect, *, side: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """SNPs of one side of the columns, most probable first, and their probabilities."""
     taking_part = effect.variants[:, side] >= 0
     probability = np.bincount(effect.variants[taking_part, side], effect.share[taking_part])
     order = np.argsort(-probability, kind="stable")
-    held = np.cumsum(probability[order])
+    return order.astype(np.int64), probability[order].astype(np.float64)
+
+
+def _smallest(
+    variants: NDArray[np.int64], probability: NDArray[np.float64], *, coverage: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The first SNPs that hold ``coverage``; none where all hold less."""
+    held = np.cumsum(probability)
     if not len(held) or held[-1] < coverage:
-        return np.empty(0, dtype=np.int64), np.empty(0)
-    chosen = order[: int(np.searchsorted(held, coverage)) + 1]
-    return chosen.astype(np.int64), probability[chosen].astype(np.float64)
+        return variants[:0], probability[:0]
+    num = int(np.searchsorted(held, coverage)) + 1
+    return variants[:num], probability[:num]
 
 
 def _share_of_side(effect: SingleEffect, *, side: int) -> float:
@@ -146,14 +168,22 @@ def _purity(
         return 1.0
     if len(variants) > MOST_CORRELATED:
         variants = variants[np.linspace(0, len(variants) - 1, MOST_CORRELATED).astype(np.int64)]
+    return float(_correlation(genotypes, variants, rows=rows).min())
+
+
+def _correlation(
+    genotypes: PackedGenotypes, variants: NDArray[np.int64], *, rows: NDArray[np.integer] | None
+) -> NDArray[np.float64]:
+    """(S, S) absolute correlation of dosages; 0 of SNPs that do not vary."""
     codes = genotypes.codes(rows=rows, columns=variants)
     called = codes != MISSING
     dosage = np.where(called, codes, 0).astype(np.float32)
     mean = dosage.sum(axis=0) / np.maximum(called.sum(axis=0), 1)
     centred = np.where(called, dosage - mean, 0).astype(np.float32)
     length = np.sqrt(np.sum(centred**2, axis=0, dtype=np.float64))
-    product = (centred.T @ centred) / np.outer(length, length)
-    return min(1.0, float(np.abs(product).min()))
+    unit = np.where(length > 0, length, np.inf)
+    correlation: NDArray[np.float64] = np.abs((centred.T @ centred) / np.outer(unit, unit))
+    return np.minimum(correlation, 1.0)
 
 
 def _add(found: list[CredibleSet], new: CredibleSet) -> None:

@@ -104,8 +104,9 @@ class Evidence:
         return torch.cat([bayes + self.log_prior, both])
 
 
-def best_prior_variance(evidence: Evidence, *, start: float) -> float:
-    """Prior variance of the largest marginal likelihood; 0 where no effect is at least as likely.
+def best_prior_variance(evidence: Evidence, *, start: float, least: float = 0.0) -> float:
+    """Prior variance of the largest marginal likelihood from `least` on; 0 where no effect is at least as
+    likely.
 
     The slope by the log variance is bracketed from ``start`` (0 to search a grid) and its root found by
     regula falsi (Illinois).
@@ -113,7 +114,7 @@ def best_prior_variance(evidence: Evidence, *, start: float) -> float:
     if start <= 0:
         typical = evidence.typical_variance
         start = max((typical * size for size in GRID), key=evidence.marginal)
-    found = math.exp(_root(evidence, math.log(start)))
+    found = max(math.exp(_root(evidence, math.log(start))), least)
     return found if evidence.marginal(found) > 0 else 0.0
 
 
@@ -213,6 +214,8 @@ class SingleEffectSum:
         self._max_effects = max_effects
         self._entry = entry
         self.limit_passes = limit_passes
+        # Least prior variance of an effect, in squared standard errors.
+        self.least_variance = 0.0
         self._inactive: list[Effect] = []
         self._profile: LogisticProfile | None = None
         # What is left of the products, and the log odds so far, in the midst of a sweep.
@@ -265,6 +268,7 @@ class SingleEffectSum:
             limit_passes=self.limit_passes,
         )
         at = torch.from_numpy(index).to(self._log_prior.device)
+        copy.least_variance = self.least_variance
         copy._log_prior[at] = -torch.inf
         num = len(self._log_prior_both)
         copy._log_prior_both[at[at < 2 * num] % max(num, 1)] = -torch.inf
@@ -361,7 +365,8 @@ class SingleEffectSum:
         log_odds = self._log_odds if old is None or old.score is None else self._log_odds - old.score
         evidence, correlation = self._evidence(residual, noise=noise), residual / noise
         start = 0.0 if old is None else old.prior_variance
-        prior_variance = best_prior_variance(evidence, start=start)
+        least = self.least_variance * evidence.typical_variance
+        prior_variance = best_prior_variance(evidence, start=start, least=least)
         if prior_variance > 0 and self._profile is not None:
             means = torch.zeros_like(residual) if old is None else old.mean
             evidence, correlation, prior_variance = self._by_likelihood(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from snpdeconv.finemapping.columns import Columns, KeptRows
+from snpdeconv.stats.mixed_model import Covariance, Energies
 
 # Fetching so many columns costs about as much as the passes that a dense product would take in all sweeps.
 MOST_FETCHED = 256
@@ -27,8 +28,9 @@ BLOCK_BYTES = 2**28
 class LazyGram:
     """Rows of X'WX, where X is projected off the covariates under the weights W.
 
-    `weight` (N,) is None for equal weights of 1; `precision` (Q,) of the covariates' coefficients before the
-    data, in their basis, is flat by default.
+    W is diagonal with `weight` (N,), or the inverse of a `covariance` of which `energies` has the columns'
+    spectra, or 1 where neither is given. `precision` (Q,) of the covariates' coefficients before the data, in
+    their basis, is flat by default.
     """
 
     def __init__(
@@ -36,16 +38,18 @@ class LazyGram:
         columns: Columns,
         *,
         weight: Tensor | None = None,
+        covariance: Covariance | None = None,
+        energies: Energies | None = None,
         precision: Tensor | None = None,
         cache_bytes: int = 2**29,
     ) -> None:
         self._columns = columns
-        self._weight = weight
+        self._weight, self._covariance, self._energies = weight, covariance, energies
         basis = columns.basis
-        self.cross = basis if weight is None else basis * weight[:, None]
+        self.is_constant = weight is None and covariance is None
+        self.cross = self._weigh(basis)
         known = basis.T @ self.cross
         self.inverse = torch.linalg.inv(known if precision is None else known + torch.diag(precision))
-        self.is_constant = weight is None
         self.most_rows = max(2 * MOST_FETCHED, cache_bytes // (4 * columns.num_columns))
         self._rows = KeptRows(
             columns.num_columns, width=columns.num_columns, most=self.most_rows, device=columns.device
@@ -55,12 +59,18 @@ class LazyGram:
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """(P,) diagonal of X'WX; two passes where samples have weights."""
+        """(P,) diagonal of X'WX; two passes where samples have weights, one beside a covariance."""
         columns = self._columns
-        if self._weight is None:
+        if self._covariance is not None:
+            assert self._energies is not None
+            along = columns.correlate(self.cross)
+            squares = self._energies.inverse_squares(self._covariance.heritability)
+            squares = squares - ((along @ self.inverse) * along).sum(dim=1)
+        elif self._weight is not None:
+            squares = columns.weighted_squares(self._weight, cross=self.cross, inverse=self.inverse)
+        else:
             squares = torch.full((columns.num_columns,), float(columns.num_samples), dtype=torch.float64)
             return squares.to(columns.device)
-        squares = columns.weighted_squares(self._weight, cross=self.cross, inverse=self.inverse)
         usable = torch.from_numpy(columns.usable).to(columns.device)
         # A column that is left out has prior weight 0; 1 keeps its unused quotients finite.
         return torch.where(usable & (squares > 0), squares, 1.0)
@@ -69,6 +79,15 @@ class LazyGram:
         """Vectors (N, K) less what the covariates explain under the weights."""
         values: Tensor = vectors.double()
         return values.sub(self._columns.basis @ (self.inverse @ (self.cross.T @ values)))
+
+    def weighted(self, vectors: Tensor) -> Tensor:
+        """W times the projection of vectors (N, K), float64: what products of columns are taken with."""
+        return self._weigh(self.project(vectors))
+
+    def _weigh(self, vectors: Tensor) -> Tensor:
+        if self._covariance is not None:
+            return self._covariance.solve(vectors)
+        return vectors if self._weight is None else vectors * self._weight[:, None]
 
     def correlate(self, vectors: Tensor) -> Tensor:
         """X'v of vectors (N, K) as they are, (P, K); one pass."""
@@ -83,8 +102,8 @@ class LazyGram:
         step = max(16, BLOCK_BYTES // (8 * self._columns.num_columns))
         for start in range(0, len(absent), step):
             block = absent[start : start + step]
-            values = self._columns.take(block, again=self._weight is not None)
-            weighted = values if self._weight is None else self.project(values) * self._weight[:, None]
+            values = self._columns.take(block, again=not self.is_constant)
+            weighted = values if self.is_constant else self.weighted(values)
             self._rows.add(block, self.correlate(weighted).T.float())
 
     def score(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
@@ -104,10 +123,10 @@ class LazyGram:
             return (weight.float() @ self._rows.of(index)).double()
         # Of many entries from the genotypes: one pass, or two under weights.
         self.num_passes += 1
-        if self._weight is None:
+        if self.is_constant:
             return self._columns.gram_times(self._dense(index, weight))
         score = self.score(index, weight) if score is None else score
-        return self.correlate((score * self._weight)[:, None])[:, 0]
+        return self.correlate(self._weigh(score[:, None]))[:, 0]
 
     def _dense(self, index: NDArray[np.int64], weight: Tensor) -> Tensor:
         full = torch.zeros(self._columns.num_columns, dtype=torch.float64, device=weight.device)

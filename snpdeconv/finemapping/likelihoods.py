@@ -21,6 +21,7 @@ from torch import Tensor
 from snpdeconv.finemapping.columns import Columns
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
 from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, refit_covariates
+from snpdeconv.stats.mixed_model import Covariance, Kinship, VarianceComponents, variance_components
 
 logger = logging.getLogger(__name__)
 
@@ -331,6 +332,98 @@ class Ascent:
     response: Tensor  # (N,) what effects and covariates explain by least squares
     elbo: tuple[float, ...]  # the bound after each sweep, or round of a logistic likelihood
     num_passes: int
+    background: Background | None = None
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a kinship explains beside the effects of a quantitative trait.
+
+    Attributes:
+        components: Heritability of the background and its error, given the effects.
+        covariance: V, in units of the residual's variance.
+        dual: (N,) V⁻¹ times what effects and covariates leave, times the heritability: the best linear
+            unbiased prediction of the background is the relationship to the samples times it.
+    """
+
+    components: VarianceComponents
+    covariance: Covariance
+    dual: NDArray[np.float64]
+
+    @property
+    def prediction(self) -> NDArray[np.float64]:
+        """(N,) best linear unbiased prediction of the background of the samples of the fit."""
+        dual = torch.from_numpy(self.dual).to(self.covariance.kinship.values.device)
+        return self.covariance.relate(dual[:, None])[:, 0].cpu().numpy()
+
+
+# Prior variance of an effect beside a background over its squared standard error, at least: smaller ones are
+# the background's.
+LEAST_OVER_ERROR = 4.0
+# Change of the heritability at which it counts as settled beside the effects, and rounds for that.
+SETTLED_HERITABILITY = 0.01
+MOST_ROUNDS = 6
+
+
+def fit_normal_mixed(
+    columns: Columns,
+    target: Tensor,
+    effects: SingleEffectSum,
+    *,
+    kinship: Kinship,
+    max_sweeps: int,
+    tolerance: float,
+    gram_bytes: int,
+    refine: bool,
+) -> Ascent:
+    """Linear regression on `target` (N,) beside a polygenic background of a kinship.
+
+    Effects are fitted under V of the heritability that their expectation leaves, in turns: a strong effect
+    would else be paid twice, by itself and by the relatives that share it. The first round takes all of the
+    trait for background, so that effects enter as they prove themselves against it.
+    """
+    energies, df = columns.energies(kinship), len(target) - (columns.basis.shape[1] - 1)
+    components = variance_components(kinship, target, columns.basis)
+    elbo: list[float] = []
+    num_passes = 0
+    effects.least_variance = LEAST_OVER_ERROR
+    for number in range(MOST_ROUNDS):
+        covariance = Covariance(kinship, components.heritability)
+        gram = LazyGram(columns, covariance=covariance, energies=energies, cache_bytes=gram_bytes)
+        weighted = gram.weighted(target[:, None])
+        total = float(target.double() @ weighted[:, 0])
+        effects.rebase(gram, gram.correlate(weighted)[:, 0])
+        climb = NormalClimb(effects=effects, noise=total / df, total=total, df=df, elbo=[])
+        settled = climb.run(max_sweeps=max_sweeps, tolerance=tolerance, spread=not effects.limit_passes)
+        left = target - _expected(effects, columns)
+        found = variance_components(kinship, left, columns.basis)
+        elbo, num_passes = [*elbo, *climb.elbo], num_passes + gram.num_passes
+        moved = abs(found.heritability - components.heritability)
+        if moved < SETTLED_HERITABILITY or number == MOST_ROUNDS - 1:
+            break
+        components = found
+    if not settled:
+        _warn_of_stop(max_sweeps)
+    if refine and not effects.limit_passes:
+        climb = refined(climb, partial(_higher_normal, tolerance=tolerance))
+        left = target - _expected(climb.effects, columns)
+    dual = components.heritability * gram.weighted(left[:, None])[:, 0]
+    return Ascent(
+        effects=climb.effects,
+        noise=climb.noise,
+        response=target,
+        elbo=tuple(elbo),
+        num_passes=num_passes,
+        background=Background(found, covariance, dual.cpu().numpy()),
+    )
+
+
+def _expected(effects: SingleEffectSum, columns: Columns) -> Tensor:
+    """(N,) expected sum of the effects, covariates projected out."""
+    weight = torch.zeros(columns.num_columns, dtype=torch.float64, device=columns.device)
+    for effect in effects.effects:
+        weight += effect.alpha * effect.mean
+    return columns.combine(weight)
 
 
 def fit_normal(

@@ -7,7 +7,9 @@ and no name. Shapes: N samples, V variants, P columns, C covariates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,10 +22,17 @@ from snpdeconv.console import track
 from snpdeconv.errors import InputError
 from snpdeconv.finemapping.columns import Columns, ExtraColumns, Scaling
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
-from snpdeconv.finemapping.likelihoods import Ascent, fit_logistic, fit_normal
+from snpdeconv.finemapping.likelihoods import (
+    Ascent,
+    Background,
+    fit_logistic,
+    fit_normal,
+    fit_normal_mixed,
+)
 from snpdeconv.finemapping.tiles import CODES_OF_BYTE
 from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, row_bytes
 from snpdeconv.stats.common import covariate_basis
+from snpdeconv.stats.mixed_model import Kinship
 
 Floats = NDArray[np.float64]
 
@@ -49,6 +58,9 @@ class SingleEffect:
     log_bayes_factor: float  # natural logarithm, of this effect against none given the others
     # share of the trait's variance (of a binary trait, of its logistic liability) beside covariates
     pve: float
+    # posterior probability that there is such an effect, at prior odds of one effect more than those that are
+    # sure
+    existence: float = 1.0
 
     @property
     def share(self) -> Floats:
@@ -73,6 +85,7 @@ class SingleEffectsFit:
     scaling: Scaling  # what turns genotypes into columns
     intercept: float  # of the linear predictor
     covariate_coefficients: Floats  # (C,) of the covariates as they were given
+    background: Background | None = None  # what a kinship explains beside the effects, where one was given
 
     @property
     def column_effect(self) -> Floats:
@@ -169,8 +182,13 @@ def joint_pip(fits: tuple[SingleEffectsFit, ...]) -> Floats:
 
 # Columns of an effect that are kept; the rest together weighs less.
 ALPHA_LEFT_OUT = 1e-6
+
 # Of a binary trait, dominance columns compete with dosages for effects of their own, and seldom win rightly.
 DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.1}
+# The same beside a polygenic background, where the odds are that what stands out is one dosage more.
+DOMINANCE_WEIGHT_BESIDE = 0.2
+# By Markov's inequality a Bayes factor of 20 has a probability of at most 1 in 20 where there is no effect.
+ENOUGH_EVIDENCE = math.log(20)
 LOGISTIC_VARIANCE = np.pi**2 / 3
 
 
@@ -183,7 +201,7 @@ class Settings:
     # spread over all SNPs and say nothing take most of the time.
     entry: float = 0.02
     # Prior weight of a SNP's dominance, its dosage alone being 1; 0 leaves it out. By default 1, of a binary
-    # trait 0.1.
+    # trait 0.1 and beside a kinship 0.2.
     dominance_weight: float | None = None
     max_sweeps: int = 100
     tolerance: float = 1e-3  # gain of the evidence bound at which to stop
@@ -207,6 +225,7 @@ def fit_single_effects(
     prior_weights: ArrayLike | None = None,
     without_dominance: NDArray[np.bool_] | None = None,
     extra: ExtraColumns | None = None,
+    kinship: Kinship | None = None,
     settings: Settings | None = None,
 ) -> SingleEffectsFit:
     """Finds the SNPs that a trait rests on, as a sum of effects each of which one SNP or pair carries.
@@ -220,7 +239,9 @@ def fit_single_effects(
 
     `target` (n,), covariates (n, C; no intercept) and `extra` are of the samples in `rows` (n,), all by
     default. `prior_weights` (V,) are relative. `without_dominance` (V,) marks SNPs that act by their dosage
-    alone, such as those of which men have one copy: among these, a heterozygote is a woman.
+    alone, such as those of which men have one copy: among these, a heterozygote is a woman. Beside a
+    `kinship` of the samples, a quantitative trait has a polygenic background: effects have to stand out from
+    what relatives, or very many weak effects, have in common.
     """
     settings = settings or Settings()
     truth = np.asarray(target, dtype=np.float64)
@@ -228,9 +249,9 @@ def fit_single_effects(
     given = np.empty((len(truth), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     basis = covariate_basis(given, num_samples=len(given))
     _check(cohort, truth, basis=basis, kind=kind)
-    dominance_weight = (
-        DOMINANCE_WEIGHT[kind] if settings.dominance_weight is None else settings.dominance_weight
-    )
+    dominance_weight = settings.dominance_weight
+    if dominance_weight is None:
+        dominance_weight = DOMINANCE_WEIGHT[kind] if kinship is None else DOMINANCE_WEIGHT_BESIDE
     columns = Columns(
         cohort,
         basis=basis,
@@ -256,6 +277,8 @@ def fit_single_effects(
     )
     trait = torch.from_numpy(truth).to(columns.device)
     ascend = fit_normal if kind == "quantitative" else fit_logistic
+    if kinship is not None and kind == "quantitative":
+        ascend = partial(fit_normal_mixed, kinship=kinship)
     ascent = ascend(
         columns,
         trait,
@@ -376,15 +399,19 @@ def _result(
     response = ascent.response.cpu().numpy()
     left = response - columns.basis.cpu().numpy() @ (columns.basis.cpu().numpy().T @ response)
     total = float(left @ left) / len(left) if kind == "quantitative" else sum(explained) + LOGISTIC_VARIANCE
+    num_sure = sum(effect.log_bayes_factor >= ENOUGH_EVIDENCE for effect in found)
+    existence = [float(special.expit(effect.log_bayes_factor + math.log1p(num_sure))) for effect in found]
     effects = tuple(
-        _sparse(effect, columns, pve=variance / total)
-        for effect, variance in zip(found, explained, strict=True)
+        _sparse(effect, columns, pve=variance / total, existence=exists)
+        for effect, variance, exists in zip(found, explained, existence, strict=True)
     )
     missed = np.ones(columns.num_variants)
     column_missed = np.ones(columns.num_columns)
-    for effect in found:
-        missed *= 1 - _by_snp(effect.alpha, effect.both, columns)
-        column_missed *= 1 - effect.alpha.cpu().numpy()
+    for effect, exists in zip(found, existence, strict=True):
+        # Beside a background, what is weak is rather a part of that.
+        certain = 1.0 if ascent.background is None else exists
+        missed *= 1 - certain * _by_snp(effect.alpha, effect.both, columns)
+        column_missed *= 1 - certain * effect.alpha.cpu().numpy()
     if not columns.dominance:  # Then they are certainly not effects.
         column_missed = np.insert(column_missed, columns.num_variants, np.ones(columns.num_variants))
     if columns.device.type == "cpu":
@@ -393,7 +420,10 @@ def _result(
         of_dosage, of_het, of_extra = columns.scaling.coefficients(*weights_of(effects))
         score = columns.score(of_dosage, of_het).cpu().numpy() + extra.astype(np.float64) @ of_extra
     design = np.hstack([np.ones((len(score), 1)), covariates])
-    coefficients = np.asarray(np.linalg.lstsq(design, response - score, rcond=None)[0], dtype=np.float64)
+    sides = np.column_stack([response - score, design])
+    if ascent.background is not None:
+        sides = ascent.background.covariance.whiten(torch.from_numpy(sides).to(columns.device)).cpu().numpy()
+    coefficients = np.asarray(np.linalg.lstsq(sides[:, 1:], sides[:, 0], rcond=None)[0], dtype=np.float64)
     return SingleEffectsFit(
         pip=1 - missed,
         next_effect=_by_snp(*ascent.effects.next_effect(noise=ascent.noise), columns),
@@ -406,6 +436,7 @@ def _result(
         scaling=columns.scaling,
         intercept=float(coefficients[0]),
         covariate_coefficients=coefficients[1:],
+        background=ascent.background,
     )
 
 
@@ -425,7 +456,7 @@ def _by_snp(alpha: Tensor, both: Tensor, columns: Columns) -> Floats:
     return np.clip(total, 0.0, 1.0)
 
 
-def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
+def _sparse(effect: Effect, columns: Columns, *, pve: float, existence: float) -> SingleEffect:
     alpha, mean, second = (values.cpu().numpy() for values in (effect.alpha, effect.mean, effect.second))
     order = np.argsort(-alpha, kind="stable")
     held = np.cumsum(alpha[order])
@@ -440,5 +471,6 @@ def _sparse(effect: Effect, columns: Columns, *, pve: float) -> SingleEffect:
         variants=columns.variants[chosen],
         prior_variance=effect.prior_variance,
         log_bayes_factor=effect.log_bayes_factor,
+        existence=existence,
         pve=pve,
     )
