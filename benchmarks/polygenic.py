@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from machine import write_results
-from polygenic_cells import CELLS, REPORT_SEEDS, TUNING_SEEDS
+from mice import mouse_cells
+from polygenic_cells import REPORT_SEEDS, SIMULATED, TUNING_SEEDS
 from polygenic_methods import METHODS, judge
 from ranking import append, choose, measured, read_cache, seed_list, use_one_thread
 from ranking_report import share
@@ -28,6 +29,8 @@ from snpdeconv.version import code_version
 
 WORK = Path("build/bench-polygenic")
 LIBRARIES = ("numpy", "scipy", "msprime", "pysusie", "susieinf")
+
+CELLS = SIMULATED | mouse_cells()
 
 Record = dict[str, Any]
 
@@ -62,6 +65,14 @@ def run_job(job: Job) -> list[str]:
             flush=True,
         )
     return failed
+
+
+def run_all(jobs: list[Job], *, workers: int) -> list[str]:
+    if workers == 1:
+        return [message for job in jobs for message in run_job(job)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        return [message for messages in pool.map(run_job, jobs) for message in messages]
 
 
 def summary(records: list[Record]) -> Record:
@@ -162,6 +173,8 @@ def main() -> None:
     use_one_thread()
     if "susie_inf" not in METHODS:
         print("susieinf is not installed: SuSiE-inf is LEFT OUT", file=sys.stderr)
+    if CELLS == SIMULATED:
+        print("SNPDECONV_MICE names no folder: the cells of real mice are LEFT OUT", file=sys.stderr)
     if arguments.list:
         print("cells:", *CELLS, "methods:", *METHODS, sep="\n  ")
         return
@@ -182,9 +195,7 @@ def main() -> None:
             if missing := tuple(m for m in methods if m not in done):
                 jobs.append(Job(cell=cell, seed=seed, methods=missing, cache=cache))
     print(f"{sum(len(job.methods) for job in jobs)} runs", flush=True)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
-        failed = [message for messages in pool.map(run_job, jobs) for message in messages]
+    failed = run_all(jobs, workers=arguments.workers)
     for message in failed:
         print(message, file=sys.stderr)
     if failed:

@@ -81,9 +81,9 @@ def polygenic(seed: int, *, background: float, prevalence: float | None = None) 
     codes, variants = _unrelated(seed)
     rng = np.random.default_rng([TRAIT_STREAM, seed])
     z = standardised(codes)
-    causal, sparse = _sparse(z, NUM_CAUSAL, rng)
+    causal, sparse = choose_sparse(z, NUM_CAUSAL, rng)
     shared = z @ rng.normal(size=z.shape[1])
-    trait = _sum([(SPARSE_PVE, sparse), (background, shared)], rng)
+    trait = sum_of_parts([(SPARSE_PVE, sparse), (background, shared)], rng)
     if prevalence is not None:
         trait = (trait >= np.quantile(trait, 1 - prevalence)).astype(np.float64)
     kind: Kind = "quantitative" if prevalence is None else "binary"
@@ -112,7 +112,7 @@ def mixed_architecture(seed: int, *, num_weak: int, weak: float, background: flo
         (LOCUS_H2 * weak, z[:, small] @ faint),
         (LOCUS_H2 * background, z @ rng.normal(size=z.shape[1])),
     ]
-    trait = _sum(parts, rng)
+    trait = sum_of_parts(parts, rng)
     return Study(PackedGenotypes.from_codes(codes), trait, "quantitative", variants, np.sort(large))
 
 
@@ -149,7 +149,7 @@ def family_study(
     codes = people.alleles.sum(axis=1, dtype=np.uint8)
     typed = people.chromosome < NUM_TYPED
     rng = np.random.default_rng([TRAIT_STREAM, seed])
-    causal, signal = _sparse(standardised(codes[:, typed]), NUM_CAUSAL, rng)
+    causal, signal = choose_sparse(standardised(codes[:, typed]), NUM_CAUSAL, rng)
     unseen = standardised(codes[:, ~typed])
     shared = unseen @ rng.normal(size=unseen.shape[1])
     home = pedigree().household
@@ -158,7 +158,7 @@ def family_study(
     num_typed = int(typed.sum())
     return Study(
         genotypes=PackedGenotypes.from_codes(codes[:, typed]),
-        trait=_sum(parts, rng),
+        trait=sum_of_parts(parts, rng),
         kind="quantitative",
         variants=Variants.build(
             variant_id=[f"rs{snp}" for snp in range(num_typed)],
@@ -171,13 +171,13 @@ def family_study(
     )
 
 
-def _sparse(z: Floats, num: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Floats]:
+def choose_sparse(z: Floats, num: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Floats]:
     """Indices (num,) of SNPs drawn from all alike, and the sum (N,) of their normal effects."""
     causal = np.sort(rng.choice(z.shape[1], num, replace=False))
     return causal, z[:, causal] @ rng.normal(size=num)
 
 
-def _sum(parts: list[tuple[float, Floats]], rng: np.random.Generator) -> Floats:
+def sum_of_parts(parts: list[tuple[float, Floats]], rng: np.random.Generator) -> Floats:
     """(N,) sum of the parts, each scaled to its share of the variance, and noise for the rest."""
     rest = 1 - sum(share for share, _ in parts)
     total = np.sqrt(rest) * _unit(rng.normal(size=len(parts[0][1])))
@@ -206,7 +206,7 @@ FAMILIES = {
     "sibships household": {"pedigree": SIBSHIPS, "household": 0.3},
     "cousins": {"pedigree": COUSINS, "background": 0.5},
 }
-CELLS: dict[str, Callable[[int], Study]] = {
+SIMULATED: dict[str, Callable[[int], Study]] = {
     "polygenic .3": functools.partial(polygenic, background=0.3),
     "polygenic .5": functools.partial(polygenic, background=0.5),
     "S1": functools.partial(mixed_architecture, num_weak=5, weak=0.35, background=0.15),
@@ -219,4 +219,4 @@ CELLS: dict[str, Callable[[int], Study]] = {
     "binary .1": functools.partial(polygenic, background=0.3, prevalence=0.1),
     "binary .3": functools.partial(polygenic, background=0.3, prevalence=0.3),
 }
-"""Makes the study of a seed, for every row of the benchmark."""
+"""Makes the study of a seed, for every simulated row of the benchmark."""
