@@ -30,6 +30,7 @@ from snpdeconv.cli_options import (
     Extract,
     Genotypes,
     Groups,
+    Interactions,
     Keep,
     Name,
     Overrides,
@@ -38,6 +39,7 @@ from snpdeconv.cli_options import (
     Remove,
     Threads,
     Trait,
+    interaction_override,
     refuse_repeated_options,
     selection_of,
 )
@@ -198,6 +200,7 @@ def train(
     ] = None,
     preset: Preset = "small_cpu",
     covariate_columns: CovariateColumns = None,
+    interaction: Interactions = None,
     keep: Keep = None,
     remove: Remove = None,
     extract: Extract = None,
@@ -220,7 +223,8 @@ def train(
     """
     from snpdeconv.config import load_config
 
-    settings = list(overrides or []) + ([] if seed is None else [f"training.seed={seed}"])
+    settings = [*(overrides or []), *interaction_override(interaction)]
+    settings += [] if seed is None else [f"training.seed={seed}"]
     config = load_config(preset, overrides=settings)
 
     from snpdeconv.launch.inputs import check_inputs
@@ -300,6 +304,7 @@ def rank(
         ),
     ] = None,
     covariate_columns: CovariateColumns = None,
+    interaction: Interactions = None,
     keep: Keep = None,
     remove: Remove = None,
     extract: Extract = None,
@@ -313,6 +318,7 @@ def rank(
 
     Without one, give --genotypes, --phenotypes and --trait; with one, --model or --run.
     """
+    overrides = [*(overrides or []), *interaction_override(interaction)]
     if run is not None or model is not None:
         own = {
             "--covariate-columns": covariate_columns,
@@ -335,7 +341,7 @@ def rank(
             covariates=covariates,
             keep=keep,
             remove=remove,
-            overrides=overrides or [],
+            overrides=overrides,
         )
     else:
         if genotypes is None or phenotypes is None or trait is None:
@@ -350,7 +356,7 @@ def rank(
         from snpdeconv.launch.inputs import check_inputs
         from snpdeconv.pipelines.run_folder import Inputs
 
-        config = load_config(preset or "small_cpu", overrides=overrides or [])
+        config = load_config(preset or "small_cpu", overrides=overrides)
         # Before torch is loaded: a mistyped name is told at once.
         inputs = check_inputs(
             Inputs.from_paths(
@@ -422,6 +428,8 @@ def _print_ranking(result: RankResult) -> None:
             line += f"  {'-':>7}" if effect is None else f"  {effect:+7.3f}"
             line += f"  on {shortened(snp['class'], limit=24)}" if snp.get("class") else ""
             line += f"  in a pair with {shortened(snp['pair_with'], limit=24)}" if snp["pair_with"] else ""
+            with_ = snp.get("interacts_with")
+            line += f"  interacts with {shortened(with_, limit=24)}" if with_ else ""
         else:
             line += f"{snp['score']:9.3g}"
         print(line)
@@ -430,11 +438,13 @@ def _print_ranking(result: RankResult) -> None:
         pairs = f"{found['pairs']:.0f} pairs of probability over .5"
         if not found["pairs_searched"]:
             pairs = "pairs not looked for"
+        if "interactions" in result.paths:
+            pairs += f"; {found['interactions']:.0f} interactions with covariates"
         print(
             f"{found['credible_sets']:.0f} credible sets; {pairs}; "
             f"explained variance {found['pve']:.2f} ({found['pve_low']:.2f} to {found['pve_high']:.2f})"
         )
-    for name in ("ranking", "credible_sets", "pairs", "blocks"):
+    for name in ("ranking", "credible_sets", "pairs", "interactions", "blocks"):
         if name in result.paths:
             print(f"{name.replace('_', ' '):<14}{result.paths[name]}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,12 @@ Groups = Annotated[
 Name = Annotated[str | None, typer.Option(metavar="MODEL", help="Name in the registry [the trait].")]
 CovariateColumns = Annotated[
     str | None, typer.Option(metavar="A,B", help="The covariates used, of the table's columns [all].")
+]
+Interactions = Annotated[
+    str | None,
+    typer.Option(
+        "--interaction", metavar="A,B", help="Covariates that may change what a SNP does: test for that."
+    ),
 ]
 Keep = Annotated[Path | None, typer.Option(metavar="FILE", help="Use these people only: FID IID a line.")]
 Remove = Annotated[Path | None, typer.Option(metavar="FILE", help="Leave these people out.")]
@@ -89,6 +96,14 @@ def selection_of(
         "exclude": exclude,
         "chrom": chrom,
     }
+
+
+def interaction_override(interactions: str | None) -> list[str]:
+    """The option of that name as an assignment to the setting; none where it is not given."""
+    if interactions is None:
+        return []
+    names = [name.strip() for name in interactions.split(",") if name.strip()]
+    return [f"interpretation.interactions={json.dumps(names)}"]
 
 
 class StrictCommand(TyperCommand):

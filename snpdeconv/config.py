@@ -247,6 +247,7 @@ class InterpretationConfig(Section):
     coverage: float = Field(ge=0.5, lt=1.0)
     pairs: bool | Literal["auto"]
     max_pair_tests: float = Field(default=3e12, gt=0.0)
+    interactions: tuple[str, ...] = ()
     normal_scores: bool | Literal["auto"]
     num_permutations: int = Field(ge=0, le=100, validation_alias=AliasChoices("num_permutations", "decoys"))
     max_effects: int = Field(default=20, ge=1)
@@ -254,7 +255,7 @@ class InterpretationConfig(Section):
     gradient_steps: int = Field(ge=2)
     max_samples: int = Field(ge=1)
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods", "interactions", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -6,7 +6,7 @@ columns call the permuted SNPs decoys. Shapes: N samples, V variants, O outputs,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,7 @@ def permutation_scores(
     covariates: ArrayLike | None = None,
     prior_weights: ArrayLike | None = None,
     pairs: bool = True,
+    interactions: Sequence[int] = (),
     settings: Settings | None = None,
     draws: Iterable[int] = range(10),
     seed: int = 0,
@@ -48,8 +49,9 @@ def permutation_scores(
     A permutation gives every sample the whole genotype of another: frequencies, LD and the number of tests
     stay, and nothing is left that could be associated. The permuted SNPs meet the real ones in one fit: what
     these explain, the linear predictor of `found`, stands in it as a covariate, and the permuted SNPs compete
-    for the rest, as real SNPs without effect do, singly, by their dominance and in pairs. The null tells what
-    chance does, not structure: a confounder that the covariates leave is not among what it estimates.
+    for the rest, as real SNPs without effect do, singly, by their dominance, in pairs and with covariates.
+    The null tells what chance does, not structure: a confounder that the covariates leave is not among what
+    it estimates.
 
     All but the last two arguments are those of the fit. `draws` numbers the permutations; one rests on its
     number and the seed alone, so that several machines can share them. Each takes about as long as the fit of
@@ -72,6 +74,7 @@ def permutation_scores(
                 covariates=beside,
                 prior_weights=prior_weights,
                 pairs=pairs,
+                interactions=interactions,
                 settings=settings,
             ).score
         except InputError as error:

@@ -1,11 +1,13 @@
-"""Fine mapping of one trait: single effects of dosage, dominance and pairs, fitted as one sum.
+"""Fine mapping of one trait: single effects of dosage, dominance, pairs and interactions, fitted as one sum.
 
-Owns the order of fits and scans, the prior of pairs, and the terms that predict other samples; knows no file
-and no name. Shapes: N samples, V variants, P pairs, O outputs, C covariates.
+Owns the order of fits and scans, the prior of pairs and of interactions, and the terms that predict other
+samples; knows no file and no name. Shapes: N samples, V variants, P pairs, E interactions (products of a SNP
+and a covariate), O outputs, C covariates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from snpdeconv.epistasis import PairScan, scan_pairs
+from snpdeconv.epistasis import CovariateScan, PairScan, scan_covariates, scan_pairs
 from snpdeconv.epistasis.dosages import Dosages, products
-from snpdeconv.errors import InputError
+from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.finemapping import (
     ExtraColumns,
     Settings,
@@ -24,6 +26,7 @@ from snpdeconv.finemapping import (
     fit_single_effects,
     joint_pip,
 )
+from snpdeconv.finemapping.interactions import InteractionEffects, centred_squares, interaction_columns
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, snp_weights
 from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
@@ -67,13 +70,21 @@ class PairColumns:
             scale=scale,
         )
 
+    @property
+    def extra(self) -> ExtraColumns:
+        """As they join a fit: all pairs that were tested share one weight."""
+        each = PAIRS_WEIGHT / max(1, self.num_tested)
+        return ExtraColumns(self.values, self.pairs, np.full(len(self.pairs), each))
 
-def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) -> Terms:
+
+def fitted_terms(
+    fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None, *, num_covariates: int
+) -> Terms:
     """Terms of which the linear predictors of O fits are made; the fits, and `pairs`, share columns.
 
     A SNP has a term of its standardised dosage and one of its dominance, a pair one of the product of both
     standardised dosages; what the dosages explain of the product is taken out of their own terms and of the
-    intercept.
+    intercept. Interactions and the squares of their covariates, which have the last columns, have none.
     """
     scaling = fits[0].scaling
     dosage, het, extra = (np.stack(parts) for parts in zip(*map(_standardised, fits), strict=True))
@@ -82,7 +93,7 @@ def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) 
         paired, product = np.empty((0, 2), dtype=np.int64), np.empty((len(fits), 0))
         z_value = np.empty((0, 2, NUM_CODES))
     else:
-        kept = np.flatnonzero(extra.any(axis=0))
+        kept = np.flatnonzero(extra[:, : len(pairs.pairs)].any(axis=0))
         paired, product = pairs.pairs[kept], extra[:, kept] * pairs.scale[kept]
         intercept = intercept - product @ pairs.offset[kept]
         for side, variant in enumerate(paired.T):
@@ -111,13 +122,13 @@ def fitted_terms(fits: tuple[SingleEffectsFit, ...], pairs: PairColumns | None) 
         second_value=np.concatenate([np.ones((num_single, NUM_CODES)), z_value[:, 1]]),
         weight=np.hstack([dosage[:, own], het[:, dominant], product]),
         intercept=intercept,
-        covariate_weight=np.stack([fit.covariate_coefficients for fit in fits]),
+        covariate_weight=np.stack([fit.covariate_coefficients[:num_covariates] for fit in fits]),
     )
 
 
 def pair_part(fit: SingleEffectsFit, pairs: PairColumns) -> Floats:
     """(N,) what the pairs contribute to the linear predictor of the samples of the fit."""
-    return np.asarray(pairs.values @ _standardised(fit)[2], dtype=np.float64)
+    return np.asarray(pairs.values @ _standardised(fit)[2][: len(pairs.pairs)], dtype=np.float64)
 
 
 def _standardised(fit: SingleEffectsFit) -> tuple[Floats, Floats, Floats]:
@@ -151,7 +162,7 @@ def inherited(fit: SingleEffectsFit, pairs: PairColumns) -> NDArray[np.float64]:
     Among SNPs in LD, that a pair rests on one of them says which of them another signal nearby is of. Single
     SNPs pass nothing on to pairs.
     """
-    paired = fit.column_pip[2 * len(fit.pip) :]
+    paired = fit.column_pip[2 * len(fit.pip) :][: len(pairs.pairs)]
     missed = np.ones(len(fit.pip))
     for variants in pairs.pairs.T:
         np.multiply.at(missed, variants, 1 - paired)
@@ -192,6 +203,7 @@ class Deconvolution:
     kind: TraitKind
     fits: tuple[SingleEffectsFit, ...]  # one, or one a class, that class against the rest
     pairs: PairEffects
+    interactions: InteractionEffects
     pip: Floats  # (V,) probability that a SNP takes part in any effect
     # (V,) posterior mean effect of a standard deviation of a SNP's dosage, given that it acts; NaN where no
     # effect may rest on it
@@ -200,7 +212,7 @@ class Deconvolution:
     strongest: NDArray[np.int64]
     # (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing
     score: Floats
-    terms: Terms  # what predicts the trait of other samples
+    terms: Terms  # what predicts the trait of other samples, interactions with covariates left out
     fitted: Floats  # (N, O) linear predictor of the samples of the fit
 
 
@@ -215,14 +227,20 @@ def deconvolve(
     covariates: ArrayLike | None = None,
     prior_weights: ArrayLike | None = None,
     pairs: bool = True,
+    interactions: Sequence[int] = (),
     settings: Settings | None = None,
 ) -> Deconvolution:
-    """Takes a trait apart into effects of single SNPs, their dominance and pairs of SNPs.
+    """Takes a trait apart into effects of single SNPs, their dominance, pairs and interactions.
 
     Dosages and dominance columns are fitted first; all pairs are scanned on what they leave, and the pairs
     found join the fit. Where single SNPs that had stood for pairs gave way to them, the scan is made once
     more on what dosages and dominance columns alone now leave, and its pairs replace the first ones. In a
     last fit the prior of the SNPs of pairs is larger (`inherited`).
+
+    `interactions` are the columns of the covariates that may change what a SNP does. Their products with all
+    SNPs are tested on what is left before the last fit, and those that pass join it; a robust test that sees
+    less than the likelihood, as where the residual's variance goes with the covariate, lowers their prior by
+    as much. The square of each such covariate that is no indicator is a covariate too.
 
     `target` (N,) and covariates (N, C; no intercept) are of the samples in `rows`, all by default; classes
     are indices, each fitted against the rest, without pairs. SNPs of X, Y and MT have no dominance.
@@ -236,7 +254,14 @@ def deconvolve(
             where="chrom",
             hint="give one value a variant",
         )
+    given = np.empty((cohort.num_samples, 0)) if covariates is None else np.asarray(covariates)
     if kind == "multiclass":
+        if interactions:
+            raise ConfigError(
+                "interactions need a quantitative or binary trait",
+                where="interactions",
+                hint="leave them out, or rank one class against the rest",
+            )
         fits = fit_one_against_rest(
             cohort,
             target,
@@ -245,32 +270,33 @@ def deconvolve(
             without_dominance=np.isin(chrom, HAPLOID),
             settings=settings,
         )
-        return _joined(kind, fits, columns=None, found=None)
+        return _joined(kind, fits, num_covariates=given.shape[1])
     study = _Study(
         cohort=cohort,
         truth=np.asarray(target, dtype=np.float64),
         kind=kind,
         chrom=chrom,
         position_bp=position_bp,
-        covariates=covariates,
+        covariates=np.hstack([given, centred_squares(given[:, list(interactions)])]),
         prior_weights=snp_weights(prior_weights, num_variants=cohort.num_variants),
         settings=settings,
     )
-    if not pairs:
-        return _joined(kind, (study.fit(None),), columns=None, found=None)
-    single = study.fit(None, refine=False).fitted
-    found, columns = study.scan(single)
-    weights = None
-    # Pairs too weak to act in any fit need none to tell.
-    if (found.t**2).max(initial=0.0) / 2 > np.log(WEAK * max(1, found.num_tested) / PAIRS_WEIGHT):
-        earlier = study.fit(columns, refine=False)
-        left = earlier.fitted - pair_part(earlier, columns)
-        if np.var(left - single) > GIVEN_WAY * study.noise(left):
-            found, columns = study.scan(left)
-            earlier = study.fit(columns, refine=False)
-        weights = study.prior_weights + inherited(earlier, columns) * (study.prior_weights > 0)
-    fit = study.fit(columns, prior_weights=weights)
-    return _joined(kind, (fit,), columns=columns, found=found)
+    if not (pairs or interactions):
+        return _joined(kind, (study.fit(None),), num_covariates=given.shape[1])
+    linear = study.fit(None, refine=False).fitted
+    found, columns, weights = None, None, None
+    if pairs:
+        found, columns, weights, linear = study.find_pairs(linear)
+    scan = study.scan_interactions(linear, given[:, list(interactions)]) if interactions else None
+    fit = study.fit(columns, scan, prior_weights=weights)
+    return _joined(
+        kind,
+        (fit,),
+        num_covariates=given.shape[1],
+        columns=columns,
+        found=found,
+        interactions=None if scan is None else InteractionEffects.of(fit, scan, covariates=interactions),
+    )
 
 
 @dataclass(frozen=True)
@@ -280,21 +306,29 @@ class _Study:
     kind: Literal["quantitative", "binary"]
     chrom: NDArray[np.object_]
     position_bp: NDArray[np.int64]
-    covariates: ArrayLike | None
+    covariates: Floats
     prior_weights: Floats
     settings: Settings
 
     def fit(
-        self, columns: PairColumns | None, *, prior_weights: Floats | None = None, refine: bool = True
+        self,
+        columns: PairColumns | None,
+        interactions: CovariateScan | None = None,
+        *,
+        prior_weights: Floats | None = None,
+        refine: bool = True,
     ) -> SingleEffectsFit:
         """Fits all columns; only the last fit has to look for a better optimum than the first one."""
         weights = self.prior_weights if prior_weights is None else prior_weights
+        parts = [] if columns is None else [columns.extra]
+        parts += [] if interactions is None else [interaction_columns(interactions)]
         extra = None
-        if columns is not None:
-            # The fit takes a SNP's weights relative to the sum of their dosages.
-            each = PAIRS_WEIGHT / max(1, columns.num_tested) / weights.sum()
+        if parts:
             extra = ExtraColumns(
-                values=columns.values, variants=columns.pairs, weight=np.full(len(columns.pairs), each)
+                values=np.hstack([part.values for part in parts]),
+                variants=np.concatenate([part.variants for part in parts]),
+                # The fit takes a SNP's weights relative to the sum of their dosages.
+                weight=np.concatenate([part.weight for part in parts]) / weights.sum(),
             )
         return fit_single_effects(
             self.cohort,
@@ -324,6 +358,32 @@ class _Study:
         )
         return found, columns
 
+    def find_pairs(self, single: Floats) -> tuple[PairScan, PairColumns, Floats | None, Floats]:
+        """Pairs beside what single SNPs predict; the SNPs' prior weights beside them; what all predict."""
+        found, columns = self.scan(single)
+        # Pairs too weak to act in any fit need none to tell.
+        if (found.t**2).max(initial=0.0) / 2 <= np.log(WEAK * max(1, found.num_tested) / PAIRS_WEIGHT):
+            return found, columns, None, single
+        earlier = self.fit(columns, refine=False)
+        left = earlier.fitted - pair_part(earlier, columns)
+        if np.var(left - single) > GIVEN_WAY * self.noise(left):
+            found, columns = self.scan(left)
+            earlier = self.fit(columns, refine=False)
+        weights = self.prior_weights + inherited(earlier, columns) * (self.prior_weights > 0)
+        return found, columns, weights, earlier.fitted
+
+    def scan_interactions(self, linear: Floats, modifiers: NDArray[np.generic]) -> CovariateScan:
+        """Tests products with covariates (N, K) in what a linear predictor without them leaves."""
+        mean = special.expit(linear) if self.kind == "binary" else None
+        return scan_covariates(
+            self.cohort,
+            self.truth - (linear if mean is None else mean),
+            modifiers,
+            covariates=self.covariates,
+            mean=mean,
+            device=self.settings.device,
+        )
+
     def noise(self, linear: Floats) -> float:
         """Variance that a linear predictor leaves, on its own scale."""
         return LOGISTIC_VARIANCE if self.kind == "binary" else float(np.var(self.truth - linear))
@@ -333,8 +393,10 @@ def _joined(
     kind: TraitKind,
     fits: tuple[SingleEffectsFit, ...],
     *,
-    columns: PairColumns | None,
-    found: PairScan | None,
+    num_covariates: int,
+    columns: PairColumns | None = None,
+    found: PairScan | None = None,
+    interactions: InteractionEffects | None = None,
 ) -> Deconvolution:
     pip = joint_pip(fits)
     strongest = np.argmax([fit.pip for fit in fits], axis=0)
@@ -344,11 +406,12 @@ def _joined(
         kind=kind,
         fits=fits,
         pairs=_pair_effects(fits[0], columns, found),
+        interactions=InteractionEffects.none() if interactions is None else interactions,
         pip=pip,
         effect=effects[strongest, np.arange(len(pip))],
         strongest=strongest,
         score=1 - (1 - pip) * (1 - 0.5 * further),
-        terms=fitted_terms(fits, columns),
+        terms=fitted_terms(fits, columns, num_covariates=num_covariates),
         fitted=np.column_stack([fit.fitted for fit in fits]),
     )
 
@@ -357,14 +420,15 @@ def _pair_effects(fit: SingleEffectsFit, columns: PairColumns | None, found: Pai
     if columns is None or found is None:
         nothing, none = np.empty(0), np.empty(0, dtype=np.int64)
         return PairEffects(none, none, nothing, nothing, nothing, nothing)
-    first_extra = len(fit.column_pip) - len(found)
-    pip = fit.column_pip[first_extra:]
+    first = 2 * len(fit.pip)
+    of_pairs = slice(first, first + len(found))
+    pip = fit.column_pip[of_pairs]
     of_clump = found.q_value[found.leads]
     order = np.lexsort((-found.neg_log10_p, -pip))
     return PairEffects(
         first=found.i[order],
         second=found.j[order],
-        effect=fit.column_effect[first_extra:][order],
+        effect=fit.column_effect[of_pairs][order],
         pip=pip[order],
         neg_log10_p=found.neg_log10_p[order],
         q_value=of_clump[found.clump][order],

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from snpdeconv.epistasis import pair_columns
 from snpdeconv.finemapping.columns import Scaling
+from snpdeconv.finemapping.interactions import InteractionEffects
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, SingleEffect, SingleEffectsFit
 from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.ld import Blocks, draw_rows
@@ -47,6 +48,7 @@ def block_pve(
     blocks: Blocks,
     rows: NDArray[np.integer] | None = None,
     covariates: ArrayLike | None = None,
+    interactions: InteractionEffects | None = None,
     num_draws: int = 200,
     seed: int = 0,
 ) -> BlockPVE:
@@ -60,7 +62,7 @@ def block_pve(
     Of classes, each fitted against the rest, a block has the share of the class of which it explains most,
     and so has the total.
 
-    `rows` and covariates (n, C) are as given to the fit.
+    `rows` and covariates (n, C) are as given to the fit, `interactions` those of its last columns.
     """
     num_fitted = genotypes.num_samples if rows is None else len(rows)
     chosen = draw_rows(num_fitted, rows=None, max_rows=MAX_ROWS, seed=seed)
@@ -75,6 +77,7 @@ def block_pve(
             blocks=blocks,
             rows=fitted,
             basis=basis,
+            modifiers=None if interactions is None else given[np.ix_(chosen, interactions.covariate)],
             num_draws=num_draws,
             rng=np.random.default_rng([seed, number]),
         )
@@ -102,12 +105,13 @@ def _draw_shares(
     blocks: Blocks,
     rows: NDArray[np.int64],
     basis: Floats,
+    modifiers: Floats | None,
     num_draws: int,
     rng: np.random.Generator,
 ) -> Floats:
     """(D, K + 1) shares of the blocks and, last, of all of them."""
     acting = _Acting.drawn(fit, num_draws=num_draws, rng=rng)
-    correlation = _correlation(fit, genotypes, rows=rows, acting=acting, basis=basis)
+    correlation = _correlation(fit, genotypes, rows=rows, acting=acting, basis=basis, modifiers=modifiers)
     size = acting.draw_sizes(correlation, rng=rng)
     variance = np.zeros((num_draws, len(blocks) + 1))
     variance[:, -1] = _variances(size, correlation)
@@ -212,18 +216,31 @@ def _correlation(
     rows: NDArray[np.int64],
     acting: _Acting,
     basis: Floats,
+    modifiers: Floats | None,
 ) -> Floats:
-    """(P, P) correlation of the columns that act, covariates projected out."""
+    """(P, P) correlation of the columns that act, covariates projected out.
+
+    The last columns of the fit are dosages times `modifiers` (n, E).
+    """
     used = np.unique(acting.variants[acting.variants >= 0])
     variants = np.where(acting.variants < 0, -1, np.searchsorted(used, acting.variants))
     cohort = genotypes.take(rows=rows, columns=used)
     single, paired = np.flatnonzero(variants[:, 1] < 0), np.flatnonzero(variants[:, 1] >= 0)
     values = np.empty((len(rows), len(variants)), dtype=np.float32)
     value_of_code = _values_of_codes(
-        fit.scaling, acting.variants[single, 0], is_dominance=acting.column[single] >= len(fit.pip)
+        fit.scaling,
+        acting.variants[single, 0],
+        is_dominance=(acting.column[single] >= len(fit.pip)) & (acting.column[single] < 2 * len(fit.pip)),
     )
     codes = cohort.codes(columns=variants[single, 0])
     values[:, single] = value_of_code[np.arange(len(single)), codes]
+    if modifiers is not None:
+        # The product without what its dosage explains.
+        place = acting.column[single] - (len(fit.column_pip) - modifiers.shape[1])
+        for column, one in zip(single[place >= 0], place[place >= 0], strict=True):
+            dosage = values[:, column]
+            product = dosage * (modifiers[:, one] - modifiers[:, one].mean())
+            values[:, column] = product - dosage * ((product @ dosage) / max(dosage @ dosage, 1e-30))
     if len(paired):
         values[:, paired] = pair_columns(cohort, variants[paired])
     values -= basis @ (basis.T @ values)

@@ -19,7 +19,8 @@ from scipy import stats
 from snpdeconv.errors import ConfigError
 from snpdeconv.files import replacing
 from snpdeconv.finemapping import CredibleSet, SingleEffectsFit
-from snpdeconv.finemapping.joint import PairEffects
+from snpdeconv.finemapping.interactions import InteractionEffects
+from snpdeconv.finemapping.joint import Deconvolution, PairEffects
 from snpdeconv.finemapping.pve import BlockPVE
 from snpdeconv.genetics.ld import Blocks
 from snpdeconv.genetics.variants import Variants
@@ -45,6 +46,9 @@ class Posterior:
     # (V,) class of the trait that `effect` tells from the rest; None where there is no effect; None
     # altogether for a trait without such classes
     trait_class: NDArray[np.object_] | None = None
+    # (V,) name of the covariate that probably changes what the SNP does, None for most; None altogether where
+    # no interactions were asked for
+    interacts_with: NDArray[np.object_] | None = None
 
 
 def build_ranking(
@@ -64,7 +68,8 @@ def build_ranking(
 
     Columns are rank (1 to V), variant_id, chrom, pos, counted_allele, other_allele, block, score (that of
     `final`, or -log10 of rank / (V + 1) where pip decides), with a posterior pip, effect, class (of a trait
-    that has them), credible_set (missing for most), pair_with and q_value, and then one for each method in
+    that has them), credible_set (missing for most), pair_with, interacts_with (where interactions were asked
+    for) and q_value, and then one for each method in
     the order of `scores` that ``score`` is not a copy of; ``marginal`` is always there.
     """
     by_pip = posterior is not None and final in ("single_effects", "ensemble")
@@ -74,9 +79,10 @@ def build_ranking(
         table = table.assign(pip=posterior.pip.round(PIP_DECIMALS), effect=posterior.effect)
         if posterior.trait_class is not None:
             table["class"] = posterior.trait_class
-        table = table.assign(
-            credible_set=posterior.credible_set, pair_with=posterior.pair_with, q_value=posterior.q_value
-        )
+        table = table.assign(credible_set=posterior.credible_set, pair_with=posterior.pair_with)
+        if posterior.interacts_with is not None:
+            table["interacts_with"] = posterior.interacts_with
+        table = table.assign(q_value=posterior.q_value)
         if by_pip:
             keys = [table["pip"].to_numpy(), scores["single_effects"]]
     copied = "ensemble" if by_pip else final
@@ -131,8 +137,8 @@ def combine(
     return combined
 
 
-# Inclusion probability above which a pair counts as found.
-LIKELY_PAIR = 0.5
+# Inclusion probability above which a pair or an interaction counts as found.
+LIKELY = 0.5
 
 
 def set_name(place: int) -> str:
@@ -152,10 +158,31 @@ def partner_of_variant(pairs: PairEffects, *, variants: Variants) -> NDArray[np.
     """(V,) ID of the other SNP of each variant's most probable pair; None where no pair is likely."""
     partner = np.full(len(variants), None, dtype=object)
     for pair in np.argsort(pairs.pip, kind="stable"):
-        if pairs.pip[pair] > LIKELY_PAIR:
+        if pairs.pip[pair] > LIKELY:
             sides = [pairs.first[pair], pairs.second[pair]]
             partner[sides] = variants.variant_id[sides[::-1]]
     return partner
+
+
+def covariate_of_variant(found: Deconvolution, *, names: Mapping[str, int]) -> NDArray[np.object_] | None:
+    """(V,) name of the covariate of each variant's most probable interaction; None where none is likely.
+
+    `names` are those of columns of the covariates that interactions were looked for with; without any it is
+    None altogether.
+    """
+    if not names:
+        return None
+    interactions, name = found.interactions, np.full(len(found.pip), None, dtype=object)
+    likely = np.flatnonzero(interactions.pip > LIKELY)
+    order = likely[np.argsort(interactions.pip[likely], kind="stable")]
+    name[interactions.variant[order]] = _covariate_names(interactions, names)[order]
+    return name
+
+
+def _covariate_names(interactions: InteractionEffects, names: Mapping[str, int]) -> NDArray[np.object_]:
+    """(E,)."""
+    name_of = {column: name for name, column in names.items()}
+    return np.array([name_of[int(column)] for column in interactions.covariate], dtype=object)
 
 
 def _labels(variants: Variants) -> NDArray[np.object_]:
@@ -176,9 +203,9 @@ def credible_set_table(
 ) -> pd.DataFrame:
     """One row a credible set, the strongest evidence first.
 
-    `kinds` are additive, dominance or pair; `classes` the class of the trait that each effect tells from the
-    rest, empty where a trait has none; `effects` what a standard deviation of the best SNP's dosage does, NaN
-    where the effect is not of a dosage.
+    `kinds` are additive, dominance, pair or interaction; `classes` the class of the trait that each effect
+    tells from the rest, empty where a trait has none; `effects` what a standard deviation of the best SNP's
+    dosage does, NaN where the effect is not of a dosage.
 
     Columns are set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
     num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
@@ -231,6 +258,30 @@ def pair_table(pairs: PairEffects, *, variants: Variants) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
+def interaction_table(
+    interactions: InteractionEffects, *, variants: Variants, names: Mapping[str, int]
+) -> pd.DataFrame:
+    """One row a SNP whose effect may depend on a covariate, the most probable first, then by p-value.
+
+    `names` are those of columns of the covariates. Columns are variant_id, chrom, pos, counted_allele,
+    other_allele, covariate, effect (of a standard deviation of the product beside what the SNP and the
+    covariates do by themselves), pip, neg_log10_p and q_value.
+    """
+    table = (
+        variants.take(interactions.variant)
+        .to_frame()
+        .assign(
+            covariate=_covariate_names(interactions, names),
+            effect=interactions.effect,
+            pip=interactions.pip,
+            neg_log10_p=interactions.neg_log10_p,
+            q_value=interactions.q_value,
+        )
+    )
+    order = np.lexsort((-interactions.neg_log10_p, -interactions.pip))
+    return table.iloc[order].reset_index(drop=True)
+
+
 def block_table(
     blocks: Blocks,
     *,
@@ -273,13 +324,17 @@ def block_table(
 
 
 def effect_kind(fit: SingleEffectsFit, number: int) -> str:
-    """What an effect most probably is: additive, dominance (with an additive part or without) or pair."""
+    """What an effect most probably is: additive, dominance (with an additive part or without), pair or
+    interaction (with a covariate).
+    """
     effect = fit.effects[number]
     paired = effect.variants[:, 1] >= 0
     is_dosage = effect.columns < len(fit.pip)
+    is_extra = effect.columns >= 2 * len(fit.pip)
     weight = {
         "additive": effect.alpha[is_dosage].sum() - effect.beside.sum(),
-        "dominance": effect.alpha[~is_dosage & ~paired].sum(),
+        "dominance": effect.alpha[~is_dosage & ~is_extra].sum(),
         "pair": effect.alpha[paired].sum(),
+        "interaction": effect.alpha[is_extra & ~paired].sum(),
     }
     return max(weight, key=weight.__getitem__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ from pydantic import Field
 
 from snpdeconv.config import Config, DataConfig
 from snpdeconv.console import progress
-from snpdeconv.errors import InputError
+from snpdeconv.errors import ConfigError, InputError, nearest
+from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.cohort import Cohort
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.genetics.layout import Layout
@@ -92,6 +94,7 @@ class Study(Joined):
         covariates: (N, C) float32, standardised; C may be 0.
         covariate_encoder: How a table becomes the first columns of `covariates`.
         components: How genotypes become the last columns of `covariates`.
+        modifiers: Columns of `covariates` that may change what a SNP does, by name.
     """
 
     inputs: Inputs
@@ -100,6 +103,7 @@ class Study(Joined):
     covariates: NDArray[np.float32]
     covariate_encoder: CovariateEncoder | None
     components: Components | None
+    modifiers: Mapping[str, int]
 
     @property
     def covariate_names(self) -> list[str]:
@@ -194,6 +198,7 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
     covariates, encoder, components = distributed.first_rank_does(
         lambda: _covariates(cohort, trait, parts, table, columns=columns, frequency=frequency, config=config)
     )
+    modifiers = modifiers_of(encoder, config.interpretation.interactions, kind=trait.kind)
     blocks = distributed.first_rank_does(
         lambda: (
             compute_blocks(own.genotypes, variants=own.variants, rows=parts.train)
@@ -216,7 +221,38 @@ def gather(config: Config, inputs: Inputs, *, cohort: Cohort, hold_out: bool) ->
         covariates=covariates,
         covariate_encoder=encoder,
         components=components,
+        modifiers=modifiers,
     )
+
+
+def modifiers_of(
+    encoder: CovariateEncoder | None, columns: Sequence[str], *, kind: TraitKind
+) -> dict[str, int]:
+    """Encoded covariates whose products with SNPs are tested, by name, of columns of the user's table.
+
+    Raises:
+        ConfigError: No such covariate, one that is the same for everybody, or a trait of many classes.
+    """
+    where = "interpretation.interactions"
+    if columns and kind == "multiclass":
+        raise ConfigError(
+            "interactions need a quantitative or binary trait", where=where, hint="leave them out"
+        )
+    features = () if encoder is None else encoder.features
+    known = {feature.column for feature in features}
+    for name in columns:
+        if not known:
+            raise ConfigError(
+                f"there is no covariate '{name}'", where=where, hint="give a table of it with --covariates"
+            )
+        if name not in known:
+            raise ConfigError(f"there is no covariate '{name}'", where=where, hint=nearest(name, known))
+    if columns:
+        logger.info(
+            "products of all SNPs with %s are tested for interactions; predictions leave these out",
+            ", ".join(columns),
+        )
+    return {feature.name: place for place, feature in enumerate(features) if feature.column in columns}
 
 
 def _joined(

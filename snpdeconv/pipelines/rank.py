@@ -22,7 +22,7 @@ from snpdeconv.genetics.packed import PackedGenotypes
 from snpdeconv.genetics.phenotypes import Trait
 from snpdeconv.genetics.variants import Variants
 from snpdeconv.pipelines.bundle import Bundle, load_bundle
-from snpdeconv.pipelines.dataset import gather, open_cohort
+from snpdeconv.pipelines.dataset import gather, modifiers_of, open_cohort
 from snpdeconv.pipelines.evaluation import finite
 from snpdeconv.pipelines.predict import (
     cohort_input,
@@ -62,7 +62,8 @@ class RankResult:
         lambda_gc: Inflation of plain association.
         single_effects: What single effects found, in numbers; None where they were not asked for.
         top: The first SNPs: variant_id, score and, with single effects, pip, effect, class (of a trait that
-            has them), credible_set, pair_with and q_value.
+            has them), credible_set, pair_with, interacts_with (where interactions were asked for) and
+            q_value.
         paths: Where the tables and plots are, by name.
     """
 
@@ -154,6 +155,9 @@ def rank_with_network(
             ["resources.device=auto", *overrides],
             allowed=("interpretation", "resources.device", "data.check_frequencies"),
         )
+        modifiers = modifiers_of(
+            bundle.covariate_encoder, config.interpretation.interactions, kind=bundle.kind
+        )
         if (genotypes is None) != (phenotypes is None):
             raise ConfigError(
                 "another cohort needs both its genotypes and its phenotypes",
@@ -217,6 +221,7 @@ def rank_with_network(
             covariates=given.covariates,
             variants=bundle.variants,
             blocks=_blocks(bundle.variants, bundle.block),
+            modifiers=modifiers,
         )
         return _rank(
             config,
@@ -344,7 +349,10 @@ def _write(
 
 
 def _top(ranking: pd.DataFrame) -> list[dict[str, Any]]:
-    names = ("variant_id", "score", "pip", "effect", "class", "credible_set", "pair_with", "q_value")
+    names = (
+        "variant_id", "score", "pip", "effect", "class", "credible_set", "pair_with", "interacts_with",
+        "q_value",
+    )  # fmt: skip
     shown = ranking.head(_SHOWN)[[name for name in names if name in ranking]]
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}

@@ -85,7 +85,7 @@ def write_ranking(
     write_tsv(ranking, paths["ranking"])
     for name in TABLES:
         path = folder / f"{name}.tsv"
-        if scores.fine_mapping is None:
+        if scores.fine_mapping is None or name not in scores.fine_mapping.tables:
             # That of an earlier ranking in the same folder would pass for this one's.
             path.unlink(missing_ok=True)
         else:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from snpdeconv.config import Config, InterpretationConfig
 from snpdeconv.device import or_on_the_cpu
 from snpdeconv.finemapping import Settings, joint_credible_sets
 from snpdeconv.finemapping.fdr import permutation_scores, q_values
+from snpdeconv.finemapping.interactions import centred_squares
 from snpdeconv.finemapping.joint import Deconvolution, deconvolve
 from snpdeconv.finemapping.pve import BlockPVE, block_pve
 from snpdeconv.genetics import TraitKind
@@ -38,13 +39,15 @@ from snpdeconv.interpret.attribution import (
     pooled,
 )
 from snpdeconv.interpret.ranking import (
-    LIKELY_PAIR,
+    LIKELY,
     PIP_DECIMALS,
     Posterior,
     block_table,
     combine,
+    covariate_of_variant,
     credible_set_table,
     effect_kind,
+    interaction_table,
     pair_table,
     partner_of_variant,
     set_of_variant,
@@ -53,14 +56,20 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Study
 from snpdeconv.pipelines.evaluation import statistics_device
 from snpdeconv.stats.association import Marginal, marginal_association
-from snpdeconv.stats.common import has_heavy_tails, inverse_normal_transform, without_covariates
+from snpdeconv.stats.common import (
+    has_heavy_tails,
+    inverse_normal_transform,
+    with_equal_spread,
+    without_covariates,
+)
 from snpdeconv.stats.inflation import warn_of_inflation
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("credible_sets", "pairs", "blocks")
+# That of interactions is there where they were asked for.
+TABLES = ("credible_sets", "pairs", "interactions", "blocks")
 METHODS = ("marginal", "single_effects", "attention", "integrated_gradients", "ensemble")
 TINY = 1e-12
 # What a CPU core takes for samples times pairs of SNPs, of those that work together.
@@ -82,6 +91,7 @@ class RankingInput:
     covariates: NDArray[np.float32]  # (N, C)
     variants: Variants
     blocks: Blocks
+    modifiers: Mapping[str, int] = field(default_factory=dict)  # as `Study` has them
 
     @classmethod
     def from_study(cls, study: Study) -> RankingInput:
@@ -94,6 +104,7 @@ class RankingInput:
             covariates=study.covariates,
             variants=study.variants,
             blocks=study.blocks,
+            modifiers=study.modifiers,
         )
 
 
@@ -119,7 +130,8 @@ class FineMapping:
         return {
             "credible_sets": float(len(self.tables["credible_sets"])),
             "pairs_searched": float(self.looked_for_pairs),
-            "pairs": float((self.tables["pairs"]["pip"] > LIKELY_PAIR).sum()),
+            "pairs": float((self.tables["pairs"]["pip"] > LIKELY).sum()),
+            "interactions": float((self.deconvolution.interactions.pip > LIKELY).sum()),
             "sum_of_pips": float(self.posterior.pip.sum()),
             "pve": self.share.total,
             "pve_low": self.share.total_low,
@@ -147,6 +159,7 @@ def fine_map(
         "position_bp": data.variants.position_bp.copy(),
         "covariates": data.covariates,
         "pairs": pairs,
+        "interactions": list(data.modifiers.values()),
     }
 
     def fitted(device: torch.device) -> Deconvolution:
@@ -171,6 +184,7 @@ def fine_map(
         kind=data.kind,
         blocks=data.blocks,
         covariates=data.covariates,
+        interactions=found.interactions,
         seed=seed,
     )
     only_sets = [one for _, one in sets]
@@ -192,11 +206,16 @@ def fine_map(
             sets=only_sets,
         ),
     }
+    if data.modifiers:
+        tables["interactions"] = interaction_table(
+            found.interactions, variants=data.variants, names=data.modifiers
+        )
     posterior = Posterior(
         pip=found.pip,
         effect=found.effect,
         credible_set=set_of_variant(only_sets, num_variants=len(data.variants)),
         pair_with=partner_of_variant(found.pairs, variants=data.variants),
+        interacts_with=covariate_of_variant(found, names=data.modifiers),
         trait_class=_class_of_variant(data, found) if data.kind == "multiclass" else None,
         q_value=_q_values(data, found, settings=settings, seed=seed, device=device, how=how),
     )
@@ -220,9 +239,11 @@ def _with_normal_scores(data: RankingInput, *, wanted: bool | Literal["auto"]) -
     """
     if data.kind != "quantitative" or not wanted:
         return data
-    left = without_covariates(data.target, data.covariates)
+    modifiers = data.covariates[:, list(data.modifiers.values())]
+    left = without_covariates(data.target, np.hstack([data.covariates, centred_squares(modifiers)]))
     if wanted == "auto":
-        if not has_heavy_tails(left):
+        # Where a residual spreads with a covariate, ranks would turn main effects into interactions.
+        if not has_heavy_tails(with_equal_spread(left, modifiers)):
             return data
         logger.info(
             "the trait has heavy tails%s: single effects take its normal scores, by rank; "

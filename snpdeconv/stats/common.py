@@ -125,6 +125,21 @@ def without_covariates(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.f
     return np.asarray(given - basis @ (basis.T @ given))
 
 
+# Of the mean square: log residuals nearer to 0 would rule a regression.
+LEAST_SQUARE = 1e-4
+
+
+def with_equal_spread(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.float64]:
+    """(N,) a residual over the standard deviation that the covariates (N, C) and their squares say of it.
+
+    The logarithm of its square is regressed on them (Harvey 1976, Econometrica 44:461).
+    """
+    given, by = np.asarray(values, dtype=np.float64), np.asarray(covariates, dtype=np.float64)
+    basis = covariate_basis(np.hstack([by, by**2]), num_samples=len(given))
+    log_square = np.log(np.maximum(given**2, LEAST_SQUARE * np.mean(given**2)))
+    return np.asarray(given / np.exp(basis @ (basis.T @ log_square) / 2))
+
+
 def has_heavy_tails(values: ArrayLike) -> bool:
     """Whether a few samples weigh so much that a regression would rest on them."""
     given = np.asarray(values, dtype=np.float64)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from snpdeconv.interpret.plots import style
 from snpdeconv.interpret.plots.genome import GenomeAxis, drawn_sets, shaded_blocks
-from snpdeconv.interpret.ranking import LIKELY_PAIR
+from snpdeconv.interpret.ranking import LIKELY
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -120,7 +120,7 @@ def _in_words(pip: NDArray[np.float64]) -> str:
         return "none stands out"
     if len(pip) == 1:
         return f"1 pair, PIP {pip[0]:.2f}"
-    return f"{len(pip):,} pairs, {(pip >= LIKELY_PAIR).sum():,} of PIP {LIKELY_PAIR:g} or more"
+    return f"{len(pip):,} pairs, {(pip >= LIKELY).sum():,} of PIP {LIKELY:g} or more"
 
 
 def _draw_chromosomes(axes: Axes, axis: GenomeAxis, *, low: float, high: float) -> None:
