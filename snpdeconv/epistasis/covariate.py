@@ -43,7 +43,7 @@ class CovariateScan:
     statistic: Floats
     neg_log10_p: Floats  # (E,) -log10 of its two-sided p-value, not corrected for the number of products
     # (E,) natural logarithm of what the robust test leaves of the evidence that a likelihood of equal
-    # variances sees; at most 0
+    # variances sees, with the signals before or without; at most 0
     log_discount: Floats
     signal: NDArray[np.int64]  # (E,) number of the signal
     num_tested: NDArray[np.int64]  # (K,) products that were tested
@@ -108,12 +108,14 @@ def scan_covariates(
         most=int(np.clip(PASSED_ELEMENTS // dosages.num_samples, 1, MOST_PASSED)),
     )
     signals: list[_Passed] = []
+    start = null
     for _ in range(MOST_SCANS):
         statistic = scan.screen(null)
         num_tested = (~statistic.isnan()).sum(dim=1)
         needed = scan.needed(num_tested)
         passed, is_cut = scan.passed(statistic, null, needed=needed)
-        found, null = passed.signals(null, needed=needed)
+        # A fit in which the signals before do not act sees all the evidence that there was without them.
+        found, null = passed.tested(start).signals(null, needed=needed)
         signals += found
         if not found or not is_cut:
             break
@@ -232,7 +234,7 @@ class _Passed:
         """Signals from the strongest down, each tested beside those before, and what all of them leave."""
         found, waiting = [], self
         while len(waiting.variant):
-            tested = waiting._tested(null)
+            tested = waiting.tested(null)
             passes = tested.neg_log10_p >= needed[tested.modifier]
             if not passes.any():
                 break
@@ -248,7 +250,8 @@ class _Passed:
             waiting = tested.take(np.flatnonzero(~linked))
         return found, null
 
-    def _tested(self, null: Null) -> _Passed:
+    def tested(self, null: Null) -> _Passed:
+        """Tests in what a null leaves; the discount is the largest of all tests so far."""
         score = self.values.T @ null.residual
         size = null.weight @ self.values.square()
         if null.mean is None:
@@ -265,7 +268,7 @@ class _Passed:
             self,
             statistic=deviate * np.sign(score.cpu().numpy()),
             neg_log10_p=common.normal_tail(deviate),
-            log_discount=np.minimum(0.0, (deviate**2 - plain.double().cpu().numpy() ** 2) / 2),
+            log_discount=np.minimum(self.log_discount, (deviate**2 - plain.double().cpu().numpy() ** 2) / 2),
         )
 
 
