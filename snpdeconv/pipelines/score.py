@@ -56,12 +56,7 @@ from snpdeconv.models.model import InterpretableSNPModel
 from snpdeconv.pipelines.dataset import Study
 from snpdeconv.pipelines.evaluation import statistics_device
 from snpdeconv.stats.association import Marginal, marginal_association
-from snpdeconv.stats.common import (
-    has_heavy_tails,
-    inverse_normal_transform,
-    with_equal_spread,
-    without_covariates,
-)
+from snpdeconv.stats.common import has_heavy_tails, inverse_normal_transform, without_covariates
 from snpdeconv.stats.inflation import warn_of_inflation
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
@@ -243,7 +238,7 @@ def _with_normal_scores(data: RankingInput, *, wanted: bool | Literal["auto"]) -
     left = without_covariates(data.target, np.hstack([data.covariates, centred_squares(modifiers)]))
     if wanted == "auto":
         # Where a residual spreads with a covariate, ranks would turn main effects into interactions.
-        if not has_heavy_tails(with_equal_spread(left, modifiers)):
+        if not has_heavy_tails(left, spread_by=modifiers):
             return data
         logger.info(
             "the trait has heavy tails%s: single effects take its normal scores, by rank; "

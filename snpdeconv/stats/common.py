@@ -140,9 +140,14 @@ def with_equal_spread(values: ArrayLike, covariates: ArrayLike) -> NDArray[np.fl
     return np.asarray(given / np.exp(basis @ (basis.T @ log_square) / 2))
 
 
-def has_heavy_tails(values: ArrayLike) -> bool:
-    """Whether a few samples weigh so much that a regression would rest on them."""
+def has_heavy_tails(values: ArrayLike, *, spread_by: ArrayLike | None = None) -> bool:
+    """Whether a few samples weigh so much that a regression would rest on them.
+
+    Tails that are no more than a spread which goes with the covariates `spread_by` (N, C) do not count.
+    """
     given = np.asarray(values, dtype=np.float64)
+    if spread_by is not None:
+        given = with_equal_spread(given, spread_by)
     return bool(abs(stats.skew(given)) > MOST_SKEWNESS or stats.kurtosis(given) > MOST_EXCESS_KURTOSIS)
 
 

@@ -146,7 +146,7 @@ def test_a_spread_that_goes_with_a_covariate_is_no_heavy_tail():
     noise = rng.normal(size=5000)
     residual = np.exp(0.5 * e[:, 0]) * noise
     assert has_heavy_tails(residual)
-    assert not has_heavy_tails(with_equal_spread(residual, e))
+    assert not has_heavy_tails(residual, spread_by=e)
     even = with_equal_spread(residual, e) / noise
     assert np.std(np.log(np.abs(even))) < 0.1
-    assert has_heavy_tails(with_equal_spread(rng.standard_t(4, size=5000), e))
+    assert has_heavy_tails(rng.standard_t(4, size=5000), spread_by=e)

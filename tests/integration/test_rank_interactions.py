@@ -40,7 +40,7 @@ def files(tmp_path_factory):
 def words(folder, out, *more, trait="trait"):
     return [
         "rank", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
-        "--trait", trait, "--out", out, "--set", "interpretation.decoys=1", *more,
+        "--trait", trait, "--out", out, "--set", "interpretation.num_permutations=1", *more,
     ]  # fmt: skip
 
 
