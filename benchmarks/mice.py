@@ -1,4 +1,4 @@
-"""Traits simulated on real mice, whose relatedness and long LD no simulation of ours has.
+"""Traits of real mice, simulated and measured; no simulation of ours has their relatedness and long LD.
 
 The 1,814 heterogeneous stock mice of Valdar et al. 2006 (Nature Genetics 38:879), as the R package BGLR has
 them (data/mice.RData of github.com/gdlc/BGLR-R); reading them takes the package rdata. They are not part of
@@ -21,6 +21,7 @@ from polygenic_cells import (
     NUM_CAUSAL,
     SPARSE_PVE,
     TRAIT_STREAM,
+    Floats,
     Study,
     choose_sparse,
     standardised,
@@ -32,6 +33,8 @@ from snpdeconv.genetics.variants import Variants
 
 FOLDER = os.environ.get("SNPDECONV_MICE")
 LAST_TYPED = 10
+REAL_TRAITS = {"mice body weight": "Obesity.EndNormalBW", "mice HDL": "Biochem.HDL"}
+"""Cells of which nobody knows the causal SNPs, and the column of the trait; one study each."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,15 @@ class Mice:
         codes: (N, M).
         variants: The M SNPs.
         cage: (N,) number of the cage that a mouse lived in.
+        male: (N,) 1 for males.
+        traits: (N,) values of each column of :data:`REAL_TRAITS`.
     """
 
     codes: NDArray[np.uint8]
     variants: Variants
     cage: NDArray[np.int64]
+    male: Floats
+    traits: dict[str, Floats]
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,10 +73,13 @@ def read_mice(folder: str) -> Mice:
         counted_allele=alleles[1].tolist(),
         other_allele=alleles[0].tolist(),
     )
+    told = tables["mice.pheno"]
     return Mice(
         codes=np.asarray(tables["mice.X"]).astype(np.uint8),
         variants=variants,
-        cage=np.unique(tables["mice.pheno"]["cage"].astype(str), return_inverse=True)[1],
+        cage=np.unique(told["cage"].astype(str), return_inverse=True)[1],
+        male=(told["GENDER"].astype(str) == "M").to_numpy(dtype=np.float64),
+        traits={name: told[name].to_numpy(dtype=np.float64) for name in REAL_TRAITS.values()},
     )
 
 
@@ -100,15 +110,36 @@ def mouse_study(seed: int, *, folder: str, sparse: bool, background: float, cage
     )
 
 
+def measured_trait(_seed: int, *, folder: str, column: str) -> Study:
+    """A trait as measured, of the mice that have it, with all SNPs, and sex as covariate.
+
+    What cages share is left to the method.
+    """
+    mice = read_mice(folder)
+    seen = np.isfinite(mice.traits[column])
+    return Study(
+        genotypes=PackedGenotypes.from_codes(mice.codes[seen]),
+        trait=mice.traits[column][seen],
+        kind="quantitative",
+        variants=mice.variants,
+        causal=None,
+        covariates=mice.male[seen, None],
+    )
+
+
 def mouse_cells() -> dict[str, Callable[[int], Study]]:
     """The rows of the benchmark that rest on mice; none where SNPDECONV_MICE is not set."""
     if FOLDER is None:
         return {}
     kinds = {"mice": {"background": 0.5}, "mice cage": {"background": 0.3, "cage": 0.2}}
-    return {
+    simulated = {
         f"{name} {'sparse' if sparse else 'null'}": functools.partial(
             mouse_study, folder=FOLDER, sparse=sparse, **how
         )
         for name, how in kinds.items()
         for sparse in (False, True)
+    }
+    return simulated | {
+        name: functools.partial(measured_trait, folder=FOLDER, column=column)
+        for name, column in REAL_TRAITS.items()
     }

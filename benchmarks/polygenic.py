@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from machine import write_results
-from mice import mouse_cells
+from mice import REAL_TRAITS, mouse_cells
 from polygenic_cells import REPORT_SEEDS, SIMULATED, TUNING_SEEDS
 from polygenic_methods import METHODS, judge
 from ranking import append, choose, measured, read_cache, seed_list, use_one_thread
@@ -58,12 +58,12 @@ def run_job(job: Job) -> list[str]:
             failed.append(f"{job.cell}, seed {job.seed}, {name}:\n{traceback.format_exc()}")
             continue
         append(job.cache, record | {"code": code_version(), "at": time.strftime("%Y-%m-%d %H:%M:%S")})
-        print(
-            f"{time.strftime('%H:%M:%S')} {job.cell:20s} {job.seed} {name:12s} hold {record['hold']} of "
-            f"{record['sets']}, found {record['found']} of {record['causal']}, false {record['false']} of "
-            f"{record['reported']}, lambda {record['lambda_gc']:.2f}, {record['cpu_seconds']:.1f} s",
-            flush=True,
-        )
+        parts = [f"{time.strftime('%H:%M:%S')} {job.cell:24s} {job.seed} {name:12s} sets {record['sets']}"]
+        if "hold" in record:
+            parts += [f"hold {record['hold']}", f"found {record['found']} of {record['causal']}"]
+            parts += [f"false {record['false']} of {record['reported']}"]
+        parts += [f"lambda {record['lambda_gc']:.2f}", f"{record['cpu_seconds']:.1f} s"]
+        print(", ".join(parts), flush=True)
     return failed
 
 
@@ -77,16 +77,15 @@ def run_all(jobs: list[Job], *, workers: int) -> list[str]:
 
 def summary(records: list[Record]) -> Record:
     """One method in one cell: shares and means over runs, with 95 % bootstrap intervals over the runs."""
+    means = ("sets", "reported", "found", "lambda_gc", "cpu_seconds", "q_cpu_seconds")
+    row = {key: mean(records, key) for key in means if key in records[0]}
+    if "hold" in records[0]:
+        row["hold"] = share(records, lambda r: (r["hold"], r["sets"]))
+        row["false"] = share(records, lambda r: (r["false"], r["reported"]))
     return {
         "runs": len(records),
-        "sets": mean(records, "sets"),
-        "hold": share(records, lambda r: (r["hold"], r["sets"])),
-        "found": mean(records, "found"),
-        "false": share(records, lambda r: (r["false"], r["reported"])),
+        **row,
         "runs_with_sets": sum(r["sets"] > 0 for r in records),
-        "lambda_gc": mean(records, "lambda_gc"),
-        "cpu_seconds": mean(records, "cpu_seconds"),
-        "q_cpu_seconds": mean(records, "q_cpu_seconds"),
         "peak_gib": max(r["peak_gib"] for r in records),
     }
 
@@ -110,31 +109,23 @@ def summaries(records: list[Record]) -> dict[str, dict[str, Record]]:
 
 
 def print_table(records: list[Record]) -> None:
-    def ranged(row: Record, *, middle: str, digits: int) -> str:
-        if middle not in row:
-            return "-"
-        return f"{row[middle]:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
-
-    columns = ("cell", "method", "runs", "sets", "hold", "found", "false", "lambda", "CPU s")
-    rows = [columns]
+    shown = ("sets", "hold", "found", "false", "lambda_gc")
+    rows = [("cell", "method", "runs", *shown, "CPU s")]
     for cell, methods in summaries(records).items():
         for name, row in methods.items():
-            rows.append(
-                (
-                    cell,
-                    name,
-                    str(row["runs"]),
-                    ranged(row["sets"], middle="mean", digits=2),
-                    ranged(row["hold"], middle="share", digits=2),
-                    ranged(row["found"], middle="mean", digits=2),
-                    ranged(row["false"], middle="share", digits=2),
-                    ranged(row["lambda_gc"], middle="mean", digits=2),
-                    f"{row['cpu_seconds']['mean']:.1f}",
-                )
-            )
-    widths = [max(len(row[c]) for row in rows) for c in range(len(columns))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+            figures = [ranged(row.get(key, {})) for key in shown]
+            rows.append((cell, name, str(row["runs"]), *figures, f"{row['cpu_seconds']['mean']:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def ranged(figure: Record) -> str:
+    """A mean or share and its interval; a dash where there is none."""
+    if "low" not in figure:
+        return "-"
+    middle = figure["mean"] if "mean" in figure else figure["share"]
+    return f"{middle:.2f} ({figure['low']:.2f}-{figure['high']:.2f})"
 
 
 def write_report(records: list[Record]) -> None:
@@ -191,6 +182,8 @@ def main() -> None:
     jobs = []
     for seed in arguments.seeds:
         for cell in cells:
+            if cell in REAL_TRAITS and seed != arguments.seeds[0]:
+                continue  # the same study for all seeds
             done = set() if arguments.again else {m for m in methods if ("", cell, seed, m) in known}
             if missing := tuple(m for m in methods if m not in done):
                 jobs.append(Job(cell=cell, seed=seed, methods=missing, cache=cache))

@@ -45,7 +45,7 @@ class Study:
         trait: (N,) values; 1 for cases and 0 for controls of a binary trait.
         kind: Kind of the trait.
         variants: The V SNPs.
-        causal: (C,) indices of the SNPs with a sparse effect.
+        causal: (C,) indices of the SNPs with a sparse effect; None where nobody knows.
         covariates: (N, P), or None.
     """
 
@@ -53,7 +53,7 @@ class Study:
     trait: Floats
     kind: Kind
     variants: Variants
-    causal: NDArray[np.int64]
+    causal: NDArray[np.int64] | None
     covariates: Floats | None = None
 
 

@@ -57,24 +57,30 @@ Method = Callable[[Study], Answer]
 
 
 def judge(study: Study, answer: Answer) -> dict[str, Any]:
-    """Counts sets, those that hold a sparse causal SNP, such SNPs found, and SNPs reported and false."""
-    inside = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *answer.sets]))
+    """Counts sets and reported SNPs, and of both what is true where the truth is known.
+
+    A set is true that holds a sparse causal SNP; a SNP is false that has r² < .1 with all of these.
+    """
     started = time.process_time()
     reported = np.flatnonzero(answer.reported())
-    q_seconds = time.process_time() - started
-    z = standardised(study.genotypes.codes())
-    r2 = np.square(z[:, reported].T @ z[:, study.causal] / len(z))
-    return {
+    record: dict[str, Any] = {
         "sets": len(answer.sets),
-        "hold": sum(bool(np.isin(study.causal, members).any()) for members in answer.sets),
-        "found": int(np.isin(study.causal, inside).sum()),
-        "causal": len(study.causal),
         "reported": len(reported),
-        "false": int((r2 < FALSE_R2).all(axis=1).sum()),
         "lambda_gc": answer.lambda_gc,
-        "q_cpu_seconds": q_seconds,
+        "q_cpu_seconds": time.process_time() - started,
         **answer.extra,
     }
+    if study.causal is not None:
+        inside = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *answer.sets]))
+        z = standardised(study.genotypes.codes())
+        r2 = np.square(z[:, reported].T @ z[:, study.causal] / len(z))
+        record |= {
+            "hold": sum(bool(np.isin(study.causal, members).any()) for members in answer.sets),
+            "found": int(np.isin(study.causal, inside).sum()),
+            "causal": len(study.causal),
+            "false": int((r2 < FALSE_R2).all(axis=1).sum()),
+        }
+    return record
 
 
 def ours(study: Study, **settings: Any) -> Answer:
@@ -96,7 +102,7 @@ def ours(study: Study, **settings: Any) -> Answer:
 
 
 def _small_q(study: Study, found: Deconvolution, how: dict[str, Any]) -> NDArray[np.bool_]:
-    draws = range(load_config(PRESET).interpretation.decoys)
+    draws = range(load_config(PRESET).interpretation.num_permutations)
     decoys = permutation_scores(study.genotypes, study.trait, found, **how, draws=draws)
     return q_values(study.genotypes, found, decoys) <= Q_LEVEL
 

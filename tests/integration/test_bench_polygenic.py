@@ -79,25 +79,17 @@ def test_records_become_a_table(module, monkeypatch, tmp_path, capsys):
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    words = [
-        "--work",
-        tmp_path,
-        "--seeds",
-        "200",
-        "--cells",
-        "polygenic .3",
-        "--methods",
-        "susie",
-        "whitened",
-    ]
+    where = f"--work {tmp_path} --seeds 200 --methods ours susie whitened --cells".split()
+    words = [*where, "polygenic .3"]
     runner = module("polygenic")
-    monkeypatch.setattr(sys, "argv", ["polygenic.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["polygenic.py", *words])
     runner.main()
-    assert "2 runs" in capsys.readouterr().out
+    assert "3 runs" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    plain, white = sorted(records, key=lambda record: record["method"])
+    _, plain, white = sorted(records, key=lambda record: record["method"])
+    assert all({"sets", "reported", "false", "q_cpu_seconds"} <= record.keys() for record in records)
     assert plain["lambda_gc"] > 1.5 > white["lambda_gc"]
     assert 0 < plain["hold"] <= plain["sets"]
-    monkeypatch.setattr(sys, "argv", ["polygenic.py", *map(str, words), "--table"])
+    monkeypatch.setattr(sys, "argv", ["polygenic.py", *words, "--table"])
     runner.main()
     assert f"{plain['hold'] / plain['sets']:.2f} (" in capsys.readouterr().out
