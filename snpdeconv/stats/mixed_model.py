@@ -7,7 +7,7 @@ Shapes: N samples, V variants, Q covariates and intercept, K vectors, B bins of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 BLOCK_ELEMENTS = 2**24
 # Share of a variant's variance, in squared dosages, below which it counts as constant.
 LEAST_VARIANCE = 1e-9
+# Random vectors of which products among each other tell the spread of a quadratic form; a floor of that.
+NUM_PROBES = 32
+TINY = 1e-12
 # At 1 nothing would be left to the residual, and V could not be inverted.
 MOST_HERITABILITY = 0.99
 HERITABILITY_TOLERANCE = 1e-4
@@ -44,21 +47,65 @@ def kinship_matrix(genotypes: PackedGenotypes, *, device: str | torch.device = "
     Raises:
         InputError: No variant varies.
     """
-    num_samples, num_used = genotypes.num_samples, 0
-    total = torch.zeros((num_samples, num_samples), dtype=torch.float64, device=device)
-    for _, codes in genotypes.column_chunks(max_variants=max(64, BLOCK_ELEMENTS // max(1, num_samples))):
-        called = torch.from_numpy(codes != MISSING).to(device)
-        dosage = torch.from_numpy(codes).to(device).float() * called
-        mean = dosage.sum(0) / called.sum(0).clamp(min=1)
-        dosage.sub_(mean).mul_(called)
-        variance = dosage.square().sum(0, dtype=torch.float64) / num_samples
-        varies = variance > LEAST_VARIANCE
-        unit = dosage[:, varies] / variance[varies].sqrt().float()
+    num_used = 0
+    total = torch.zeros((genotypes.num_samples,) * 2, dtype=torch.float64, device=device)
+    for unit in _standardised(genotypes, device=device):
         total += (unit @ unit.T).double()
         num_used += unit.shape[1]
+    return total.div_(_some(num_used))
+
+
+def background_p_value(
+    genotypes: PackedGenotypes,
+    residual: NDArray[np.floating],
+    basis: Floats,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> float:
+    """p-value of the score test of a polygenic background in a residual (N,) off covariates (N, Q).
+
+    One pass over the genotypes, and no N x N matrix: the residual's variance along the kinship, r'Kr, is
+    compared with its expectation without any background; the spread of that, tr(K²), is estimated from
+    products of random vectors. Normal tail, one-sided.
+    """
+    probes = np.random.default_rng(seed).choice([-1.0, 1.0], (len(residual), NUM_PROBES))
+    probes -= basis @ (basis.T @ probes)
+    left = residual - basis @ (basis.T @ residual)
+    vectors = (
+        torch.from_numpy(np.column_stack([left / np.linalg.norm(left), basis, probes])).to(device).float()
+    )
+    num_basis, num_used = basis.shape[1], 0
+    total = torch.zeros((vectors.shape[1],) * 2, dtype=torch.float64, device=device)
+    for unit in _standardised(genotypes, device=device):
+        along = unit.T @ vectors
+        total += (along.T @ along).double()
+        num_used += unit.shape[1]
+    product = (total / _some(num_used)).cpu().numpy()
+    df = len(residual) - num_basis
+    trace = len(residual) - np.trace(product[1 : 1 + num_basis, 1 : 1 + num_basis])
+    among = product[1 + num_basis :, 1 + num_basis :][np.triu_indices(NUM_PROBES, 1)]
+    spread = np.sqrt(max(2 * np.mean(among**2) - 2 * trace**2 / df, TINY))
+    return float(special.ndtr(-(df * product[0, 0] - trace) / spread))
+
+
+def _standardised(genotypes: PackedGenotypes, *, device: str | torch.device) -> Iterator[Tensor]:
+    """Standardised dosages (N, v) float32 of the variants that vary, chunk by chunk."""
+    num_samples = genotypes.num_samples
+    for _, codes in genotypes.column_chunks(max_variants=max(64, BLOCK_ELEMENTS // max(1, num_samples))):
+        given = torch.from_numpy(codes).to(device)
+        called = given != MISSING
+        dosage = given.float() * called
+        dosage.sub_(dosage.sum(0) / called.sum(0).clamp(min=1)).mul_(called)
+        variance = dosage.square().sum(0, dtype=torch.float64) / num_samples
+        varies = variance > LEAST_VARIANCE
+        yield dosage[:, varies] / variance[varies].sqrt().float()
+
+
+def _some(num_used: int) -> int:
     if not num_used:
         raise InputError("no SNP varies", where="genotypes", hint="give SNPs with more than one genotype")
-    return total.div_(num_used)
+    return num_used
 
 
 @dataclass(frozen=True)

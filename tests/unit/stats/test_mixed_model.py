@@ -10,7 +10,13 @@ from scipy import optimize, stats
 from snpdeconv.errors import InputError
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.stats.common import covariate_basis
-from snpdeconv.stats.mixed_model import Covariance, Kinship, kinship_matrix, variance_components
+from snpdeconv.stats.mixed_model import (
+    Covariance,
+    Kinship,
+    background_p_value,
+    kinship_matrix,
+    variance_components,
+)
 
 
 def _codes(num_samples: int, num_variants: int, *, seed: int = 0) -> np.ndarray:
@@ -124,3 +130,23 @@ def test_noise_has_no_heritability() -> None:
     # On the border half of all traits have none; the other half is uniform.
     assert np.mean(np.array(p) <= 0.05) <= 0.1
     assert max(p) == 0.5
+
+
+def test_score_test_of_a_background() -> None:
+    codes = _codes(200, 400)
+    genotypes, matrix = PackedGenotypes.from_codes(codes), _dense(codes)
+    covariates = np.random.default_rng(6).normal(size=(200, 1))
+    basis = covariate_basis(covariates, num_samples=200)
+    projector = np.eye(200) - basis @ basis.T
+    eigenvalues = np.linalg.eigvalsh(projector @ matrix @ projector)[2:]
+    rng = np.random.default_rng(7)
+    null = np.array([background_p_value(genotypes, rng.normal(size=200), basis) for _ in range(300)])
+    # Against simulation of the same quadratic form from its own spectrum.
+    chi2 = rng.chisquare(1, (20_000, len(eigenvalues)))
+    ratio = (chi2 @ eigenvalues) / chi2.sum(axis=1) * 198
+    spread = ratio.std() / np.sqrt(2 * np.sum((eigenvalues - eigenvalues.mean()) ** 2))
+    assert spread == pytest.approx(1.0, abs=0.03)
+    assert 0.01 <= np.mean(null <= 0.05) <= 0.1
+    trait = np.linalg.cholesky(0.5 * matrix + 0.5 * np.eye(200)) @ rng.normal(size=(200, 20))
+    power = np.mean([background_p_value(genotypes, one, basis) < 0.05 for one in trait.T])
+    assert power > 0.8
