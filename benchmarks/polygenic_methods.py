@@ -24,7 +24,7 @@ from scipy.optimize import minimize_scalar
 from snpdeconv.config import load_config
 from snpdeconv.finemapping import joint_credible_sets
 from snpdeconv.finemapping.fdr import permutation_scores, q_values
-from snpdeconv.finemapping.joint import Deconvolution, deconvolve
+from snpdeconv.finemapping.joint import Deconvolution, GivenKinship, deconvolve
 from snpdeconv.stats.association import marginal_association
 
 PRESET = "small_cpu"
@@ -83,21 +83,24 @@ def judge(study: Study, answer: Answer) -> dict[str, Any]:
     return record
 
 
-def ours(study: Study, **settings: Any) -> Answer:
-    """The deconvolution that ``rank`` makes; ``settings`` are further arguments of it."""
+def ours(study: Study, *, kinship: GivenKinship = "auto", pairs: bool = True) -> Answer:
+    """The deconvolution that ``rank`` makes."""
     how: dict[str, Any] = {
         "chrom": study.variants.chrom,
         "position_bp": study.variants.position_bp,
         "covariates": study.covariates,
-        **settings,
+        "pairs": pairs,
     }
-    found = deconvolve(study.genotypes, study.trait, kind=study.kind, **how)
+    found = deconvolve(study.genotypes, study.trait, kind=study.kind, kinship=kinship, **how)
     sets = tuple(one.variants for _, one in joint_credible_sets(found.fits, study.genotypes))
     return Answer(
         sets=sets,
         reported=partial(_small_q, study, found, how),
         lambda_gc=_plain_inflation(study),
-        extra={"pairs": int((found.pairs.pip > 0.5).sum())},
+        extra={
+            "pairs": int((found.pairs.pip > 0.5).sum()),
+            "background": found.background.components.heritability if found.background else 0.0,
+        },
     )
 
 
@@ -243,7 +246,7 @@ def _inflation(chi2: Floats) -> float:
     return float(np.median(chi2) / stats.chi2.ppf(0.5, df=1))
 
 
-OURS: dict[str, dict[str, Any]] = {"ours": {}}
+OURS: dict[str, dict[str, Any]] = {"ours": {}, "ours_without": {"kinship": None}}
 """The settings of ours that are compared: further arguments of the deconvolution."""
 
 PEERS: dict[str, Method] = {"susie": susie, "whitened": whitened}

@@ -144,6 +144,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _auto_or_a_truth(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("should be auto, true or false")
+    return value
+
+
 class DataConfig(Section):
     """What enters: filters, splits, covariates and blocks."""
 
@@ -161,6 +167,12 @@ class DataConfig(Section):
     min_typed_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     check_frequencies: bool = True
     chromosome_set: ChromosomeSet | Annotated[int, Field(ge=1, le=95)] = "human"
+    kinship: bool | Literal["auto"] = "auto"
+
+    @field_validator("kinship", mode="before")
+    @classmethod
+    def _auto_or_a_truth(cls, value: Any) -> Any:
+        return _auto_or_a_truth(value)
 
     @field_validator("missing_codes", mode="before")
     @classmethod
@@ -263,9 +275,7 @@ class InterpretationConfig(Section):
     @field_validator("pairs", "normal_scores", mode="before")
     @classmethod
     def _auto_or_a_truth(cls, value: Any) -> Any:
-        if value != "auto" and not isinstance(value, bool):
-            raise ValueError("should be auto, true or false")
-        return value
+        return _auto_or_a_truth(value)
 
     @model_validator(mode="after")
     def _rank_by_is_computed(self) -> InterpretationConfig:
@@ -323,6 +333,8 @@ class Config(Section):
         settings = self.model_dump(mode="json", exclude={"preset", "description", "resources", "tracking"})
         ranking = settings["interpretation"]
         ranking["decoys"] = ranking.pop("num_permutations")
+        if settings["data"]["kinship"] == DataConfig.model_fields["kinship"].default:
+            del settings["data"]["kinship"]
         for name in ("max_effects", "min_purity"):
             if ranking[name] == InterpretationConfig.model_fields[name].default:
                 del ranking[name]

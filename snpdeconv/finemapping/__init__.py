@@ -1,6 +1,6 @@
 """Floor 4: the SNPs and pairs that a trait rests on: sparse inference from packed genotypes."""
 
-from snpdeconv.finemapping.columns import ExtraColumns
+from snpdeconv.finemapping.columns import ColumnSpectra, ExtraColumns
 from snpdeconv.finemapping.credible_sets import CredibleSet, credible_sets, joint_credible_sets
 from snpdeconv.finemapping.susie import (
     Settings,
@@ -12,6 +12,7 @@ from snpdeconv.finemapping.susie import (
 )
 
 __all__ = [
+    "ColumnSpectra",
     "CredibleSet",
     "ExtraColumns",
     "Settings",

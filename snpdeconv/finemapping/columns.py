@@ -98,6 +98,10 @@ class Scaling:
     het_sd: NDArray[np.float64]
     extra_sd: NDArray[np.float64]  # (E,) the same of the extra columns
 
+    def has_columns_of(self, other: Scaling) -> bool:
+        """Whether the columns of single SNPs are the same in another scaling."""
+        return np.array_equal(self.dosage_sd, other.dosage_sd) and np.array_equal(self.het_sd, other.het_sd)
+
     def coefficients(
         self, index: NDArray[np.int64], weight: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -152,7 +156,7 @@ class Columns:
         het_sd = self.scaling.het_sd if dominance else np.empty(0)
         self.usable = np.isfinite(np.concatenate([self.scaling.dosage_sd, het_sd, self.scaling.extra_sd]))
         self.num_columns = len(self.usable)
-        self._first_extra = len(own)
+        self.first_extra = len(own)
         most = KEPT_BYTES // (4 * self.num_samples)
         self._kept = KeptRows(self.num_columns, width=self.num_samples, most=most, device=self.device)
 
@@ -162,7 +166,7 @@ class Columns:
 
     def gram_times(self, weight: Tensor) -> Tensor:
         """Products (P,) of every column with a weighted sum of all, weights (P,) float64; one pass."""
-        beside = (self._extra @ weight[self._first_extra :].float()).double()
+        beside = (self._extra @ weight[self.first_extra :].float()).double()
         score, found = self._tiles.gram_times(self._of_genotypes(weight), beside=beside)
         return self._standardised(found, score[:, None])[:, 0]
 
@@ -181,7 +185,7 @@ class Columns:
         """Weighted sum (N,) of all columns, weights (P,) float64; one pass."""
         total = self._tiles.combine(self._of_genotypes(weight))
         total -= self.basis @ (self.basis.T @ total)
-        return total + (self._extra @ weight[self._first_extra :].float()).double()
+        return total + (self._extra @ weight[self.first_extra :].float()).double()
 
     def score(self, of_dosage: NDArray[np.float64], of_het: NDArray[np.float64]) -> Tensor:
         """Weighted sum (N,) of dosages and indicators (V,) less their means, covariates left in; one pass."""
@@ -205,10 +209,10 @@ class Columns:
             out[:, piece] = self._take(index[piece])
         return out
 
-    def energies(self, kinship: Kinship) -> Energies:
-        """Spectra of all columns along a kinship's eigenvectors; N² multiplications a column."""
+    def energies(self, kinship: Kinship, *, first: int = 0, stop: int | None = None) -> Energies:
+        """Spectra of columns along a kinship's eigenvectors, all by default; N² multiplications a column."""
         step = max(1, TAKEN_ELEMENTS // max(1, self.num_samples))
-        every = np.arange(self.num_columns)
+        every = np.arange(first, self.num_columns if stop is None else stop)
         return Energies.joined(
             [
                 kinship.energies(self._take(every[start : start + step]))
@@ -302,7 +306,7 @@ class Columns:
 
     def _take(self, index: NDArray[np.int64]) -> Tensor:
         num = self.num_variants
-        is_extra = index >= self._first_extra
+        is_extra = index >= self.first_extra
         variant = np.where(is_extra, -1, index % max(num, 1))
         codes = self._tiles.codes(self._send(variant))
         at = self._send(variant).clamp(min=0)
@@ -317,12 +321,30 @@ class Columns:
         value = torch.where(is_het, het, dosage / self._sd[at])
         value = (value - self.basis @ (self.basis.T @ value)).float()
         extra = np.flatnonzero(is_extra)
-        value[:, self._send(extra)] = self._extra[:, self._send(index[extra] - self._first_extra)]
+        value[:, self._send(extra)] = self._extra[:, self._send(index[extra] - self.first_extra)]
         return value
 
     def _send(self, values: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.array(values))
         return tensor.to(self.device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+class ColumnSpectra:
+    """A kinship with the spectra of a cohort's columns along it, which several fits of that cohort share."""
+
+    def __init__(self, kinship: Kinship) -> None:
+        self.kinship = kinship
+        self._kept: tuple[Scaling, Energies] | None = None
+
+    def energies(self, columns: Columns) -> Energies:
+        """Of all columns; those of single SNPs are kept for the next fit that has the same."""
+        scaling = columns.scaling
+        if self._kept is None or not self._kept[0].has_columns_of(scaling):
+            self._kept = scaling, columns.energies(self.kinship, stop=columns.first_extra)
+        own = self._kept[1]
+        if columns.first_extra == columns.num_columns:
+            return own
+        return Energies.joined([own, columns.energies(self.kinship, first=columns.first_extra)])
 
 
 def _dots(first: Tensor, second: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 # Purity of larger sets is that of so many of their SNPs, evenly spread over the ranks.
 MOST_CORRELATED = 500
 # Beside a background, least probability that there is an effect and that it is of this locus.
-LEAST_EXISTENCE = 0.65
+LEAST_EXISTENCE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class CredibleSet:
     coverage: float  # sum of `probability`
     purity: float  # smallest absolute correlation of dosages among the SNPs
     log_bayes_factor: float  # natural logarithm, of the effect against none
-    existence: float  # posterior probability that there is an effect among the SNPs linked with the first
     pve: float  # share of variance that the effect explains; of a pair, half of it in each of its two sets
     # indices of the effects that the set stands for; more than one where sets were merged
     effects: tuple[int, ...]
+    existence: float = (
+        1.0  # posterior probability that there is an effect among the SNPs linked with the first
+    )
 
     @property
     def top(self) -> int:
@@ -64,8 +66,8 @@ def credible_sets(
 
     Beside a polygenic background chance has less room, and so have weak effects: the background takes its
     part of each. There a set is that of the SNPs linked with the most probable one (`min_purity`), and stays
-    from an `existence` of .65 on, which at the prior odds of an effect more than those that are sure is a
-    Bayes factor of about 2 where there is none.
+    from an `existence` of a third on. In simulations nearly all sets of so little hold an effect, as what is
+    left over to other places is mostly that of other weak effects.
 
     Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
     among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then

@@ -53,20 +53,29 @@ def permutation_scores(
     The null tells what chance does, not structure: a confounder that the covariates leave is not among what
     it estimates.
 
+    A permutation would break what relatives share. Beside a polygenic background of `found`, everyone keeps
+    their genotypes, and the trait is drawn anew: what effects and covariates leave, freed of the background's
+    covariance, is permuted and given it back.
+
     All but the last two arguments are those of the fit. `draws` numbers the permutations; one rests on its
     number and the seed alone, so that several machines can share them. Each takes about as long as the fit of
     a trait without effects.
     """
     samples = np.arange(genotypes.num_samples) if rows is None else np.asarray(rows)
     given = np.empty((len(samples), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
-    beside = np.hstack([given, found.fitted])
+    background, drawn = found.background, np.asarray(target)
+    beside = given if background is not None else np.hstack([given, found.fitted])
 
     def draw(number: int) -> Floats:
-        rows = np.random.default_rng([PERMUTATION_STREAM, seed, number]).permutation(samples)
+        rng, rows, trait = np.random.default_rng([PERMUTATION_STREAM, seed, number]), samples, drawn
+        if background is None:
+            rows = rng.permutation(samples)
+        else:
+            trait = background.shuffled(trait - found.fitted[:, 0], rng)
         try:
             return deconvolve(
                 genotypes,
-                target,
+                trait,
                 kind=found.kind,
                 chrom=chrom,
                 position_bp=position_bp,
@@ -75,6 +84,7 @@ def permutation_scores(
                 prior_weights=prior_weights,
                 pairs=pairs,
                 interactions=interactions,
+                kinship=None if background is None else background.spectra,
                 settings=settings,
             ).score
         except InputError as error:

@@ -7,6 +7,7 @@ and a covariate), O outputs, C covariates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +20,7 @@ from snpdeconv.epistasis import CovariateScan, PairScan, scan_covariates, scan_p
 from snpdeconv.epistasis.dosages import Dosages, products
 from snpdeconv.errors import ConfigError, InputError
 from snpdeconv.finemapping import (
+    ColumnSpectra,
     ExtraColumns,
     Settings,
     SingleEffectsFit,
@@ -27,12 +29,18 @@ from snpdeconv.finemapping import (
     joint_pip,
 )
 from snpdeconv.finemapping.interactions import InteractionEffects, centred_squares, interaction_columns
+from snpdeconv.finemapping.likelihoods import Background
 from snpdeconv.finemapping.susie import LOGISTIC_VARIANCE, snp_weights
 from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.terms import NUM_CODES, Terms
+from snpdeconv.stats.common import covariate_basis
+from snpdeconv.stats.mixed_model import Kinship, background_p_value, kinship_matrix
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
+GivenKinship = ColumnSpectra | Literal["auto", "genotypes"] | None
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,10 @@ PAIRS_WEIGHT = 1.0
 WEAK = 0.3
 # Share of the residual's variance by which single SNPs have to give way to pairs for a second scan.
 GIVEN_WAY = 0.05
+# Samples up to which a kinship is decomposed without being asked for, and largest p-value of the background
+# at which it is.
+MOST_EXACT = 15_000
+BACKGROUND_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -213,7 +225,12 @@ class Deconvolution:
     # (V,) orders all SNPs: `pip`, and the evidence for a further effect where that says nothing
     score: Floats
     terms: Terms  # what predicts the trait of other samples, interactions with covariates left out
-    fitted: Floats  # (N, O) linear predictor of the samples of the fit
+    fitted: Floats  # (N, O) linear predictor of the samples of the fit, less the background
+
+    @property
+    def background(self) -> Background | None:
+        """What a kinship explains beside the effects."""
+        return self.fits[0].background
 
 
 def deconvolve(
@@ -228,6 +245,7 @@ def deconvolve(
     prior_weights: ArrayLike | None = None,
     pairs: bool = True,
     interactions: Sequence[int] = (),
+    kinship: GivenKinship = None,
     settings: Settings | None = None,
 ) -> Deconvolution:
     """Takes a trait apart into effects of single SNPs, their dominance, pairs and interactions.
@@ -245,6 +263,10 @@ def deconvolve(
     `target` (N,) and covariates (N, C; no intercept) are of the samples in `rows`, all by default; classes
     are indices, each fitted against the rest, without pairs. SNPs of X, Y and MT have no dominance.
     `prior_weights` (V,) are relative.
+
+    Beside a `kinship` of the samples a quantitative trait has a polygenic background (`fit_single_effects`).
+    "genotypes" makes it of them; "auto" as well, but only where a score test finds a background in what a fit
+    without leaves.
     """
     cohort = genotypes if rows is None else genotypes.take(rows=rows)
     settings = settings or Settings()
@@ -281,9 +303,12 @@ def deconvolve(
         prior_weights=snp_weights(prior_weights, num_variants=cohort.num_variants),
         settings=settings,
     )
+    if kind == "quantitative":
+        study = study.beside(kinship)
     if not (pairs or interactions):
         return _joined(kind, (study.fit(None),), num_covariates=given.shape[1])
-    linear = study.fit(None, refine=False).fitted
+    first = study.fit(None, refine=False)
+    linear, study = first.fitted, replace(study, background=first.background)
     found, columns, weights = None, None, None
     if pairs:
         found, columns, weights, linear = study.find_pairs(linear)
@@ -309,6 +334,39 @@ class _Study:
     covariates: Floats
     prior_weights: Floats
     settings: Settings
+    kinship: ColumnSpectra | None = None
+    background: Background | None = None  # of a fit of single SNPs
+
+    def beside(self, kinship: GivenKinship) -> _Study:
+        """The study beside a kinship, as `deconvolve` takes it."""
+        if kinship is None or isinstance(kinship, ColumnSpectra):
+            return replace(self, kinship=kinship)
+        if kinship == "auto":
+            left = self.truth - self.fit(None, refine=False).fitted
+            basis = covariate_basis(self.covariates, num_samples=len(left))
+            p = background_p_value(self.cohort, left, basis, device=self.settings.device)
+            if p > BACKGROUND_P:
+                return self
+            if self.cohort.num_samples > MOST_EXACT:
+                logger.warning(
+                    "the SNPs together explain more than single effects do (p = %.2g), as of relatives or of "
+                    "a polygenic trait; of more than %d samples no background is fitted unless asked for",
+                    p, MOST_EXACT,
+                )  # fmt: skip
+                return self
+        matrix = kinship_matrix(self.cohort, device=self.settings.device)
+        return replace(self, kinship=ColumnSpectra(Kinship.of(matrix)))
+
+    def left(self, linear: Floats) -> tuple[Floats, Floats | None]:
+        """What a linear predictor leaves of the trait, and of a binary one its probabilities.
+
+        Beside a background that is V⁻¹ times the residual, so that relatives do not count twice.
+        """
+        if self.kind == "binary":
+            mean: Floats = special.expit(linear)
+            return self.truth - mean, mean
+        residual = self.truth - linear
+        return residual if self.background is None else self.background.solve(residual), None
 
     def fit(
         self,
@@ -338,15 +396,16 @@ class _Study:
             prior_weights=weights,
             without_dominance=np.isin(self.chrom, HAPLOID),
             extra=extra,
+            kinship=self.kinship,
             settings=replace(self.settings, refine=refine and self.settings.refine),
         )
 
     def scan(self, linear: Floats) -> tuple[PairScan, PairColumns]:
         """Scans what a linear predictor without pairs leaves of the trait."""
-        mean = special.expit(linear) if self.kind == "binary" else None
+        residual, mean = self.left(linear)
         found = scan_pairs(
             self.cohort,
-            self.truth - (linear if mean is None else mean),
+            residual,
             chrom=self.chrom,
             position_bp=self.position_bp,
             mean=mean,
@@ -374,10 +433,10 @@ class _Study:
 
     def scan_interactions(self, linear: Floats, modifiers: NDArray[np.generic]) -> CovariateScan:
         """Tests products with covariates (N, K) in what a linear predictor without them leaves."""
-        mean = special.expit(linear) if self.kind == "binary" else None
+        residual, mean = self.left(linear)
         return scan_covariates(
             self.cohort,
-            self.truth - (linear if mean is None else mean),
+            residual,
             modifiers,
             covariates=self.covariates,
             mean=mean,

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snpdeconv.finemapping.columns import Columns
+from snpdeconv.finemapping.columns import Columns, ColumnSpectra
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
 from snpdeconv.finemapping.gram import MOST_FETCHED, LazyGram, LogisticProfile, Predictor, refit_covariates
-from snpdeconv.stats.mixed_model import Covariance, Kinship, VarianceComponents, variance_components
+from snpdeconv.stats.mixed_model import Covariance, VarianceComponents, variance_components
 
 logger = logging.getLogger(__name__)
 
@@ -342,19 +342,30 @@ class Background:
     Attributes:
         components: Heritability of the background and its error, given the effects.
         covariance: V, in units of the residual's variance.
+        spectra: The kinship, for further fits.
         dual: (N,) V⁻¹ times what effects and covariates leave, times the heritability: the best linear
             unbiased prediction of the background is the relationship to the samples times it.
     """
 
     components: VarianceComponents
     covariance: Covariance
+    spectra: ColumnSpectra
     dual: NDArray[np.float64]
 
-    @property
-    def prediction(self) -> NDArray[np.float64]:
-        """(N,) best linear unbiased prediction of the background of the samples of the fit."""
-        dual = torch.from_numpy(self.dual).to(self.covariance.kinship.values.device)
-        return self.covariance.relate(dual[:, None])[:, 0].cpu().numpy()
+    def solve(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """V⁻¹ times values (N,)."""
+        return self._by(self.covariance.solve, values)
+
+    def shuffled(self, residual: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Another residual (N,) of the same covariance and marginal distribution.
+
+        What the residual is after V is taken out is exchangeable; permuted, it gets V back.
+        """
+        return self._by(self.covariance.colour, rng.permutation(self._by(self.covariance.whiten, residual)))
+
+    def _by(self, product: Callable[[Tensor], Tensor], values: NDArray[np.floating]) -> NDArray[np.float64]:
+        given = torch.from_numpy(values).to(self.covariance.kinship.values.device)
+        return product(given[:, None])[:, 0].cpu().numpy()
 
 
 # Prior variance of an effect beside a background over its squared standard error, at least: smaller ones are
@@ -370,7 +381,7 @@ def fit_normal_mixed(
     target: Tensor,
     effects: SingleEffectSum,
     *,
-    kinship: Kinship,
+    spectra: ColumnSpectra,
     max_sweeps: int,
     tolerance: float,
     gram_bytes: int,
@@ -382,7 +393,11 @@ def fit_normal_mixed(
     would else be paid twice, by itself and by the relatives that share it. The first round takes all of the
     trait for background, so that effects enter as they prove themselves against it.
     """
-    energies, df = columns.energies(kinship), len(target) - (columns.basis.shape[1] - 1)
+    kinship, energies, df = (
+        spectra.kinship,
+        spectra.energies(columns),
+        len(target) - (columns.basis.shape[1] - 1),
+    )
     components = variance_components(kinship, target, columns.basis)
     elbo: list[float] = []
     num_passes = 0
@@ -414,7 +429,7 @@ def fit_normal_mixed(
         response=target,
         elbo=tuple(elbo),
         num_passes=num_passes,
-        background=Background(found, covariance, dual.cpu().numpy()),
+        background=Background(found, covariance, spectra, dual.cpu().numpy()),
     )
 
 

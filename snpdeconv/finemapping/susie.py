@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snpdeconv.console import track
 from snpdeconv.errors import InputError
-from snpdeconv.finemapping.columns import Columns, ExtraColumns, Scaling
+from snpdeconv.finemapping.columns import Columns, ColumnSpectra, ExtraColumns, Scaling
 from snpdeconv.finemapping.effects import Effect, SingleEffectSum
 from snpdeconv.finemapping.likelihoods import (
     Ascent,
@@ -32,7 +32,6 @@ from snpdeconv.finemapping.likelihoods import (
 from snpdeconv.finemapping.tiles import CODES_OF_BYTE
 from snpdeconv.genetics.packed import CODES_A_BYTE, MISSING, PackedGenotypes, row_bytes
 from snpdeconv.stats.common import covariate_basis
-from snpdeconv.stats.mixed_model import Kinship
 
 Floats = NDArray[np.float64]
 
@@ -58,8 +57,7 @@ class SingleEffect:
     log_bayes_factor: float  # natural logarithm, of this effect against none given the others
     # share of the trait's variance (of a binary trait, of its logistic liability) beside covariates
     pve: float
-    # posterior probability that there is such an effect, at prior odds of one effect more than those that are
-    # sure
+    # posterior probability that there is such an effect, one being expected and three for each sure one
     existence: float = 1.0
 
     @property
@@ -189,6 +187,8 @@ DOMINANCE_WEIGHT = {"quantitative": 1.0, "binary": 0.1}
 DOMINANCE_WEIGHT_BESIDE = 0.2
 # By Markov's inequality a Bayes factor of 20 has a probability of at most 1 in 20 where there is no effect.
 ENOUGH_EVIDENCE = math.log(20)
+# Effects that are expected for each that is sure.
+MORE = 3
 LOGISTIC_VARIANCE = np.pi**2 / 3
 
 
@@ -225,7 +225,7 @@ def fit_single_effects(
     prior_weights: ArrayLike | None = None,
     without_dominance: NDArray[np.bool_] | None = None,
     extra: ExtraColumns | None = None,
-    kinship: Kinship | None = None,
+    kinship: ColumnSpectra | None = None,
     settings: Settings | None = None,
 ) -> SingleEffectsFit:
     """Finds the SNPs that a trait rests on, as a sum of effects each of which one SNP or pair carries.
@@ -278,7 +278,7 @@ def fit_single_effects(
     trait = torch.from_numpy(truth).to(columns.device)
     ascend = fit_normal if kind == "quantitative" else fit_logistic
     if kinship is not None and kind == "quantitative":
-        ascend = partial(fit_normal_mixed, kinship=kinship)
+        ascend = partial(fit_normal_mixed, spectra=kinship)
     ascent = ascend(
         columns,
         trait,
@@ -400,7 +400,9 @@ def _result(
     left = response - columns.basis.cpu().numpy() @ (columns.basis.cpu().numpy().T @ response)
     total = float(left @ left) / len(left) if kind == "quantitative" else sum(explained) + LOGISTIC_VARIANCE
     num_sure = sum(effect.log_bayes_factor >= ENOUGH_EVIDENCE for effect in found)
-    existence = [float(special.expit(effect.log_bayes_factor + math.log1p(num_sure))) for effect in found]
+    existence = [
+        float(special.expit(effect.log_bayes_factor + math.log1p(MORE * num_sure))) for effect in found
+    ]
     effects = tuple(
         _sparse(effect, columns, pve=variance / total, existence=exists)
         for effect, variance, exists in zip(found, explained, existence, strict=True)

@@ -207,9 +207,9 @@ def credible_set_table(
     tells from the rest, empty where a trait has none; `effects` what a standard deviation of the best SNP's
     dosage does, NaN where the effect is not of a dosage.
 
-    Columns are set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, pve,
-    num_snps, best_snp, best_effect, chrom, start, end, snps and probabilities, the last two as lists with
-    blanks, which no ID can hold, the most probable SNP first.
+    Columns are set, effect, class (NA where there is none), coverage, purity, log10_bayes_factor, existence
+    (probability that there is such an effect), pve, num_snps, best_snp, best_effect, chrom, start, end, snps
+    and probabilities, the last two as lists with blanks, which no ID can hold, the most probable SNP first.
     """
     labels = _labels(variants)
     rows = []
@@ -223,6 +223,7 @@ def credible_set_table(
                 "coverage": found.coverage,
                 "purity": found.purity,
                 "log10_bayes_factor": found.log_bayes_factor / np.log(10),
+                "existence": found.existence,
                 "pve": found.pve,
                 "num_snps": len(found.variants),
                 "best_snp": labels[found.top],
@@ -235,8 +236,8 @@ def credible_set_table(
             }
         )
     columns = (
-        "set", "effect", "class", "coverage", "purity", "log10_bayes_factor", "pve", "num_snps", "best_snp",
-        "best_effect", "chrom", "start", "end", "snps", "probabilities",
+        "set", "effect", "class", "coverage", "purity", "log10_bayes_factor", "existence", "pve", "num_snps",
+        "best_snp", "best_effect", "chrom", "start", "end", "snps", "probabilities",
     )  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 

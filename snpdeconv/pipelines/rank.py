@@ -153,7 +153,7 @@ def rank_with_network(
         config = with_overrides(
             bundle.config,
             ["resources.device=auto", *overrides],
-            allowed=("interpretation", "resources.device", "data.check_frequencies"),
+            allowed=("interpretation", "resources.device", "data.check_frequencies", "data.kinship"),
         )
         modifiers = modifiers_of(
             bundle.covariate_encoder, config.interpretation.interactions, kind=bundle.kind

@@ -122,7 +122,17 @@ class FineMapping:
     @property
     def metrics(self) -> dict[str, float]:
         """What was found, in numbers, as a run logs them."""
+        background = self.deconvolution.background
+        of_background = (
+            {}
+            if background is None
+            else {
+                "background_heritability": background.components.heritability,
+                "background_heritability_error": background.components.standard_error,
+            }
+        )
         return {
+            **of_background,
             "credible_sets": float(len(self.tables["credible_sets"])),
             "pairs_searched": float(self.looked_for_pairs),
             "pairs": float((self.tables["pairs"]["pip"] > LIKELY).sum()),
@@ -135,11 +145,17 @@ class FineMapping:
 
 
 def fine_map(
-    data: RankingInput, *, settings: InterpretationConfig, seed: int, device: torch.device
+    data: RankingInput,
+    *,
+    settings: InterpretationConfig,
+    kinship: bool | Literal["auto"],
+    seed: int,
+    device: torch.device,
 ) -> FineMapping:
     """Fits single effects to everyone, counts decoys, and makes the tables; called on every rank.
 
-    The first rank fits; all share the decoys, ten of the eleven fits.
+    The first rank fits; all share the decoys, ten of the eleven fits. `kinship` tells whether a quantity has
+    a polygenic background beside them; "auto": where there is one.
     """
     started = time.monotonic()
     _warn_of_few(data)
@@ -159,7 +175,8 @@ def fine_map(
 
     def fitted(device: torch.device) -> Deconvolution:
         fit = Settings(device=str(device), max_effects=settings.max_effects)
-        return deconvolve(data.genotypes, data.target, kind=data.kind, settings=fit, **how)
+        of = "genotypes" if kinship is True else kinship or None
+        return deconvolve(data.genotypes, data.target, kind=data.kind, kinship=of, settings=fit, **how)
 
     found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
     sets = joint_credible_sets(
@@ -173,6 +190,7 @@ def fine_map(
         len(sets),
         time.monotonic() - started,
     )
+    _tell_of_background(found)
     share = block_pve(
         found.fits,
         data.genotypes,
@@ -217,6 +235,17 @@ def fine_map(
     return FineMapping(
         deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
     )
+
+
+def _tell_of_background(found: Deconvolution) -> None:
+    if found.background is not None:
+        components = found.background.components
+        logger.info(
+            "polygenic background: the kinship of the genotypes explains %.2f (standard error %.2f) of what "
+            "covariates and effects leave of the trait; effects stand out from it",
+            components.heritability,
+            components.standard_error,
+        )
 
 
 def _class_of_variant(data: RankingInput, found: Deconvolution) -> NDArray[np.object_]:
@@ -402,7 +431,11 @@ def score_variants(
     fine_mapping, gap, moved = None, None, None
     if "single_effects" in methods:
         fine_mapping = fine_map(
-            data, settings=config.interpretation, seed=config.training.seed, device=device
+            data,
+            settings=config.interpretation,
+            kinship=config.data.kinship,
+            seed=config.training.seed,
+            device=device,
         )
         by_method["single_effects"] = fine_mapping.deconvolution.score
     if "attention" in methods:

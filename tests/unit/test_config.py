@@ -167,6 +167,7 @@ def test_settings_that_an_earlier_version_kept_are_named_as_it_named_them(caplog
     kept = yaml.safe_load(load_config("small_cpu").to_yaml())
     for later in ("max_effects", "min_purity"):
         del kept["interpretation"][later]
+    del kept["data"]["kinship"]
     kept["interpretation"]["decoys"] = kept["interpretation"].pop("num_permutations")
     named = {key: kept[key] for key in kept.keys() - {"description", "resources", "tracking"}}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
@@ -174,5 +175,10 @@ def test_settings_that_an_earlier_version_kept_are_named_as_it_named_them(caplog
         config = validate({**kept, "preset": "small_cpu"}, where="settings.yaml")
     assert config.digest() == load_config("small_cpu").digest() == digest
     assert not caplog.text
-    for changed in ("num_permutations=3", "max_effects=5", "min_purity=0.6"):
-        assert load_config("small_cpu", overrides=[f"interpretation.{changed}"]).digest() != digest
+    for changed in (
+        "interpretation.num_permutations=3",
+        "interpretation.max_effects=5",
+        "interpretation.min_purity=0.6",
+        "data.kinship=false",
+    ):
+        assert load_config("small_cpu", overrides=[changed]).digest() != digest
