@@ -143,3 +143,23 @@ def test_more_than_fit_at_once_are_scanned_again(monkeypatch):
     found = scan_covariates(PackedGenotypes.from_codes(codes), trait, e[:, :1], covariates=e)
     assert found.variant[0] == 0
     assert 20 in found.variant[found.leads]
+
+
+def test_the_discount_counts_what_the_likelihood_sees_without_the_signals_before():
+    rng = np.random.default_rng(9)
+    codes, e = drawn(rng, num=1000, variants=60)
+    trait = np.exp(0.7 * e[:, 0]) * rng.normal(size=1000)
+    how = {"modifiers": e[:, :1], "covariates": np.column_stack([e, e[:, 0] ** 2])}
+    found = scan_covariates(PackedGenotypes.from_codes(codes), trait, expected_false=20.0, **how)
+    later = np.flatnonzero(found.signal > 0)
+    alone = np.array(
+        [
+            scan_covariates(
+                PackedGenotypes.from_codes(codes[:, [v]]), trait, expected_false=1.0, **how
+            ).log_discount[0]
+            for v in found.variant[later]
+        ]
+    )
+    assert len(later) > 3
+    assert (found.log_discount[later] <= alone + 0.01).all()
+    assert alone.min() < -3
