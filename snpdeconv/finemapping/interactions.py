@@ -18,9 +18,8 @@ from snpdeconv.finemapping.susie import SingleEffectsFit
 
 Floats = NDArray[np.float64]
 
-# Prior weight of the products of all SNPs with one covariate; the dosages of all SNPs together weigh 1. They
-# are as many as these and act far more seldom: at 1, pips above .5 came up by chance in one study of twenty.
-INTERACTIONS_WEIGHT = 0.25
+# Prior weight of the products of all SNPs with one covariate; the dosages of all SNPs together weigh 1.
+INTERACTIONS_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
