@@ -188,7 +188,7 @@ GIVEN_WAY = 0.05
 # Samples up to which a kinship is decomposed without being asked for, and largest p-value of the background
 # at which it is.
 MOST_EXACT = 15_000
-BACKGROUND_P = 0.05
+BACKGROUND_P = 0.01
 
 
 @dataclass(frozen=True)
@@ -354,8 +354,14 @@ class _Study:
                     p, MOST_EXACT,
                 )  # fmt: skip
                 return self
-        matrix = kinship_matrix(self.cohort, device=self.settings.device)
-        return replace(self, kinship=ColumnSpectra(Kinship.of(matrix)))
+        decomposed = Kinship.of(kinship_matrix(self.cohort, device=self.settings.device))
+        beside = replace(self, kinship=ColumnSpectra(decomposed))
+        if kinship == "auto":
+            found = beside.fit(None, refine=False).background
+            # What single effects without a background had left may be theirs after all.
+            if found is None or found.components.p_value > BACKGROUND_P:
+                return self
+        return beside
 
     def left(self, linear: Floats) -> tuple[Floats, Floats | None]:
         """What a linear predictor leaves of the trait, and of a binary one its probabilities.
