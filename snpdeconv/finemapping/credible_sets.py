@@ -64,10 +64,10 @@ def credible_sets(
     that, and its skewness takes away more. Of several fits, as of each class against the rest, the bound
     holds for all of them together with the logarithm of their number added.
 
-    Beside a polygenic background chance has less room, and so have weak effects: the background takes its
-    part of each. There a set is that of the SNPs linked with the most probable one (`min_purity`), and stays
-    from an `existence` of a third on. In simulations nearly all sets of so little hold an effect, as what is
-    left over to other places is mostly that of other weak effects.
+    Beside a polygenic background chance has less room, and so have weak effects of single SNPs: the
+    background takes its part of each. There a set is that of the SNPs linked with the most probable one
+    (`min_purity`), and stays from an `existence` of a third on. In simulations nearly all sets of so little
+    hold an effect, as what is left over to other places is mostly that of other weak effects.
 
     Sets of few SNPs hold more than their coverage, most of them nearly 1. They miss where the model does:
     among dense SNPs one that is linked with two causal ones can explain the trait as well as both, and then
@@ -77,7 +77,9 @@ def credible_sets(
     strongest_first = sorted(range(len(fit.effects)), key=lambda i: -fit.effects[i].log_bayes_factor)
     for number in strongest_first:
         effect = fit.effects[number]
-        if fit.background is None and effect.log_bayes_factor < min_log_bayes_factor:
+        # The background takes its part of single SNPs, and none of products.
+        lenient = fit.background is not None and not _is_product(effect, num_variants=len(fit.pip))
+        if not lenient and effect.log_bayes_factor < min_log_bayes_factor:
             continue
         for side in range(effect.variants.shape[1]):
             variants, probability = _by_snp(effect, side=side)
@@ -135,6 +137,11 @@ def joint_credible_sets(
         )
     ]
     return tuple(sorted(sets, key=lambda numbered: -numbered[1].log_bayes_factor))
+
+
+def _is_product(effect: SingleEffect, *, num_variants: int) -> bool:
+    """Whether an effect is rather of a pair or an interaction than of a single SNP."""
+    return float(effect.alpha[effect.columns >= 2 * num_variants].sum()) > 0.5
 
 
 def _by_snp(effect: SingleEffect, *, side: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
