@@ -67,7 +67,7 @@ def deconvolution(study: Replicate) -> Answer:
         "position_bp": study.variants.position_bp,
         "covariates": study.covariates,
     }
-    found = deconvolve(study.genotypes, _target(study), kind=study.kind, **how)
+    found = deconvolve(study.genotypes, _target(study), kind=study.kind, kinship="auto", **how)
     pairs = found.pairs
     reported = pairs.pip > PAIR_PIP
     predicted = None

@@ -187,7 +187,7 @@ WEAK = 0.3
 GIVEN_WAY = 0.05
 # Samples up to which a kinship is decomposed without being asked for, and largest p-value of the background
 # at which it is.
-MOST_EXACT = 15_000
+MOST_EXACT = 10_000
 BACKGROUND_P = 0.01
 
 
