@@ -444,6 +444,11 @@ def _print_ranking(result: RankResult) -> None:
             f"{found['credible_sets']:.0f} credible sets; {pairs}; "
             f"explained variance {found['pve']:.2f} ({found['pve_low']:.2f} to {found['pve_high']:.2f})"
         )
+        if "background_heritability" in found:
+            print(
+                f"polygenic background: {found['background_heritability']:.2f} of the rest "
+                f"(standard error {found['background_heritability_error']:.2f})"
+            )
     for name in ("ranking", "credible_sets", "pairs", "interactions", "blocks"):
         if name in result.paths:
             print(f"{name.replace('_', ' '):<14}{result.paths[name]}")

@@ -1,0 +1,75 @@
+"""A polygenic trait ranked as a user does: the background is found, told and left out of the findings."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from snpdeconv.genetics.ingest import load_cohort
+from snpdeconv.simulation.simulate import simulate
+
+NUM = 600
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trait of one strong SNP before an infinitesimal background, and one of two SNPs alone."""
+    folder = tmp_path_factory.mktemp("background") / "files"
+    simulate(folder, num_samples=NUM, num_variants=400, num_causal=2, pve=0.3, seed=5)
+    codes = load_cohort(folder / "cohort.bed", cache_dir=folder / "cache").genotypes.codes().astype(float)
+    z = (codes - codes.mean(axis=0)) / codes.std(axis=0)
+    rng = np.random.default_rng(2)
+    background, noise = z @ rng.normal(size=z.shape[1]), rng.normal(size=NUM)
+    trait = 0.5 * z[:, 200] + 0.7 * background / background.std() + 0.5 * noise
+    table = pd.read_csv(folder / "phenotypes.tsv", sep="\t", dtype=str).assign(polygenic=trait)
+    table.to_csv(folder / "phenotypes.tsv", sep="\t", index=False)
+    return folder
+
+
+def ranked(run, folder, out, trait, *more):
+    """The metrics of a ranking and what was printed of it."""
+    done = run(
+        "rank", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
+        "--trait", trait, "--method", "single_effects", "--out", out,
+        "--set", "interpretation.num_permutations=2", "--set", "interpretation.pairs=false", *more,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return json.loads((out / "metrics.json").read_text())["single_effects"], done
+
+
+def test_a_background_is_found_and_left_out_of_the_sets(run, folder, tmp_path):
+    without, _ = ranked(run, folder, tmp_path / "without", "polygenic", "--set", "data.kinship=false")
+    found, done = ranked(run, folder, tmp_path / "auto", "polygenic")
+    assert "background_heritability" not in without
+    assert 0.4 < found["background_heritability"] < 0.9
+    assert 0 < found["background_heritability_error"] < 0.2
+    assert "polygenic background: the kinship of the genotypes explains" in done.err
+    assert f"polygenic background: {found['background_heritability']:.2f} of the rest" in done.out
+    assert found["credible_sets"] < without["credible_sets"]
+    sets = pd.read_csv(tmp_path / "auto" / "credible_sets.tsv", sep="\t")
+    assert sets["existence"].between(1 / 3, 1).all()
+    assert sets.loc[0, "existence"] > 0.99
+
+
+def test_a_sparse_trait_has_none_unless_asked_for(run, folder, tmp_path):
+    found, done = ranked(run, folder, tmp_path / "auto", "trait")
+    assert "background_heritability" not in found
+    assert "polygenic background" not in done.err + done.out
+    same, _ = ranked(run, folder, tmp_path / "false", "trait", "--set", "data.kinship=false")
+    assert same == found
+    assert (tmp_path / "auto" / "ranking.tsv").read_bytes() == (
+        tmp_path / "false" / "ranking.tsv"
+    ).read_bytes()
+    asked, _ = ranked(run, folder, tmp_path / "true", "trait", "--set", "data.kinship=true")
+    assert asked["background_heritability"] < 0.3
+
+
+def test_another_word_is_one_line(run, folder, tmp_path):
+    done = run(
+        "rank", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
+        "--trait", "trait", "--out", tmp_path / "out", "--set", "data.kinship=maybe",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "data.kinship: should be auto, true or false" in done.err
+    assert "Traceback" not in done.err
