@@ -23,7 +23,9 @@ from snpdeconv.finemapping.interactions import InteractionEffects
 from snpdeconv.finemapping.joint import Deconvolution, PairEffects
 from snpdeconv.finemapping.pve import BlockPVE
 from snpdeconv.genetics.ld import Blocks
+from snpdeconv.genetics.packed import MISSING
 from snpdeconv.genetics.variants import Variants
+from snpdeconv.stats.association import Marginal
 
 # What pips are written with, so that a reader finds in the file what orders it.
 PIP_DECIMALS = 6
@@ -191,6 +193,33 @@ def _labels(variants: Variants) -> NDArray[np.object_]:
     table = variants.to_frame().astype(str)
     place = table["chrom"] + ":" + table["pos"] + ":" + table["other_allele"] + ":" + table["counted_allele"]
     return ids.where(~ids.duplicated(keep=False), ids + "@" + place).to_numpy(dtype=object)
+
+
+def association_table(
+    association: Marginal, *, variants: Variants, counts: NDArray[np.int64], unit: float
+) -> pd.DataFrame:
+    """One row a variant, in the order of the genome: variant_id, chrom, pos, effect_allele, other_allele,
+    effect_allele_frequency, n, beta, standard_error and neg_log10_p.
+
+    `counts` (4, V) are of the genotype codes, `n` is of the called ones. A coefficient is in the trait's own
+    unit: `unit` is that of `association` in it.
+    """
+    called = counts[:MISSING].sum(axis=0)
+    table = pd.DataFrame(
+        {
+            "variant_id": variants.variant_id,
+            "chrom": variants.chrom,
+            "pos": variants.position_bp,
+            "effect_allele": variants.counted_allele,
+            "other_allele": variants.other_allele,
+            "effect_allele_frequency": (counts[1] + 2 * counts[2]) / np.maximum(2 * called, 1),
+            "n": called,
+            "beta": association.beta * unit,
+            "standard_error": association.se * unit,
+            "neg_log10_p": association.neg_log10_p,
+        }
+    )
+    return table.iloc[variants.genome_order()]
 
 
 def credible_set_table(

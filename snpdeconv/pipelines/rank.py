@@ -222,6 +222,7 @@ def rank_with_network(
             variants=bundle.variants,
             blocks=_blocks(bundle.variants, bundle.block),
             modifiers=modifiers,
+            unit=bundle.scale.sd,
         )
         return _rank(
             config,

@@ -81,8 +81,9 @@ def write_ranking(
         final=method,
         posterior=scores.posterior,
     )
-    paths = {"ranking": folder / "ranking.tsv"}
+    paths = {"ranking": folder / "ranking.tsv", "association": folder / "association.tsv"}
     write_tsv(ranking, paths["ranking"])
+    write_tsv(scores.association, paths["association"])
     for name in TABLES:
         path = folder / f"{name}.tsv"
         if scores.fine_mapping is None or name not in scores.fine_mapping.tables:
@@ -187,6 +188,7 @@ def ranking_metrics(scores: Scores) -> dict[str, Any]:
     """What metrics.json says of the ranking."""
     return {
         "lambda_gc": finite(scores.lambda_gc),
+        "lambda_gc_beside_background": finite(scores.lambda_gc_beside),
         "single_effects": scores.found,
         "completeness_gap": finite(scores.completeness_gap),
         "attention_moved": scores.attention_moved,
@@ -216,7 +218,14 @@ def tracked(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def log_artifacts(run: TrackedRun, paths: dict[str, Any], *, with_predictions: bool) -> None:
     """Has tables, pictures and the best checkpoint uploaded; what stands by sample only if asked for."""
-    for name in ("ranking", *TABLES, "metrics", "settings", *(("predictions",) if with_predictions else ())):
+    for name in (
+        "ranking",
+        "association",
+        *TABLES,
+        "metrics",
+        "settings",
+        *(("predictions",) if with_predictions else ()),
+    ):
         if name in paths:
             run.log_artifact(Path(paths[name]))
     for plot in sorted(Path(paths["plots"]).glob("*.png")):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from snpdeconv.genetics.ingest import load_cohort
 from snpdeconv.simulation.simulate import simulate
@@ -16,7 +17,7 @@ NUM = 600
 def folder(tmp_path_factory):
     """A trait of one strong SNP before an infinitesimal background, and one of two SNPs alone."""
     folder = tmp_path_factory.mktemp("background") / "files"
-    simulate(folder, num_samples=NUM, num_variants=400, num_causal=2, pve=0.3, seed=5)
+    simulate(folder, num_samples=NUM, num_variants=400, num_causal=2, pve=0.3, seed=5, length_mb=25)
     codes = load_cohort(folder / "cohort.bed", cache_dir=folder / "cache").genotypes.codes().astype(float)
     z = (codes - codes.mean(axis=0)) / codes.std(axis=0)
     rng = np.random.default_rng(2)
@@ -50,6 +51,9 @@ def test_a_background_is_found_and_left_out_of_the_sets(run, folder, tmp_path):
     sets = pd.read_csv(tmp_path / "auto" / "credible_sets.tsv", sep="\t")
     assert sets["existence"].between(1 / 3, 1).all()
     assert sets.loc[0, "existence"] > 0.99
+    metrics = json.loads((tmp_path / "auto" / "metrics.json").read_text())
+    # Of unrelated people other chromosomes are but noise, without which the own one shows more clearly.
+    assert f"of the other chromosomes: {metrics['lambda_gc_beside_background']:.3f}" in done.err
 
 
 def test_a_sparse_trait_has_none_unless_asked_for(run, folder, tmp_path):
@@ -73,3 +77,30 @@ def test_another_word_is_one_line(run, folder, tmp_path):
     assert done.code == 2
     assert "data.kinship: should be auto, true or false" in done.err
     assert "Traceback" not in done.err
+
+
+def test_association_is_in_the_unit_of_the_trait(run, folder, tmp_path):
+    table = pd.read_csv(folder / "phenotypes.tsv", sep="\t").assign(pressure=lambda t: 120 + 15 * t["trait"])
+    table.to_csv(folder / "pressure.tsv", sep="\t", index=False)
+    done = run(
+        "rank", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "pressure.tsv",
+        "--trait", "pressure", "--method", "marginal", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = pd.read_csv(tmp_path / "out" / "association.tsv", sep="\t")
+    assert list(found) == [
+        "variant_id", "chrom", "pos", "effect_allele", "other_allele", "effect_allele_frequency", "n", "beta",
+        "standard_error", "neg_log10_p",
+    ]  # fmt: skip
+    assert (found["n"] == NUM).all()
+    cohort = load_cohort(folder / "cohort.bed", cache_dir=folder / "cache")
+    codes = cohort.genotypes.codes().astype(float)
+    place = {name: number for number, name in enumerate(cohort.variants.variant_id)}
+    for row in found.iloc[::80].itertuples():
+        dosage = codes[:, place[row.variant_id]]
+        slope = stats.linregress(dosage, table["pressure"])
+        assert row.beta == pytest.approx(slope.slope, rel=1e-4)
+        assert row.standard_error == pytest.approx(slope.stderr, rel=1e-3)
+        assert row.neg_log10_p == pytest.approx(-np.log10(slope.pvalue), rel=1e-3)
+        assert row.effect_allele_frequency == pytest.approx(dosage.mean() / 2, rel=1e-4)
+        assert row.effect_allele == cohort.variants.counted_allele[place[row.variant_id]]
