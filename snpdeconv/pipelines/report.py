@@ -188,7 +188,6 @@ def ranking_metrics(scores: Scores) -> dict[str, Any]:
     """What metrics.json says of the ranking."""
     return {
         "lambda_gc": finite(scores.lambda_gc),
-        "lambda_gc_beside_background": finite(scores.lambda_gc_beside),
         "single_effects": scores.found,
         "completeness_gap": finite(scores.completeness_gap),
         "attention_moved": scores.attention_moved,

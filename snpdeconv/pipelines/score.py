@@ -59,7 +59,6 @@ from snpdeconv.pipelines.evaluation import statistics_device
 from snpdeconv.stats.association import Marginal, marginal_association
 from snpdeconv.stats.common import has_heavy_tails, inverse_normal_transform, without_covariates
 from snpdeconv.stats.inflation import warn_of_inflation
-from snpdeconv.stats.mixed_association import mixed_association
 from snpdeconv.training import distributed
 from snpdeconv.training.data import PackedLoader
 
@@ -394,7 +393,7 @@ class Scores:
             (-log10 p) is always there. Beside attention, where its start is known, log2 of how many times
             the start it is.
         lambda_gc: Inflation of plain association.
-        association: The table of association, beside the background where single effects found one.
+        association: The table of plain association.
         fine_mapping: Of single effects, where they were asked for.
         completeness_gap: Of integrated gradients, where they were asked for.
         attention_moved: Share of the attention that training has moved to other SNPs, where it is known.
@@ -406,9 +405,6 @@ class Scores:
     fine_mapping: FineMapping | None
     completeness_gap: float | None
     attention_moved: float | None = None
-    lambda_gc_beside: float | None = (
-        None  # inflation of association beside the background, where there is one
-    )
 
     @property
     def posterior(self) -> Posterior | None:
@@ -435,7 +431,7 @@ def score_variants(
     test metrics stay those of unseen samples. Gradients are averaged over a draw of them. The ensemble is
     that of the other methods; attention and integrated gradients need the network.
     """
-    marginal = plain = distributed.first_rank_does(lambda: _marginal(data, config))
+    marginal = distributed.first_rank_does(lambda: _marginal(data, config))
     by_method = {"marginal": marginal.neg_log10_p}
     fine_mapping, gap, moved = None, None, None
     if "single_effects" in methods:
@@ -447,10 +443,6 @@ def score_variants(
             device=device,
         )
         by_method["single_effects"] = fine_mapping.deconvolution.score
-        if fine_mapping.deconvolution.background is not None and len(set(data.variants.chrom)) > 1:
-            heritability = fine_mapping.deconvolution.background.covariance.heritability
-            marginal = distributed.first_rank_does(lambda: _beside(data, heritability, device=device))
-            by_method["marginal"] = marginal.neg_log10_p
     if "attention" in methods:
         assert network is not None
         attention = _shared(
@@ -477,8 +469,7 @@ def score_variants(
         by_method["ensemble"] = combine({name: by_method[name] for name in METHODS if name in by_method})
     return Scores(
         by_method=by_method,
-        lambda_gc=plain.lambda_gc,
-        lambda_gc_beside=None if marginal is plain else marginal.lambda_gc,
+        lambda_gc=marginal.lambda_gc,
         association=association_table(
             marginal, variants=data.variants, counts=data.genotypes.counts(), unit=data.unit
         ),
@@ -497,27 +488,6 @@ def _marginal(data: RankingInput, config: Config) -> Marginal:
         variants=data.variants,
         num_components=config.data.num_components,
         seed=config.training.seed,
-    )
-    return marginal
-
-
-def _beside(data: RankingInput, heritability: float, *, device: torch.device) -> Marginal:
-    """Association of each SNP by itself beside a background of the other chromosomes."""
-
-    def tested(device: torch.device) -> Marginal:
-        return mixed_association(
-            data.genotypes,
-            data.target,
-            chrom=data.variants.chrom,
-            heritability=heritability,
-            covariates=data.covariates,
-            device=device,
-        )
-
-    marginal = or_on_the_cpu(tested, statistics_device(data.genotypes, device), what="association")
-    logger.info(
-        "genomic inflation λ_GC of association beside a background of the other chromosomes: %.3f",
-        marginal.lambda_gc,
     )
     return marginal
 

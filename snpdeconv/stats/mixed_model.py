@@ -47,18 +47,12 @@ def kinship_matrix(genotypes: PackedGenotypes, *, device: str | torch.device = "
     Raises:
         InputError: No variant varies.
     """
-    total, num_used = relationship_sum(genotypes, device=device)
-    return total.div_(_some(num_used))
-
-
-def relationship_sum(genotypes: PackedGenotypes, *, device: str | torch.device = "cpu") -> tuple[Tensor, int]:
-    """Z Z' (N, N) float64 of standardised dosages, and the number of variants that vary and so take part."""
     num_used = 0
     total = torch.zeros((genotypes.num_samples,) * 2, dtype=torch.float64, device=device)
     for unit in _standardised(genotypes, device=device):
         total += (unit @ unit.T).double()
         num_used += unit.shape[1]
-    return total, num_used
+    return total.div_(_some(num_used))
 
 
 def background_p_value(

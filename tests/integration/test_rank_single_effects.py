@@ -98,8 +98,8 @@ def test_the_causal_snps_lead_and_the_tables_agree(run, additive, home, tmp_path
     assert printed["single_effects"]["credible_sets"] == len(sets)
     assert [one["variant_id"] for one in printed["top"]] == ranking["variant_id"].head(10).tolist()
     assert set(printed["paths"]) == {
-        "ranking", "credible_sets", "pairs", "blocks", "association_plot", "pair_map", "block_plot",
-            "metrics", "settings",
+        "ranking", "association", "credible_sets", "pairs", "blocks", "association_plot", "pair_map",
+        "block_plot", "metrics", "settings",
     }  # fmt: skip
     for path in printed["paths"].values():
         assert (tmp_path / path).stat().st_size > 0
