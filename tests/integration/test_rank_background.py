@@ -1,6 +1,8 @@
 """A polygenic trait ranked as a user does: the background is found, told and left out of the findings."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -101,3 +103,42 @@ def test_association_is_in_the_unit_of_the_trait(run, folder, tmp_path):
         assert row.neg_log10_p == pytest.approx(-np.log10(slope.pvalue), rel=1e-3)
         assert row.effect_allele_frequency == pytest.approx(dosage.mean() / 2, rel=1e-4)
         assert row.effect_allele == cohort.variants.counted_allele[place[row.variant_id]]
+
+
+@pytest.mark.skipif(
+    shutil.which("plink2") is None, reason="plink2 is not installed, and is what is compared with"
+)
+def test_association_is_that_of_plink2(run, tmp_path):
+    """Beside covariates, in unrelated people of whom a few genotypes are missing."""
+    files = tmp_path / "files"
+    simulate(files, num_samples=500, num_variants=300, num_causal=3, seed=8, maf_min=0.1, missing_rate=0.002)
+    people = pd.read_csv(files / "cohort.fam", sep=r"\s+", header=None, dtype=str)[1]
+    rng = np.random.default_rng(3)
+    covariates = pd.DataFrame({"#IID": people, "age": rng.normal(50, 9, 500), "dose": rng.normal(size=500)})
+    covariates.to_csv(files / "covariates.tsv", sep="\t", index=False)
+    done = run(
+        "rank", "--genotypes", files / "cohort.bed", "--phenotypes", files / "phenotypes.tsv",
+        "--trait", "trait", "--covariates", files / "covariates.tsv", "--method", "marginal",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = pd.read_csv(tmp_path / "out" / "association.tsv", sep="\t", index_col="variant_id")
+    plink = [
+        "plink2", "--bfile", files / "cohort", "--pheno", files / "phenotypes.tsv", "--pheno-name", "trait",
+        "--covar", files / "covariates.tsv", "--covar-variance-standardize", "--threads", "1",
+        "--glm", "hide-covar", "log10", "cols=chrom,pos,a1freq,nobs,beta,se,p", "--out", tmp_path / "plink",
+    ]  # fmt: skip
+    subprocess.run([*map(str, plink)], check=True, capture_output=True)
+    theirs = pd.read_csv(tmp_path / "plink.trait.glm.linear", sep="\t", index_col="ID").loc[found.index]
+    swapped = (found["effect_allele"] != theirs["A1"]).to_numpy()
+    assert (found["n"] == theirs["OBS_CT"]).all()
+    frequency = np.where(swapped, 1 - theirs["A1_FREQ"], theirs["A1_FREQ"])
+    np.testing.assert_allclose(found["effect_allele_frequency"], frequency, atol=1e-5)
+    # plink2 leaves out people without a call, who are at the mean here.
+    called = (found["n"] == 500).to_numpy()
+    assert 50 < called.sum() < 250
+    sign = np.where(swapped, -1, 1)[called]
+    ours, theirs = found[called], theirs[called]
+    np.testing.assert_allclose(ours["beta"], sign * theirs["BETA"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours["standard_error"], theirs["SE"], rtol=1e-4)
+    np.testing.assert_allclose(ours["neg_log10_p"], theirs["LOG10_P"], rtol=1e-3, atol=1e-5)
