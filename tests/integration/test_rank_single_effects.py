@@ -163,7 +163,7 @@ def test_plain_association_asks_no_single_effects_and_leaves_no_tables_of_others
     assert list(table(tmp_path))[7:] == ["score", "marginal"]
     assert printed["single_effects"] is None
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
-        "ranking.tsv", "association.png", "metrics.json", "settings.yaml", "notes.txt",
+        "ranking.tsv", "association.tsv", "association.png", "metrics.json", "settings.yaml", "notes.txt",
         ".lock", "log.txt", "provenance.json",
     }  # fmt: skip
 
