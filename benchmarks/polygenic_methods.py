@@ -22,7 +22,7 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 
 from snpdeconv.config import load_config
-from snpdeconv.finemapping import joint_credible_sets
+from snpdeconv.finemapping import Settings, joint_credible_sets
 from snpdeconv.finemapping.fdr import permutation_scores, q_values
 from snpdeconv.finemapping.joint import Deconvolution, GivenKinship, deconvolve
 from snpdeconv.stats.association import marginal_association
@@ -88,6 +88,7 @@ def ours(study: Study, *, kinship: GivenKinship = "auto", pairs: bool = True) ->
         "position_bp": study.variants.position_bp,
         "covariates": study.covariates,
         "pairs": pairs,
+        "settings": Settings(pairs_beside_background=False),
     }
     found = deconvolve(study.genotypes, study.trait, kind=study.kind, kinship=kinship, **how)
     sets = tuple(one.variants for _, one in joint_credible_sets(found.fits, study.genotypes))

@@ -305,6 +305,7 @@ def deconvolve(
     )
     if kind == "quantitative":
         study = study.beside(kinship)
+        pairs = pairs and (study.kinship is None or settings.pairs_beside_background)
     if not (pairs or interactions):
         return _joined(kind, (study.fit(None),), num_covariates=given.shape[1])
     first = study.fit(None, refine=False)

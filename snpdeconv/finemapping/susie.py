@@ -211,6 +211,9 @@ class Settings:
     # genotypes of a cohort, samples times SNPs, from which on passes are limited
     expensive_genotypes: int = 2**27
     gram_bytes: int = 2**29  # most memory for products among columns
+    # whether pairs are looked for beside a polygenic background too: among close relatives the product of two
+    # SNPs tells families apart, and so looks like a pair where there is none
+    pairs_beside_background: bool = True
     tile_variants: int | None = None  # variants decoded at once on a CPU; chosen by size where None
     device: str = "cpu"
 

@@ -177,23 +177,24 @@ def fine_map(
     }
 
     def fitted(device: torch.device) -> Deconvolution:
-        fit = Settings(device=str(device), max_effects=settings.max_effects)
+        fit = _fit_settings(settings, device)
         of = "genotypes" if kinship is True else kinship or None
         return deconvolve(data.genotypes, data.target, kind=data.kind, kinship=of, settings=fit, **how)
 
     found = distributed.first_rank_does(lambda: or_on_the_cpu(fitted, device, what="single effects"))
+    looked_for_pairs = pairs and (found.background is None or settings.pairs is True)
     sets = joint_credible_sets(
         found.fits, data.genotypes, coverage=settings.coverage, min_purity=settings.min_purity
     )
     logger.info(
         "single effects%s of %d people: %d effects, %d credible sets, in %.1f s",
-        " and pairs" if how["pairs"] else "",
+        " and pairs" if looked_for_pairs else "",
         data.genotypes.num_samples,
         sum(len(fit.effects) for fit in found.fits),
         len(sets),
         time.monotonic() - started,
     )
-    _tell_of_background(found)
+    _tell_of_background(found, told_of_pairs=pairs and not looked_for_pairs)
     share = block_pve(
         found.fits,
         data.genotypes,
@@ -236,11 +237,23 @@ def fine_map(
         q_value=_q_values(data, found, settings=settings, seed=seed, device=device, how=how),
     )
     return FineMapping(
-        deconvolution=found, posterior=posterior, share=share, tables=tables, looked_for_pairs=pairs
+        deconvolution=found,
+        posterior=posterior,
+        share=share,
+        tables=tables,
+        looked_for_pairs=looked_for_pairs,
     )
 
 
-def _tell_of_background(found: Deconvolution) -> None:
+def _fit_settings(settings: InterpretationConfig, device: torch.device) -> Settings:
+    return Settings(
+        device=str(device),
+        max_effects=settings.max_effects,
+        pairs_beside_background=settings.pairs is True,
+    )
+
+
+def _tell_of_background(found: Deconvolution, *, told_of_pairs: bool) -> None:
     if found.background is not None:
         components = found.background.components
         logger.info(
@@ -249,6 +262,11 @@ def _tell_of_background(found: Deconvolution) -> None:
             components.heritability,
             components.standard_error,
         )
+        if told_of_pairs:
+            logger.info(
+                "pairs of SNPs are not looked for beside it: among relatives products of SNPs tell families "
+                "apart; --set interpretation.pairs=true looks for them"
+            )
 
 
 def _class_of_variant(data: RankingInput, found: Deconvolution) -> NDArray[np.object_]:
@@ -353,7 +371,7 @@ def _q_values(
     share = range(distributed.rank(), num_draws, distributed.world_size())
 
     def drawn(device: torch.device) -> NDArray[np.float64]:
-        fit = Settings(device=str(device), max_effects=settings.max_effects)
+        fit = _fit_settings(settings, device)
         ways = {**how, "settings": fit, "draws": share, "seed": seed}
         return permutation_scores(data.genotypes, data.target, found, **ways)
 

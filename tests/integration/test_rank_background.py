@@ -35,7 +35,7 @@ def ranked(run, folder, out, trait, *more):
     done = run(
         "rank", "--genotypes", folder / "cohort.bed", "--phenotypes", folder / "phenotypes.tsv",
         "--trait", trait, "--method", "single_effects", "--out", out,
-        "--set", "interpretation.num_permutations=2", "--set", "interpretation.pairs=false", *more,
+        "--set", "interpretation.num_permutations=2", *more,
     )  # fmt: skip
     assert done.code == 0, done.err
     return json.loads((out / "metrics.json").read_text())["single_effects"], done
@@ -50,6 +50,9 @@ def test_a_background_is_found_and_left_out_of_the_sets(run, folder, tmp_path):
     assert "polygenic background: the kinship of the genotypes explains" in done.err
     assert f"polygenic background: {found['background_heritability']:.2f} of the rest" in done.out
     assert found["credible_sets"] < without["credible_sets"]
+    assert without["pairs_searched"] == 1
+    assert found["pairs_searched"] == 0
+    assert "--set interpretation.pairs=true looks for them" in done.err
     sets = pd.read_csv(tmp_path / "auto" / "credible_sets.tsv", sep="\t")
     assert sets["existence"].between(1 / 3, 1).all()
     assert sets.loc[0, "existence"] > 0.99

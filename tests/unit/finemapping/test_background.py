@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snpdeconv.finemapping import ColumnSpectra, credible_sets, fit_single_effects
+from snpdeconv.finemapping import ColumnSpectra, Settings, credible_sets, fit_single_effects
 from snpdeconv.finemapping.columns import Columns, ExtraColumns
 from snpdeconv.finemapping.fdr import permutation_scores
 from snpdeconv.finemapping.gram import LazyGram
@@ -153,6 +153,20 @@ def test_the_background_is_taken_where_there_is_one(polygenic) -> None:
     asked = deconvolve(genotypes, sparse, kinship="genotypes", **how).background
     assert asked is not None
     assert asked.components.heritability < 0.2
+
+
+def test_pairs_beside_a_background_only_where_asked_for(polygenic) -> None:
+    genotypes, trait, _ = polygenic[0]
+    how = {
+        "kind": "quantitative",
+        "chrom": np.full(NUM_VARIANTS, "1", dtype=object),
+        "position_bp": np.arange(NUM_VARIANTS) * 20_000,
+        "kinship": "genotypes",
+    }
+    # The scan lets some pairs join the fit, likely or not.
+    assert len(deconvolve(genotypes, trait, **how).pairs)
+    settings = Settings(pairs_beside_background=False)
+    assert not len(deconvolve(genotypes, trait, settings=settings, **how).pairs)
 
 
 def test_the_null_keeps_the_background(polygenic) -> None:
