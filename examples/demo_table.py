@@ -9,13 +9,23 @@ from pathlib import Path
 import pandas as pd
 
 from snpdeconv.interpret import plots
-from snpdeconv.interpret.ranking import recovered
 
 folder = Path(sys.argv[1])
 ranking = pd.read_csv(folder / "run" / "ranking.tsv", sep="\t", dtype={"chrom": str})
 causal = pd.read_csv(folder / "data" / "causal.tsv", sep="\t", dtype={"chrom": str})
 
-table = recovered(ranking, causal)
+ranking = ranking.sort_values("rank")
+rank_of = ranking.set_index("variant_id")["rank"]
+
+
+def best_near(planted: pd.Series) -> int | None:
+    """Rank of the best SNP within 50 kb of a planted one, itself included."""
+    near = (ranking["chrom"] == planted["chrom"]) & ((ranking["pos"] - planted["pos"]).abs() <= 50_000)
+    return int(ranking.loc[near, "rank"].min()) if near.any() else None
+
+
+table = causal.assign(rank=causal["variant_id"].map(rank_of), best_rank=causal.apply(best_near, axis=1))
+table = table.astype({"rank": "Int64", "best_rank": "Int64"}).sort_values(["rank", "best_rank"])
 table["effect"] = table["effect"].map("{:+.2f}".format)
 table = table[["variant_id", "effect", "rank", "best_rank"]]
 print(table.rename(columns={"variant_id": "causal SNP", "best_rank": "best in 50 kb"}).to_string(index=False))
