@@ -35,7 +35,7 @@ from snpdeconv.genetics import TraitKind
 from snpdeconv.genetics.packed import MISSING, PackedGenotypes
 from snpdeconv.genetics.terms import NUM_CODES, Terms
 from snpdeconv.stats.common import covariate_basis
-from snpdeconv.stats.mixed_model import Kinship, background_p_value, kinship_matrix
+from snpdeconv.stats.mixed_model import Kinship, background_test, kinship_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +189,11 @@ GIVEN_WAY = 0.05
 # at which it is.
 MOST_EXACT = 10_000
 BACKGROUND_P = 0.01
+# Least share of the variance for which a background is fitted: a smaller one is as well the trace of effects
+# too weak to be found, and leads nobody astray.
+LEAST_HERITABILITY = 0.05
+# Relatedness from which on it is looked for although effects seem to leave nothing of it.
+CLOSE = 1.0
 
 
 @dataclass(frozen=True)
@@ -343,24 +348,27 @@ class _Study:
         if kinship is None or isinstance(kinship, ColumnSpectra):
             return replace(self, kinship=kinship)
         if kinship == "auto":
-            left = self.truth - self.fit(None, refine=False).fitted
+            left = np.column_stack([self.truth - self.fit(None, refine=False).fitted, self.truth])
             basis = covariate_basis(self.covariates, num_samples=len(left))
-            p = background_p_value(self.cohort, left, basis, device=self.settings.device)
-            if p > BACKGROUND_P:
+            found = background_test(self.cohort, left, basis, device=self.settings.device)
+            p, p_of_trait = found.p_values
+            # Among close relatives effects of single SNPs can pass for all that families share.
+            passed = p <= BACKGROUND_P or (p_of_trait <= BACKGROUND_P and found.relatedness > CLOSE)
+            if not passed:
                 return self
             if self.cohort.num_samples > MOST_EXACT:
                 logger.warning(
                     "the SNPs together explain more than single effects do (p = %.2g), as of relatives or of "
                     "a polygenic trait; of more than %d samples no background is fitted unless asked for",
-                    p, MOST_EXACT,
+                    min(p, p_of_trait), MOST_EXACT,
                 )  # fmt: skip
                 return self
         decomposed = Kinship.of(kinship_matrix(self.cohort, device=self.settings.device))
         beside = replace(self, kinship=ColumnSpectra(decomposed))
         if kinship == "auto":
-            found = beside.fit(None, refine=False).background
+            background = beside.fit(None, refine=False).background
             # What single effects without a background had left may be theirs after all.
-            if found is None or found.components.p_value > BACKGROUND_P:
+            if background is None or not background.components.is_there(BACKGROUND_P, LEAST_HERITABILITY):
                 return self
         return beside
 

@@ -55,38 +55,50 @@ def kinship_matrix(genotypes: PackedGenotypes, *, device: str | torch.device = "
     return total.div_(_some(num_used))
 
 
-def background_p_value(
+@dataclass(frozen=True)
+class BackgroundTest:
+    """Score tests of a polygenic background."""
+
+    p_values: Floats  # (T,) of each residual
+    relatedness: float  # mean squared kinship of a sample with all others together, tr(K²) / N - 1
+
+
+def background_test(
     genotypes: PackedGenotypes,
-    residual: NDArray[np.floating],
+    residuals: NDArray[np.floating],
     basis: Floats,
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> float:
-    """p-value of the score test of a polygenic background in a residual (N,) off covariates (N, Q).
+) -> BackgroundTest:
+    """Score tests of a polygenic background in residuals (N, T) off covariates (N, Q).
 
-    One pass over the genotypes, and no N x N matrix: the residual's variance along the kinship, r'Kr, is
+    One pass over the genotypes, and no N x N matrix: a residual's variance along the kinship, r'Kr, is
     compared with its expectation without any background; the spread of that, tr(K²), is estimated from
     products of random vectors. Normal tail, one-sided.
     """
-    probes = np.random.default_rng(seed).choice([-1.0, 1.0], (len(residual), NUM_PROBES))
+    num_tests, num_basis, num_used = residuals.shape[1], basis.shape[1], 0
+    probes = np.random.default_rng(seed).choice([-1.0, 1.0], (len(residuals), NUM_PROBES))
     probes -= basis @ (basis.T @ probes)
-    left = residual - basis @ (basis.T @ residual)
-    vectors = (
-        torch.from_numpy(np.column_stack([left / np.linalg.norm(left), basis, probes])).to(device).float()
-    )
-    num_basis, num_used = basis.shape[1], 0
+    left = residuals - basis @ (basis.T @ residuals)
+    left = left / np.linalg.norm(left, axis=0)
+    vectors = torch.from_numpy(np.column_stack([left, basis, probes])).to(device).float()
     total = torch.zeros((vectors.shape[1],) * 2, dtype=torch.float64, device=device)
     for unit in _standardised(genotypes, device=device):
         along = unit.T @ vectors
         total += (along.T @ along).double()
         num_used += unit.shape[1]
     product = (total / _some(num_used)).cpu().numpy()
-    df = len(residual) - num_basis
-    trace = len(residual) - np.trace(product[1 : 1 + num_basis, 1 : 1 + num_basis])
-    among = product[1 + num_basis :, 1 + num_basis :][np.triu_indices(NUM_PROBES, 1)]
-    spread = np.sqrt(max(2 * np.mean(among**2) - 2 * trace**2 / df, TINY))
-    return float(special.ndtr(-(df * product[0, 0] - trace) / spread))
+    explained = np.diag(product)
+    df = len(residuals) - num_basis
+    trace = len(residuals) - explained[num_tests : num_tests + num_basis].sum()
+    among = product[num_tests + num_basis :, num_tests + num_basis :][np.triu_indices(NUM_PROBES, 1)]
+    squares = float(np.mean(among**2))
+    spread = np.sqrt(max(2 * squares - 2 * trace**2 / df, TINY))
+    return BackgroundTest(
+        p_values=special.ndtr(-(df * explained[:num_tests] - trace) / spread),
+        relatedness=squares / len(residuals) - 1,
+    )
 
 
 def _standardised(genotypes: PackedGenotypes, *, device: str | torch.device) -> Iterator[Tensor]:
@@ -182,6 +194,10 @@ class VarianceComponents:
     def p_value(self) -> float:
         """Of no heritability at all, which lies on the border: half a chi-square (Self and Liang 1987)."""
         return float(0.5 * special.chdtrc(1, max(self.log_likelihood_ratio, 0.0)))
+
+    def is_there(self, p_value: float, heritability: float) -> bool:
+        """Whether p-value and heritability are no larger, and no smaller, than these."""
+        return self.p_value <= p_value and self.heritability >= heritability
 
 
 @dataclass(frozen=True)

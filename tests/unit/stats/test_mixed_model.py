@@ -13,7 +13,7 @@ from snpdeconv.stats.common import covariate_basis
 from snpdeconv.stats.mixed_model import (
     Covariance,
     Kinship,
-    background_p_value,
+    background_test,
     kinship_matrix,
     variance_components,
 )
@@ -140,13 +140,13 @@ def test_score_test_of_a_background() -> None:
     projector = np.eye(200) - basis @ basis.T
     eigenvalues = np.linalg.eigvalsh(projector @ matrix @ projector)[2:]
     rng = np.random.default_rng(7)
-    null = np.array([background_p_value(genotypes, rng.normal(size=200), basis) for _ in range(300)])
+    found = background_test(genotypes, rng.normal(size=(200, 300)), basis)
+    assert found.relatedness == pytest.approx(np.sum(eigenvalues**2) / 200 - 1, rel=0.2)
     # Against simulation of the same quadratic form from its own spectrum.
     chi2 = rng.chisquare(1, (20_000, len(eigenvalues)))
     ratio = (chi2 @ eigenvalues) / chi2.sum(axis=1) * 198
     spread = ratio.std() / np.sqrt(2 * np.sum((eigenvalues - eigenvalues.mean()) ** 2))
     assert spread == pytest.approx(1.0, abs=0.03)
-    assert 0.01 <= np.mean(null <= 0.05) <= 0.1
-    trait = np.linalg.cholesky(0.5 * matrix + 0.5 * np.eye(200)) @ rng.normal(size=(200, 20))
-    power = np.mean([background_p_value(genotypes, one, basis) < 0.05 for one in trait.T])
-    assert power > 0.8
+    assert 0.01 <= np.mean(found.p_values <= 0.05) <= 0.1
+    traits = np.linalg.cholesky(0.5 * matrix + 0.5 * np.eye(200)) @ rng.normal(size=(200, 20))
+    assert np.mean(background_test(genotypes, traits, basis).p_values < 0.05) > 0.8
