@@ -102,7 +102,8 @@ BESIDE = {
 def polygenic(results: dict[str, Any]) -> list[str]:
     """Sets and reports where a background or relatives move the trait, beside sparse effects or alone."""
     lines = [
-        "Credible sets before a polygenic background or among relatives, on seeds that no choice rests on: "
+        "Credible sets before a polygenic background or among relatives (seeds from 3000 on; no choice rests "
+        "on those of unrelated people, guards against pairs and close relatives on some of 3000 to 3014): "
         "sets that hold a sparse causal SNP, such SNPs found, and SNPs reported at q ≤ .1 (SuSiE: pip > .9) "
         "that are false (r² < .1 with every sparse one), with 95 % bootstrap intervals over runs.",
         "",
